@@ -1,0 +1,39 @@
+"""The errors that a person is meant to read: one sentence that names the thing and what to do.
+
+Wrong arguments (a top_k of 0, an unknown codec) are ValueError. These are for the state of the world.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ContextLengthError",
+    "KnowledgeBaseError",
+    "LclmRagError",
+    "LockedError",
+    "StoreError",
+]
+
+
+class LclmRagError(Exception):
+    """The base of this package's own errors."""
+
+
+class CheckpointError(LclmRagError):
+    """A checkpoint cannot be found, is incomplete, or uses a setting that is not supported."""
+
+
+class StoreError(LclmRagError):
+    """The latent store cannot be read or written as asked."""
+
+
+class LockedError(LclmRagError):
+    """Another process holds the lock that this one needs."""
+
+
+class KnowledgeBaseError(LclmRagError):
+    """A folder is not a knowledge base, or not one that can be opened this way."""
+
+
+class ContextLengthError(LclmRagError, ValueError):
+    """A prompt does not fit into the decoder's context."""

@@ -1,0 +1,124 @@
+"""Shared, costly things: one knowledge base over the bundled checkpoint, and small random checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+from lclm_rag import KnowledgeBase
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.compression import Compressor
+from lclm_rag.compression.adapter import Adapter
+from lclm_rag.decoding.transformers import TransformersDecoder
+from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet, fact_sheets, held_out_questions
+from lclm_rag.prompting import PromptTemplate
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """The checkpoint that comes with the package."""
+    return Checkpoint.open()
+
+
+@pytest.fixture(scope="session")
+def compressor(checkpoint: Checkpoint) -> Compressor:
+    return Compressor.from_pretrained(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def decoder(checkpoint: Checkpoint) -> TransformersDecoder:
+    return TransformersDecoder.from_pretrained(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def template(checkpoint: Checkpoint) -> PromptTemplate:
+    return PromptTemplate.of(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def sheets() -> list[FactSheet]:
+    return list(itertools.islice(fact_sheets(seed=2026, held_out=True), 400))
+
+
+@pytest.fixture(scope="session")
+def questions(sheets: list[FactSheet]) -> list[FactQuestion]:
+    return held_out_questions(100, sheets, seed=2026)
+
+
+@pytest.fixture(scope="session")
+def knowledge_base(
+    tmp_path_factory: pytest.TempPathFactory,
+    sheets: list[FactSheet],
+    decoder: TransformersDecoder,
+) -> Iterator[KnowledgeBase]:
+    """400 fact sheets; for reading only."""
+    path = tmp_path_factory.mktemp("shared") / "kb"
+    with KnowledgeBase.create(path, decoder=decoder) as kb:
+        kb.add(sheet.document for sheet in sheets)
+        yield kb
+
+
+@pytest.fixture
+def small_kb(
+    tmp_path: Path, sheets: list[FactSheet], decoder: TransformersDecoder
+) -> Iterator[KnowledgeBase]:
+    """Five fact sheets, for tests that write."""
+    with KnowledgeBase.create(tmp_path / "kb", decoder=decoder) as kb:
+        kb.add(sheet.document for sheet in sheets[:5])
+        yield kb
+
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, checkpoint: Checkpoint) -> MakeCheckpoint:
+    """A small random checkpoint with the given settings; its encoder is narrower than its decoder."""
+
+    def make(name: str = "checkpoint", *, seed: int = 0, **settings: Any) -> Path:
+        torch.manual_seed(seed)
+        folder = tmp_path / name
+        config = {
+            "compression_ratio": 4,
+            "encoder_window_size": 32,
+            "pooling": "mean",
+            "encoder_mask_type": "causal",
+            "boundary_overlap": 0,
+            "adapter_type": "mlp",
+            **settings,
+        }
+        shape: dict[str, Any] = {
+            "vocab_size": 768,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 2048,
+            "eos_token_id": 2,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": True,
+        }
+        encoder = Qwen3Model(Qwen3Config(hidden_size=48, intermediate_size=96, **shape))
+        decoder = Qwen3ForCausalLM(Qwen3Config(hidden_size=64, intermediate_size=128, **shape))
+        encoder.save_pretrained(folder / "encoder")
+        decoder.save_pretrained(folder / "decoder")
+        group = config["compression_ratio"] if config["pooling"] == "concat" else 1
+        (folder / "adapter").mkdir()
+        adapter = Adapter(48 * group, 64, 64)
+        save_file(adapter.state_dict(), folder / "adapter" / "adapter.safetensors")
+        for part in ("encoder", "decoder"):
+            for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+                shutil.copy(checkpoint.path / part / file, folder / part / file)
+        (folder / "model_config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
