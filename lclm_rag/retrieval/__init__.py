@@ -1,0 +1,52 @@
+"""question → passage keys: BM25, dense vectors or both, with metadata filters, on Qdrant.
+
+`ServerIndex` is in `lclm_rag.retrieval.server`, which needs qdrant-client.
+"""
+
+from __future__ import annotations
+
+from lclm_rag.retrieval.bm25 import Bm25Settings, average_length
+from lclm_rag.retrieval.edge import EdgeIndex
+from lclm_rag.retrieval.embedders import Embedder, SentenceTransformerEmbedder
+from lclm_rag.retrieval.filter_syntax import parse_filter
+from lclm_rag.retrieval.filters import (
+    And,
+    Compare,
+    Filter,
+    In,
+    Not,
+    Or,
+    as_filter,
+    field,
+    matches,
+)
+from lclm_rag.retrieval.index import (
+    IndexEntry,
+    IndexHit,
+    IndexLockedError,
+    PassageIndex,
+    PassageIndexError,
+)
+
+__all__ = [
+    "And",
+    "Bm25Settings",
+    "Compare",
+    "EdgeIndex",
+    "Embedder",
+    "Filter",
+    "In",
+    "IndexEntry",
+    "IndexHit",
+    "IndexLockedError",
+    "Not",
+    "Or",
+    "PassageIndex",
+    "PassageIndexError",
+    "SentenceTransformerEmbedder",
+    "as_filter",
+    "average_length",
+    "field",
+    "matches",
+    "parse_filter",
+]

@@ -1,0 +1,78 @@
+"""Filters as they are written on a command line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from lclm_rag.documents import MetadataValue
+from lclm_rag.retrieval.filters import Compare, Filter, In, Operator
+
+__all__ = ["parse_filter"]
+
+_QUOTED = r'"[^"]*"|\'[^\']*\''
+_CONDITION = re.compile(rf"\s*({_QUOTED}|[^=!<>]*?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+# One value of a list, then a comma or the end.
+_VALUE = re.compile(rf"\s*({_QUOTED}|[^,]*?)\s*(?:,|$)", re.DOTALL)
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_OPERATORS: dict[str, Operator] = {
+    "=": "==",
+    "==": "==",
+    "!=": "!=",
+    "<": "<",
+    "<=": "<=",
+    ">": ">",
+    ">=": ">=",
+}
+_HELP = "write key=value, key=a,b, key!=value or key>=number."
+
+
+def parse_filter(text: str) -> Filter:
+    """The filter that one command line option spells: `lang=en`, `lang=en,de`, `year>=2000`.
+
+    `=` and `!=` take one value or several with commas between; <, <=, > and >= take one number.
+    Numbers are read as JSON reads them (so 007 and 1_000 are strings), true and false in any case;
+    everything else is a string, and so is what stands in quotes: `year="2000"`. A key may be quoted
+    as well.
+
+    Raises ValueError, with the text and what to write instead.
+    """
+    condition = _CONDITION.fullmatch(text)
+    if condition is None or not condition[1]:
+        raise ValueError(f"The filter {text!r} cannot be read; {_HELP}")
+    key, op = _unquoted(condition[1]), _OPERATORS[condition[2]]
+    values = _values(text, condition[3])
+    if len(values) == 1:
+        return Compare(key, op, values[0])
+    if op not in ("==", "!="):
+        raise ValueError(f"The filter {text!r} compares with several values; {_HELP}")
+    return In(key, values) if op == "==" else ~In(key, values)
+
+
+def _values(text: str, listed: str) -> tuple[MetadataValue, ...]:
+    values: list[MetadataValue] = []
+    position = 0
+    while True:
+        value = _VALUE.match(listed, position)
+        if value is None or not value[1]:
+            raise ValueError(
+                f'The filter {text!r} lacks a value; write key="" for the empty string, '
+                "and quote a value that holds a comma."
+            )
+        values.append(_read_value(value[1]))
+        position = value.end()
+        if not value[0].endswith(","):
+            return tuple(values)
+
+
+def _read_value(text: str) -> MetadataValue:
+    if _NUMBER.fullmatch(text):
+        number: int | float = json.loads(text)
+        return number
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return _unquoted(text)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if re.fullmatch(_QUOTED, text) else text

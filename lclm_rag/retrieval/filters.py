@@ -1,0 +1,268 @@
+"""Filters over metadata: one small expression type, whichever engine holds the passages.
+
+    field("year") >= 2000
+    (field("lang") == "en") & ~field("source").is_in(["forum", "mail"])
+
+What they mean, for every engine (`matches` is the reference):
+
+- A key that a passage lacks never matches ==, <, <=, >, >= or `is_in`. So `!=` and `~` do match it.
+- Strings, numbers and booleans are never equal to each other: 1, "1" and True are three values.
+- Numbers compare as 64-bit floats: 1 equals 1.0. Only whole numbers from 2**53 on, which floats
+  cannot tell apart, are equal to nothing but the same whole number.
+- Metadata numbers that are not finite count as missing.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lclm_rag.documents import Metadata, MetadataValue
+
+__all__ = [
+    "And",
+    "Compare",
+    "Field",
+    "Filter",
+    "In",
+    "Not",
+    "Operator",
+    "Or",
+    "as_filter",
+    "exact_integer",
+    "field",
+    "finite_number",
+    "matches",
+    "value_kind",
+]
+
+Operator = Literal["==", "!=", "<", "<=", ">", ">="]
+
+_ORDERINGS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+class Filter:
+    """A condition on a passage's metadata. Join filters with `&` and `|`, negate with `~`."""
+
+    def __and__(self, other: Filter) -> Filter:
+        return And((*_parts(self, And), *_parts(other, And)))
+
+    def __or__(self, other: Filter) -> Filter:
+        return Or((*_parts(self, Or), *_parts(other, Or)))
+
+    def __invert__(self) -> Filter:
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        # `a and b`, `not a` and `1 < a < 3` would each drop half of what was written.
+        raise TypeError("A filter is neither true nor false; join filters with & | ~, in brackets.")
+
+
+@dataclass(frozen=True)
+class Compare(Filter):
+    """The value of `key` compared with `value`. The order operators take numbers only."""
+
+    key: str
+    op: Operator
+    value: MetadataValue
+
+    def __post_init__(self) -> None:
+        _check_key(self.key)
+        if self.op not in get_args(Operator):
+            known = ", ".join(get_args(Operator))
+            raise ValueError(f"A filter cannot compare with {self.op!r}; use one of {known}.")
+        _check_value(self.key, self.value)
+        if self.op in _ORDERINGS and isinstance(self.value, str | bool):
+            raise ValueError(
+                f"{self.key!r} {self.op} {self.value!r}: only numbers have an order in a filter; "
+                "give a number (a date as 20240131, for one), or use == or a list of values."
+            )
+
+
+@dataclass(frozen=True)
+class In(Filter):
+    """The value of `key` is one of `values`, which may be of several types; of none: no match."""
+
+    key: str
+    values: tuple[MetadataValue, ...]
+
+    def __post_init__(self) -> None:
+        _check_key(self.key)
+        if isinstance(self.values, str) or not isinstance(self.values, Iterable):
+            raise ValueError(f"{self.key!r} in {self.values!r}: give a list of values.")
+        object.__setattr__(self, "values", tuple(self.values))
+        for value in self.values:
+            _check_value(self.key, value)
+
+
+@dataclass(frozen=True)
+class And(Filter):
+    """All of `filters` match; of none: always."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Or(Filter):
+    """At least one of `filters` matches; of none: never."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Not(Filter):
+    """`filter` does not match."""
+
+    filter: Filter
+
+
+class Field:
+    """A metadata key about to be compared: `Field("year") >= 2000` is a `Compare`."""
+
+    __hash__ = None  # type: ignore[assignment]  # == builds a filter, so it cannot find a dict key
+
+    def __init__(self, key: str) -> None:
+        _check_key(key)
+        self._key = key
+
+    def __eq__(self, value: object) -> Filter:  # type: ignore[override]
+        return Compare(self._key, "==", value)  # type: ignore[arg-type]  # checked by Compare
+
+    def __ne__(self, value: object) -> Filter:  # type: ignore[override]
+        return Compare(self._key, "!=", value)  # type: ignore[arg-type]
+
+    def __lt__(self, value: float) -> Filter:
+        return Compare(self._key, "<", value)
+
+    def __le__(self, value: float) -> Filter:
+        return Compare(self._key, "<=", value)
+
+    def __gt__(self, value: float) -> Filter:
+        return Compare(self._key, ">", value)
+
+    def __ge__(self, value: float) -> Filter:
+        return Compare(self._key, ">=", value)
+
+    def is_in(self, values: Iterable[MetadataValue]) -> Filter:
+        return In(self._key, values)  # type: ignore[arg-type]  # In makes it a tuple
+
+
+def field(key: str) -> Field:
+    """Start a filter on the metadata key `key`; any string is a key, dots and spaces included."""
+    return Field(key)
+
+
+def as_filter(given: Filter | Mapping[str, Any] | None) -> Filter | None:
+    """A filter from what a caller may give; a dict asks for all of its keys to be equal.
+
+    A list, tuple or set in the dict means any of its values. None and {} give None: no filter.
+
+    Raises ValueError for anything else.
+    """
+    if given is None or isinstance(given, Filter):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"Filters are a dict or a filter expression, not a {type(given).__name__}: "
+            "{'lang': 'en'} or field('year') >= 2000."
+        )
+    conditions = tuple(
+        In(key, tuple(value))
+        if isinstance(value, list | tuple | set | frozenset)
+        else Compare(key, "==", value)
+        for key, value in given.items()
+    )
+    return And(conditions) if conditions else None
+
+
+def matches(filter: Filter, metadata: Metadata) -> bool:
+    """Whether a passage with this metadata is kept: the reference for what the engines do."""
+    match filter:
+        case And(filters):
+            return all(matches(part, metadata) for part in filters)
+        case Or(filters):
+            return any(matches(part, metadata) for part in filters)
+        case Not(part):
+            return not matches(part, metadata)
+        case In(key, values):
+            return key in metadata and any(_equal(value, metadata[key]) for value in values)
+        case Compare(key, "!=", value):
+            return not (key in metadata and _equal(value, metadata[key]))
+        case Compare(key, "==", value):
+            return key in metadata and _equal(value, metadata[key])
+        case Compare(key, op, value):
+            return key in metadata and _ordered(op, metadata[key], value)
+    raise TypeError(f"{type(filter).__name__} is not a filter.")
+
+
+def value_kind(value: MetadataValue) -> Literal["string", "number", "boolean"]:
+    """What a value is compared with: values of two kinds are never equal, nor in any order."""
+    if isinstance(value, bool):
+        return "boolean"
+    return "string" if isinstance(value, str) else "number"
+
+
+def finite_number(value: float) -> float | None:
+    """As engines hold it: as a float if it takes over 64 bits, None if it is not finite."""
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def exact_integer(number: float) -> bool:
+    """Whether this is a whole number, as an int, that a float may not tell from its neighbours."""
+    return isinstance(number, int) and abs(number) >= 2**53
+
+
+def _equal(wanted: MetadataValue, held: MetadataValue) -> bool:
+    if isinstance(wanted, str | bool) or isinstance(held, str | bool):
+        return value_kind(wanted) == value_kind(held) and wanted == held
+    number, other = finite_number(wanted), finite_number(held)
+    if number is None or other is None:
+        return False
+    if exact_integer(number):
+        return isinstance(other, int) and number == other
+    return float(number) == float(other)
+
+
+def _ordered(op: Operator, held: MetadataValue, bound: MetadataValue) -> bool:
+    if isinstance(held, str | bool) or isinstance(bound, str | bool):
+        return False
+    number, limit = finite_number(held), finite_number(bound)
+    if number is None or limit is None:
+        return False
+    return _ORDERINGS[op](float(number), float(limit))
+
+
+def _parts(filter: Filter, joined: type[And] | type[Or]) -> tuple[Filter, ...]:
+    """What `filter` joins, so that a & b & c is one flat And, however many there are."""
+    if not isinstance(filter, Filter):
+        raise TypeError(f"{filter!r} is not a filter; each side of & and | needs its own brackets.")
+    return filter.filters if isinstance(filter, joined) else (filter,)
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise ValueError(f"A filter names a metadata key by a string, not by {key!r}.")
+
+
+def _check_value(key: str, value: object) -> None:
+    if not isinstance(value, str | int | float):
+        raise ValueError(
+            f"A filter on {key!r} compares with a string, a number or a boolean, "
+            f"not with a {type(value).__name__}."
+        )
+    if not isinstance(value, str) and finite_number(value) is None:
+        raise ValueError(f"A filter on {key!r} needs a finite number, not {value!r}.")

@@ -1,0 +1,77 @@
+"""What every passage index does, whichever engine is under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lclm_rag.documents import Metadata, PassageKey
+from lclm_rag.errors import LclmRagError, LockedError
+from lclm_rag.retrieval.filters import Filter
+
+__all__ = ["IndexEntry", "IndexHit", "IndexLockedError", "PassageIndex", "PassageIndexError"]
+
+
+class PassageIndexError(LclmRagError, RuntimeError):
+    """The index cannot be reached, read or written; the message says why, in a sentence."""
+
+
+class IndexLockedError(PassageIndexError, LockedError):
+    """Another process, or another object in this one, holds the index."""
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A passage to be found: its text is searched but not kept, its metadata can be filtered on."""
+
+    key: PassageKey
+    text: str
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IndexHit:
+    """A passage that was found. Scores compare the hits of one search, not those of two."""
+
+    key: PassageKey
+    score: float
+
+
+class PassageIndex(Protocol):
+    """question → passage keys. Every method raises PassageIndexError where the engine fails."""
+
+    def upsert(self, entries: Iterable[IndexEntry]) -> None:
+        """Add passages; one whose key is there already is replaced. Reads `entries` batch by batch.
+
+        Raises ValueError for a passage that cannot be stored; the batches before it have been.
+        """
+        ...
+
+    def delete(self, keys: Iterable[PassageKey]) -> None:
+        """Remove passages; keys that are not there are passed over."""
+        ...
+
+    def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[IndexHit]:
+        """At most `top_k` hits, best first; those of equal score in the order of their keys.
+
+        Without an embedder a question without a word to search for (stop words only) has no hits.
+        Raises ValueError for a top_k below 1.
+        """
+        ...
+
+    def count(self) -> int:
+        """How many passages there are."""
+        ...
+
+    def flush(self) -> None:
+        """Return once everything written so far is on disk."""
+        ...
+
+    def optimize(self) -> None:
+        """Make later searches faster where the engine does not by itself. May take minutes."""
+        ...
+
+    def close(self) -> None:
+        """Flush and let go. A closed index cannot be used; closing it again does nothing."""
+        ...

@@ -1,0 +1,144 @@
+"""How a passage is laid down as a Qdrant point, and filters translated to that layout.
+
+A point's id is a uuid5 of the passage key. Its payload is
+
+    {"document_id": "a", "ordinal": 0,
+     "metadata": {"string": {"lang": "en"}, "number": {"year": 2000}, "boolean": {"draft": "true"}}}
+
+Metadata lie apart by kind because a Qdrant payload index knows one type: a key that holds a number
+here and a string there gets an index for each, and a condition cannot match the other kind by
+accident. Booleans are words because Edge 0.9 takes MatchValue(True) for MatchValue(1).
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from math import inf
+from typing import Any
+
+from lclm_rag.documents import Metadata, MetadataValue, PassageKey
+from lclm_rag.retrieval.filters import (
+    And,
+    Compare,
+    Filter,
+    In,
+    Not,
+    Or,
+    exact_integer,
+    finite_number,
+    value_kind,
+)
+
+__all__ = ["metadata_fields", "metadata_path", "passage_key", "payload", "point_id", "translate"]
+
+_NAMESPACE = uuid.UUID("b314237f-092d-41a6-a160-6e669d075f6f")
+
+# Qdrant's JSON paths cannot hold " and \ even inside quotes; % is there to keep them unambiguous.
+_ESCAPES = str.maketrans({"%": "%25", '"': "%22", "\\": "%5C"})
+
+
+def point_id(key: PassageKey) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{key.ordinal}:{key.document_id}"))
+
+
+def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
+    """The payload of a point. Raises ValueError for strings that are not valid Unicode."""
+    strings = [key.document_id, *metadata, *(v for v in metadata.values() if isinstance(v, str))]
+    try:
+        for string in strings:
+            string.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The id or metadata of passage {str(key)!r} hold {string!r}, not valid Unicode."
+        ) from error
+    fields: dict[str, dict[str, str | float]] = {}
+    for name, value in metadata.items():
+        held = _held(value)
+        if held is not None:
+            fields.setdefault(value_kind(value), {})[name.translate(_ESCAPES)] = held
+    return {"document_id": key.document_id, "ordinal": key.ordinal, "metadata": fields}
+
+
+def passage_key(payload: dict[str, Any] | None) -> PassageKey:
+    """The key of a point that was found. Raises KeyError for a point that is not a passage."""
+    found = payload or {}
+    return PassageKey(found["document_id"], found["ordinal"])
+
+
+def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:
+    """The (JSON path, kind) of each metadata value that is kept."""
+    return {
+        (metadata_path(name, value), value_kind(value))
+        for name, value in metadata.items()
+        if _held(value) is not None
+    }
+
+
+def metadata_path(name: str, value: MetadataValue) -> str:
+    """The JSON path at which a value of this kind lies in the payload."""
+    return f'metadata.{value_kind(value)}."{name.translate(_ESCAPES)}"'
+
+
+def translate(filter: Filter, engine: Any, range_type: Any) -> Any:
+    """The engine's own filter.
+
+    `engine` is the module with Qdrant's condition classes, under the names that qdrant_edge and
+    qdrant_client.models share; `range_type` is its class for ranges of floats.
+    """
+
+    def equal(key: str, value: MetadataValue) -> Any:
+        held, path = _held(value), metadata_path(key, value)
+        if isinstance(held, str):
+            return engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
+        number = float(value)
+        if not isinstance(held, int) or not exact_integer(held):
+            # A range, because MatchValue takes no floats and 1 must find 1.0.
+            return engine.FieldCondition(key=path, range=range_type(gte=number, lte=number))
+        # MatchValue alone would do, but the float index does not know it and would not be used.
+        bounds = range_type(gte=math.nextafter(number, -inf), lte=math.nextafter(number, inf))
+        near = engine.FieldCondition(key=path, range=bounds)
+        exact = engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
+        return engine.Filter(must=[near, exact])
+
+    def one_of(key: str, values: tuple[MetadataValue, ...]) -> Any:
+        strings = [value for value in values if isinstance(value, str)]
+        # MatchAny of nothing matches nothing, where a `should` of nothing would match everything.
+        any_string = engine.FieldCondition(
+            key=metadata_path(key, ""), match=engine.MatchAny(any=strings)
+        )
+        others = [equal(key, value) for value in values if not isinstance(value, str)]
+        return engine.Filter(should=[any_string, *others])
+
+    def condition(filter: Filter) -> Any:
+        match filter:
+            case And(filters):
+                return engine.Filter(must=[condition(part) for part in filters])
+            case Or(()):
+                return one_of("", ())
+            case Or(filters):
+                return engine.Filter(should=[condition(part) for part in filters])
+            case Not(part):
+                return engine.Filter(must_not=[condition(part)])
+            case In(key, values):
+                return one_of(key, values)
+            case Compare(key, "==", value):
+                return equal(key, value)
+            case Compare(key, "!=", value):
+                return engine.Filter(must_not=[equal(key, value)])
+            case Compare(key, op, value):
+                bound = range_type(**{_BOUNDS[op]: float(value)})
+                return engine.FieldCondition(key=metadata_path(key, value), range=bound)
+        raise TypeError(f"{type(filter).__name__} is not a filter.")
+
+    return engine.Filter(must=[condition(filter)])
+
+
+_BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+
+
+def _held(value: MetadataValue) -> str | float | None:
+    """A metadata value as the payload holds it; None where it is left out."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else finite_number(value)

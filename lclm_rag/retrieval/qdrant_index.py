@@ -1,0 +1,200 @@
+"""What Qdrant's two engines share: batches, vectors, payload indexes, the order of hits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from lclm_rag.documents import PassageKey
+from lclm_rag.retrieval.bm25 import Bm25Settings
+from lclm_rag.retrieval.embedders import Embedder
+from lclm_rag.retrieval.filters import Filter
+from lclm_rag.retrieval.index import IndexEntry, IndexHit, PassageIndexError
+from lclm_rag.retrieval.points import metadata_fields, payload, point_id
+
+__all__ = [
+    "BM25",
+    "DENSE",
+    "PAYLOAD_KEYS",
+    "RRF_K",
+    "PointData",
+    "QdrantIndex",
+    "SearchVectors",
+    "check_dense_width",
+]
+
+# The names of the two vectors of a point.
+BM25 = "bm25"
+DENSE = "dense"
+
+# What a search needs of a payload: the passage key.
+PAYLOAD_KEYS = ["document_id", "ordinal"]
+
+# Reciprocal rank fusion adds up 1 / (k + rank), ranks from 0; every Qdrant server defaults to 2.
+RRF_K = 2
+
+_BATCH = 256
+# How far past top_k a run of equal scores is followed, so that their keys can decide the order.
+_TIE_REACH = 1000
+# How many candidates each half of a hybrid search puts up, at least.
+_CANDIDATES = 100
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PointData:
+    """A point before it takes the engine's own type; `dense` is None without an embedder."""
+
+    id: str
+    indices: list[int]
+    values: list[float]
+    dense: list[float] | None
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchVectors:
+    """A question as vectors: `indices` and `values` are BM25's, empty where no word counts.
+
+    `candidates` is how many hits each of the two puts up where they are fused.
+    """
+
+    indices: list[int]
+    values: list[float]
+    dense: list[float] | None
+    candidates: int
+
+
+class QdrantIndex(ABC):
+    """A PassageIndex over one of Qdrant's engines, which subclasses call."""
+
+    def __init__(self, bm25: Bm25Settings, embedder: Embedder | None) -> None:
+        self._bm25 = bm25.model()
+        self._embedder = embedder
+        self._indexed: set[str] = set()
+
+    def upsert(self, entries: Iterable[IndexEntry]) -> None:
+        for batch in _batches(entries):
+            points = self._points(batch)
+            for path, kind in sorted(set().union(*(metadata_fields(e.metadata) for e in batch))):
+                self._index_field(path, kind)
+            self._write(points)
+
+    def delete(self, keys: Iterable[PassageKey]) -> None:
+        for batch in _batches(keys):
+            self._remove([point_id(key) for key in batch])
+
+    def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[IndexHit]:
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}.")
+        question = _valid_unicode(question)
+        words = self._bm25.embed_query(question)
+        dense = None
+        if self._embedder is not None:
+            dense = self._embedder.embed_question(question)
+            _check_vectors(self._embedder, [dense], 1)
+        elif not words.indices:
+            return []
+        vectors = SearchVectors(words.indices, words.values, dense, max(_CANDIDATES, 2 * top_k))
+        # The engine cuts a run of equal scores anywhere: when one crosses top_k, fetch it whole.
+        hits = self._query(vectors, top_k + 1, filter)
+        if len(hits) > top_k and hits[top_k].score == hits[top_k - 1].score:
+            hits = self._query(vectors, top_k + _TIE_REACH, filter)
+        return sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
+
+    @abstractmethod
+    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
+        """At most `limit` hits, best first."""
+
+    @abstractmethod
+    def _write(self, points: list[PointData]) -> None: ...
+
+    @abstractmethod
+    def _remove(self, ids: list[str]) -> None: ...
+
+    @abstractmethod
+    def _create_field_index(self, path: str, schema: str) -> None:
+        """Create a payload index; `schema` is "keyword" or "float"."""
+
+    def _index_field(self, path: str, kind: str) -> None:
+        if _plain(path) not in self._indexed:
+            # Numbers get a float index, which holds whole numbers too; an integer one drops 2.5.
+            self._create_field_index(path, "float" if kind == "number" else "keyword")
+            self._indexed.add(_plain(path))
+
+    def _note_indexed(self, paths: Iterable[str]) -> None:
+        """Take the paths that the engine says are indexed."""
+        self._indexed = {_plain(path) for path in paths}
+
+    def _points(self, batch: list[IndexEntry]) -> list[PointData]:
+        texts = [_valid_unicode(entry.text) for entry in batch]
+        dense: list[list[float]] | list[None] = [None] * len(batch)
+        if self._embedder is not None:
+            dense = self._embedder.embed_passages(texts)
+            _check_vectors(self._embedder, dense, len(batch))
+        points = []
+        for entry, text, vector in zip(batch, texts, dense, strict=True):
+            fields = payload(entry.key, entry.metadata)  # first: it refuses bad keys by name
+            words = self._bm25.embed_document(text)
+            points.append(
+                PointData(
+                    id=point_id(entry.key),
+                    indices=words.indices,
+                    values=words.values,
+                    dense=vector,
+                    payload=fields,
+                )
+            )
+        return points
+
+
+def check_dense_width(where: str, stored: int | None, embedder: Embedder | None) -> None:
+    """Raise PassageIndexError where an index does not fit the embedder that it is opened with.
+
+    `stored` is the width of its dense vectors, None where it has none.
+    """
+    if stored is None and embedder is not None:
+        raise PassageIndexError(
+            f"{where} has no dense vectors; open it without an embedder, or build it again with "
+            f"{embedder.name}."
+        )
+    if stored is not None and (embedder is None or embedder.width != stored):
+        given = "no embedder" if embedder is None else f"{embedder.name} of width {embedder.width}"
+        raise PassageIndexError(
+            f"{where} has dense vectors of width {stored}, but was opened with {given}; open it "
+            "with the embedder that built it, or build it again."
+        )
+
+
+def _check_vectors(embedder: Embedder, vectors: list[list[float]], count: int) -> None:
+    """Engines take NaN without a word: look before it is stored."""
+    if len(vectors) != count:
+        raise ValueError(f"{embedder.name} made {len(vectors)} vectors of {count} texts.")
+    for vector in vectors:
+        if len(vector) != embedder.width:
+            raise ValueError(
+                f"{embedder.name} made a vector of width {len(vector)}, not {embedder.width}."
+            )
+        if not math.isfinite(sum(vector)):
+            raise ValueError(f"{embedder.name} made a vector that is not finite.")
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch
+
+
+def _plain(path: str) -> str:
+    """A JSON path less its quotes: engines give back only those that they find needed."""
+    return path.replace('"', "")
+
+
+def _valid_unicode(text: str) -> str:
+    """Half surrogate pairs, which no engine or tokenizer takes, as question marks."""
+    return text.encode("utf-8", "replace").decode()
