@@ -1,0 +1,90 @@
+"""Passages and a question → soft prompt, within a budget of decoder positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lclm_rag.documents import PassageKey
+from lclm_rag.errors import ContextLengthError
+from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
+from lclm_rag.prompting.template import PromptTemplate, plain_ids
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["AssembledPrompt", "PromptPassage", "assemble"]
+
+
+@dataclass(frozen=True)
+class PromptPassage:
+    """A passage on its way into a prompt: as latents [n, decoder width], or (None) as text."""
+
+    key: PassageKey
+    text: str
+    latents: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class AssembledPrompt:
+    """used: passages in the prompt, in its order. left_out: those for which no room was left."""
+
+    prompt: SoftPrompt
+    used: tuple[PassageKey, ...]
+    left_out: tuple[PassageKey, ...]
+
+
+def assemble(
+    template: PromptTemplate, passages: Sequence[PromptPassage], question: str, budget: int
+) -> AssembledPrompt:
+    """Build the prompt: header, passages in the order of their keys, question.
+
+    `passages` come best first and are taken while they fit into `budget` positions; the order in the
+    prompt does not depend on their rank, so that the same set of passages is the same prefix.
+    Raises ContextLengthError where the question alone, or with the best passage, does not fit, and
+    ValueError where the question is empty.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty.")
+    asked = template.question(question)
+    room = budget - len(template.header) - len(asked)
+    if room < 0:
+        raise ContextLengthError(
+            f"The question takes {len(asked)} tokens; with the prompt's header that is more than the "
+            f"{budget} positions there are. Shorten it."
+        )
+    bodies = [_body(template, passage) for passage in passages]
+    taken = 0
+    for number, body in enumerate(bodies, start=1):
+        # A passage's place is not known yet, but n passages have the marks 1 … n in any order.
+        needed = len(body) + template.marks_length(number)
+        if needed > room:
+            break
+        room -= needed
+        taken += 1
+    if passages and not taken:
+        raise ContextLengthError(
+            f"Passage {passages[0].key} takes {len(bodies[0])} positions, more than the {room} that the "
+            "question leaves. Raise the budget, or build the knowledge base with smaller passages."
+        )
+    order = sorted(range(taken), key=lambda i: passages[i].key)
+    context, starts = template.context([bodies[i] for i in order])
+    spans, latents = [], []
+    for i, start in zip(order, starts, strict=True):
+        found = passages[i].latents
+        if found is not None:
+            # The span's first position is behind <|memory_start|>.
+            spans.append(Span(start + 1, len(found), passages[i].key))
+            latents.append(found)
+    return AssembledPrompt(
+        prompt=SoftPrompt(context + asked, tuple(latents), tuple(spans)),
+        used=tuple(passages[i].key for i in order),
+        left_out=tuple(p.key for p in passages[taken:]),
+    )
+
+
+def _body(template: PromptTemplate, passage: PromptPassage) -> list[int]:
+    if passage.latents is None:
+        return plain_ids(template.inert, passage.text)
+    return template.memory_span(len(passage.latents))

@@ -1,0 +1,64 @@
+"""Prompts that carry `<|memory_start|>text<|memory_end|>` themselves, as in the paper's own code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lclm_rag.checkpoint import MEMORY_END, MEMORY_START, Checkpoint
+from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
+from lclm_rag.prompting.template import PromptTemplate
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MarkupPrompt", "parse_markup"]
+
+_MEMORY = re.compile(re.escape(MEMORY_START) + "(.*?)" + re.escape(MEMORY_END), re.DOTALL)
+
+
+@dataclass(frozen=True)
+class MarkupPrompt:
+    """A prompt cut into plain stretches and memory: token_ids hold placeholders already.
+
+    memories: encoder token ids of each memory region. spans: where their latents go.
+    """
+
+    token_ids: list[int]
+    memories: list[list[int]]
+    spans: tuple[Span, ...]
+
+    def with_latents(self, latents: Sequence[torch.Tensor]) -> SoftPrompt:
+        return SoftPrompt(self.token_ids, tuple(latents), self.spans)
+
+
+def parse_markup(rendered: str, checkpoint: Checkpoint, template: PromptTemplate) -> MarkupPrompt:
+    """Cut the memory regions out of a prompt that went through the chat template already.
+
+    Special tokens are recognized everywhere, as in the paper's code: here the caller writes the markup.
+    Raises ValueError where a region is empty or its marks do not pair up.
+    """
+    regions = [match.group(1) for match in _MEMORY.finditer(rendered)]
+    rest = _MEMORY.sub("", rendered)
+    if MEMORY_START in rest or MEMORY_END in rest:
+        raise ValueError(f"The prompt has a {MEMORY_START} or {MEMORY_END} without its partner.")
+    for region in regions:
+        if not region.strip():
+            raise ValueError(f"The prompt has nothing between {MEMORY_START} and {MEMORY_END}.")
+    memories = [
+        checkpoint.encoder_markup_tokenizer.encode(region, add_special_tokens=False).ids
+        for region in regions
+    ]
+    counts = iter([-(-len(ids) // checkpoint.config.compression_ratio) for ids in memories])
+    token_ids: list[int] = []
+    spans: list[Span] = []
+    for index, piece in enumerate(_MEMORY.split(rendered)):
+        if index % 2 == 0:
+            token_ids += template.markup.encode(piece, add_special_tokens=False).ids
+            continue
+        count = next(counts)
+        spans.append(Span(len(token_ids) + 1, count))
+        token_ids += template.memory_span(count)
+    return MarkupPrompt(token_ids, memories, tuple(spans))

@@ -1,0 +1,64 @@
+"""The soft prompt: the only thing that decoders see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lclm_rag.documents import PassageKey
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SoftPrompt", "Span"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the latents of one passage stand: positions [start, start + length).
+
+    key: the passage; None where the latents do not come from a store.
+    """
+
+    start: int
+    length: int
+    key: PassageKey | None = None
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """Token ids, with placeholder ids where latents go, plus those latents.
+
+    latents: one tensor [span.length, decoder width] for each span, in the order of `spans`.
+    """
+
+    token_ids: list[int]
+    latents: tuple[torch.Tensor, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.latents) != len(self.spans):
+            raise ValueError(
+                f"{len(self.spans)} spans need as many latents, not {len(self.latents)}."
+            )
+        end = 0
+        for span, latents in zip(self.spans, self.latents, strict=True):
+            if latents.shape[0] != span.length or latents.ndim != 2:
+                raise ValueError(
+                    f"Span at {span.start} has {span.length} positions, its latents have shape "
+                    f"{tuple(latents.shape)}."
+                )
+            if span.start < end or span.start + span.length > len(self.token_ids):
+                raise ValueError(
+                    f"Span at {span.start} overlaps another or ends behind the prompt."
+                )
+            end = span.start + span.length
+
+    @property
+    def positions(self) -> int:
+        """Decoder positions that the prompt takes."""
+        return len(self.token_ids)
+
+    @property
+    def latent_count(self) -> int:
+        return sum(span.length for span in self.spans)

@@ -1,0 +1,145 @@
+"""The fixed parts of every prompt, as token ids: header, passage marks, question, end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from lclm_rag.checkpoint import MEMORY, MEMORY_END, MEMORY_START, Checkpoint
+from lclm_rag.errors import CheckpointError
+
+__all__ = [
+    "DEFAULT_INSTRUCTION",
+    "PromptTemplate",
+    "plain_ids",
+    "render_user_turn",
+]
+
+DEFAULT_INSTRUCTION = "Answer the question from the passages."
+
+# Stands for the user's turn while the chat template is rendered; no template writes it.
+_CONTENT_MARK = "\ue000lclm-rag-content\ue000"
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of text that comes from a document or a user.
+
+    Special tokens are only letters here: `<|im_end|>` in a document ends nothing.
+    `tokenizer` must have `encode_special_tokens` set, as `Checkpoint.inert_decoder_tokenizer` has.
+    """
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Header → passages → question, in one user turn of the decoder's own chat template.
+
+    Everything before the question depends on the passages alone, so that an engine's prefix cache is
+    hit by every further question about them. A passage's body is either memory span (latents) or text;
+    both stand behind the passage's number.
+
+    Attributes:
+        markup: the decoder's tokenizer, in which special tokens are recognized.
+        inert: the same tokenizer with `encode_special_tokens`: special tokens are only letters.
+        opening, closing: the chat template's text before and after the content of the user's turn.
+        instruction: the first line of the user's turn.
+    """
+
+    markup: Tokenizer
+    inert: Tokenizer
+    opening: str
+    closing: str
+    instruction: str = DEFAULT_INSTRUCTION
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, instruction: str = DEFAULT_INSTRUCTION) -> PromptTemplate:
+        """The template of a checkpoint's decoder; its chat template is rendered once, here."""
+        opening, closing = render_user_turn(checkpoint.path / "decoder")
+        return cls(
+            markup=checkpoint.decoder_tokenizer,
+            inert=checkpoint.inert_decoder_tokenizer,
+            opening=opening,
+            closing=closing,
+            instruction=instruction,
+        )
+
+    @cached_property
+    def header(self) -> list[int]:
+        return (
+            list(self.markup.encode(self.opening, add_special_tokens=False).ids)
+            + plain_ids(self.inert, f"{self.instruction}\n\n")
+        )  # fmt: skip
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends a turn, `<|im_end|>` in Qwen's format."""
+        return self._end[0]
+
+    @cached_property
+    def _end(self) -> list[int]:
+        return list(self.markup.encode(self.closing, add_special_tokens=False).ids)
+
+    @cached_property
+    def _between(self) -> list[int]:
+        return plain_ids(self.inert, "\n")
+
+    def special_id(self, token: str) -> int:
+        """The id of a special token; ValueError where the tokenizer has none."""
+        found = self.markup.token_to_id(token)
+        if found is None:
+            raise ValueError(f"The decoder's tokenizer has no token {token}.")
+        return int(found)
+
+    def passage_mark(self, number: int) -> list[int]:
+        """What stands before passage `number` (counted from 1)."""
+        return plain_ids(self.inert, f"[{number}] ")
+
+    def marks_length(self, number: int) -> int:
+        """Positions that passage `number` takes around its body."""
+        return len(self.passage_mark(number)) + len(self._between)
+
+    def memory_span(self, n_latents: int) -> list[int]:
+        """`<|memory_start|>`, one placeholder a latent, `<|memory_end|>`."""
+        return [
+            self.special_id(MEMORY_START),
+            *([self.special_id(MEMORY)] * n_latents),
+            self.special_id(MEMORY_END),
+        ]
+
+    def context(self, bodies: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+        """Header and passages: (token ids, offset at which each body begins)."""
+        ids, starts = list(self.header), []
+        for number, body in enumerate(bodies, start=1):
+            ids += self.passage_mark(number)
+            starts.append(len(ids))
+            ids += body
+            ids += self._between
+        return ids, starts
+
+    def question(self, question: str) -> list[int]:
+        """What follows the passages, up to where the answer begins."""
+        return plain_ids(self.inert, f"\nQuestion: {question}") + self._end
+
+
+def render_user_turn(decoder: Path) -> tuple[str, str]:
+    """What the chat template in the folder `decoder` writes before and after a user's turn.
+
+    Raises CheckpointError where there is no chat template or it does not show the turn exactly once.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(decoder, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"The tokenizer in {decoder} has no chat template.")
+    messages = [{"role": "user", "content": _CONTENT_MARK}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, mark, after = str(rendered).partition(_CONTENT_MARK)
+    if not mark or _CONTENT_MARK in after:
+        raise CheckpointError(
+            f"The chat template in {decoder} does not show the user's turn exactly once."
+        )
+    return before, after
