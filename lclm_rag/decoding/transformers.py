@@ -1,0 +1,199 @@
+"""Decoding with transformers, by `inputs_embeds`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from lclm_rag.batching import batches_by_size
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt
+from lclm_rag.prompting.soft_prompt import SoftPrompt
+from lclm_rag.prompting.template import PromptTemplate
+from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
+
+__all__ = ["TransformersDecoder"]
+
+_BATCH_POSITIONS = {"cpu": 8_192, "cuda": 65_536}
+"""Padded prompt positions that are decoded together."""
+
+
+class _Watch(StoppingCriteria):
+    """Notes when the first token came, and ends generation when told to."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.first_token: float | None = None
+        self.cancelled = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self.first_token is None:
+            self.first_token = time.perf_counter() - self.started
+        return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
+
+
+class TransformersDecoder:
+    """The checkpoint's decoder on transformers; encoder and adapter are not loaded."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.checkpoint = checkpoint
+        self.model = model
+        self.context_length = checkpoint.context_length
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.path / "decoder", local_files_only=True
+        )
+        self._stop_ids = sorted(self._end_ids())
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | Path | Checkpoint, device: str = "auto", dtype: str = "auto"
+    ) -> TransformersDecoder:
+        """device and dtype as for `Compressor.from_pretrained`."""
+        checkpoint = Checkpoint.open(checkpoint)
+        on, kind = resolve_device(device), resolve_dtype(dtype, device)
+        folder = checkpoint.path / "decoder"
+        return cls(checkpoint, load_transformers_model(AutoModelForCausalLM, folder, on, kind))
+
+    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Completion]:
+        """Prompts of similar length are decoded together; a bad prompt is refused before any of them."""
+        for prompt in prompts:
+            self._check(prompt, sampling)
+        completions: dict[int, Completion] = {}
+        sizes = [prompt.positions for prompt in prompts]
+        budget = _BATCH_POSITIONS.get(self.model.device.type, 8_192)
+        for batch in batches_by_size(sizes, budget):
+            done = self._complete_batch([prompts[i] for i in batch], sampling)
+            completions.update(zip(batch, done, strict=True))
+        return [completions[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+        """Pieces of text as they are written; closing the iterator ends the generation."""
+        self._check(prompt, sampling)
+        streamer = TextIteratorStreamer(
+            self._tokenizer, skip_prompt=False, skip_special_tokens=True
+        )
+        watch, failure = _Watch(), []
+
+        def run() -> None:
+            try:
+                self._generate([prompt], sampling, watch, streamer=streamer)
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            watch.cancelled = True
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    def _complete_batch(self, prompts: list[SoftPrompt], sampling: Sampling) -> list[Completion]:
+        watch = _Watch()
+        generated = self._generate(prompts, sampling, watch).tolist()
+        total = time.perf_counter() - watch.started
+        return [self._completion(ids, watch.first_token or total, total) for ids in generated]
+
+    def _completion(self, ids: list[int], first_token: float, total: float) -> Completion:
+        ended = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
+        ids = ids if ended is None else ids[: ended + 1]
+        return Completion(
+            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
+            token_ids=ids,
+            finish_reason="length" if ended is None else "stop",
+            first_token=first_token,
+            total=total,
+        )
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[SoftPrompt], sampling: Sampling, watch: _Watch, **extra: Any
+    ) -> torch.Tensor:
+        """New token ids, [prompts, new tokens], filled up with the first stop token."""
+        embeds, mask = self._embed(prompts)
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            do_sample=sampling.temperature > 0,
+            temperature=sampling.temperature or None,
+            top_p=sampling.top_p if sampling.temperature else None,
+            top_k=0 if sampling.temperature else None,
+            eos_token_id=self._stop_ids,
+            pad_token_id=self._stop_ids[0],
+        )
+        with _own_generation_config(self.model), _seeded(sampling.seed):
+            ids: torch.Tensor = self.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([watch]),
+                **extra,
+            )
+        return ids
+
+    def _embed(self, prompts: list[SoftPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """([prompts, longest, width], attention mask [prompts, longest]), padded on the left."""
+        table = self.model.get_input_embeddings()
+        longest = max(prompt.positions for prompt in prompts)
+        embeds = table.weight.new_zeros(len(prompts), longest, table.weight.shape[1])
+        mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=embeds.device)
+        for row, prompt in enumerate(prompts):
+            first = longest - prompt.positions
+            ids = torch.tensor(prompt.token_ids, device=embeds.device)
+            embeds[row, first:] = table(ids)
+            mask[row, first:] = 1
+            for span, latents in zip(prompt.spans, prompt.latents, strict=True):
+                at = first + span.start
+                embeds[row, at : at + span.length] = latents.to(embeds.device, embeds.dtype)
+        return embeds, mask
+
+    def _check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
+        check_prompt(
+            prompt,
+            width=self.checkpoint.decoder_width,
+            context_length=self.context_length,
+            max_tokens=sampling.max_tokens,
+        )
+
+    def _end_ids(self) -> set[int]:
+        """The end-of-turn token, and whatever else the checkpoint's generation config ends at."""
+        ends = self.model.generation_config.eos_token_id
+        configured = [ends] if isinstance(ends, int) else list(ends or [])
+        return {PromptTemplate.of(self.checkpoint).end_of_turn, *configured}
+
+
+@contextmanager
+def _own_generation_config(model: Any) -> Iterator[None]:
+    """Our settings alone decide: transformers fills gaps in ours from the checkpoint's own config."""
+    theirs = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

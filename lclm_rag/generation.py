@@ -1,0 +1,49 @@
+"""Answer prompts that carry `<|memory_start|>text<|memory_end|>` themselves; no store, no retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lclm_rag.compression import Compressor
+from lclm_rag.decoding import Completion, Decoder, Sampling
+from lclm_rag.prompting import PromptTemplate, SoftPrompt
+from lclm_rag.prompting.markup import parse_markup
+
+__all__ = ["Prompt", "generate", "markup_prompts"]
+
+Prompt = str | Sequence[dict[str, str]]
+"""One user message, or a list of chat messages ({"role", "content"})."""
+
+
+def markup_prompts(prompts: Sequence[Prompt], compressor: Compressor) -> list[SoftPrompt]:
+    """Render each prompt by the decoder's chat template and put latents where its memory regions are.
+
+    Raises ValueError, naming the prompt by its number (from 1), where the markup is not right.
+    """
+    from transformers import AutoTokenizer
+
+    checkpoint = compressor.checkpoint
+    template = PromptTemplate.of(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path / "decoder", local_files_only=True)
+    parsed = []
+    for number, prompt in enumerate(prompts, start=1):
+        messages = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        )
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        try:
+            parsed.append(parse_markup(str(rendered), checkpoint, template))
+        except ValueError as error:
+            raise ValueError(f"Prompt {number}: {error}") from error
+    memories = [ids for prompt in parsed for ids in prompt.memories]
+    latents = iter(compressor.compress_token_ids(memories) if memories else [])
+    return [prompt.with_latents([next(latents) for _ in prompt.spans]) for prompt in parsed]
+
+
+def generate(
+    prompts: Sequence[Prompt], compressor: Compressor, decoder: Decoder, sampling: Sampling
+) -> list[Completion]:
+    """Completions in the order of the prompts."""
+    return decoder.complete(markup_prompts(prompts, compressor), sampling)
