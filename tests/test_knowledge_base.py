@@ -1,0 +1,323 @@
+"""From documents to answers: what a user of the library gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lclm_rag import (
+    ContextLengthError,
+    Document,
+    KnowledgeBase,
+    KnowledgeBaseError,
+    LockedError,
+    PassageKey,
+    Sampling,
+    field,
+)
+from lclm_rag.decoding.transformers import TransformersDecoder
+from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.scoring import exact_match, recall, score_form
+
+
+def test_questions_are_answered_from_latents_nearly_as_well_as_from_text(
+    knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+) -> None:
+    latents = score_form(knowledge_base, questions, "latents", 4)
+    text = score_form(knowledge_base, questions, "text", 4)
+    nothing = score_form(knowledge_base, questions, "none", 4)
+    assert recall(knowledge_base, questions, 4) == 1.0
+    assert latents.exact_match >= 0.85
+    assert latents.exact_match >= text.exact_match - 0.08
+    assert nothing.exact_match <= 0.1
+    assert latents.positions < text.positions / 2
+
+
+def test_an_answer_says_what_it_rests_on_and_what_it_cost(
+    knowledge_base: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    question = sheets[3].questions[0]
+    answer = knowledge_base.query(question.question, top_k=3)
+    best = answer.sources[0]
+    assert best.key == PassageKey(sheets[3].document.id, 0)
+    assert best.text == sheets[3].document.text[best.start : best.end]
+    assert best.metadata == sheets[3].document.metadata
+    assert len(answer.sources) == 3
+    assert answer.left_out == []
+    rows = knowledge_base.store.read(hit.key for hit in answer.sources)
+    assert answer.usage.latents == sum(len(row.latents) for row in rows)
+    assert answer.usage.source_tokens == sum(row.tokens for row in rows)
+    assert answer.usage.positions == knowledge_base.assemble(question.question, 3).positions
+    assert answer.usage.generated_tokens >= 1
+    assert 0 < answer.timings.first_token <= answer.timings.total
+    json.dumps(answer.to_dict())
+
+
+def test_stream_and_async_give_what_query_gives(
+    knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+) -> None:
+    question = questions[0].question
+    expected = knowledge_base.query(question, 4).text
+    assert "".join(knowledge_base.stream(question, 4)) == expected
+
+    async def both() -> tuple[str, str]:
+        answer = await knowledge_base.aquery(question, 4)
+        return answer.text, "".join([p async for p in knowledge_base.astream(question, 4)])
+
+    assert asyncio.run(both()) == (expected, expected)
+
+
+def test_filters_reach_the_engine(knowledge_base: KnowledgeBase, sheets: list[FactSheet]) -> None:
+    question = sheets[0].questions[0].question
+    for kind in ("person", "place"):
+        hits = knowledge_base.retrieve(question, 10, {"kind": kind})
+        assert {hit.metadata["kind"] for hit in hits} <= {kind}
+    others = knowledge_base.retrieve(question, 10, ~(field("kind") == sheets[0].kind))
+    assert sheets[0].kind not in {hit.metadata["kind"] for hit in others}
+
+
+def test_space_and_codec_do_not_change_the_answers(
+    tmp_path: Path, sheets: list[FactSheet], decoder: TransformersDecoder
+) -> None:
+    answers = set()
+    for space in ("encoder", "decoder"):
+        for codec in ("bf16", "fp16"):
+            kb = KnowledgeBase.create(
+                tmp_path / f"{space}-{codec}",
+                space=space,  # type: ignore[arg-type]
+                codec=codec,  # type: ignore[arg-type]
+                decoder=decoder,
+            )
+            kb.add(sheet.document for sheet in sheets[:8])
+            questions = [sheet.questions[0].question for sheet in sheets[:8]]
+            answers.add(tuple(kb.query(q, 2, sampling=Sampling(24)).text for q in questions))
+            kb.close()
+    assert len(answers) == 1
+
+
+# --- changing it ---------------------------------------------------------------------------------
+
+
+def test_adding_again_skips_what_is_unchanged_and_replaces_what_is_not(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    first, second = sheets[0].document, sheets[1].document
+    changed = Document(first.id, "A wholly new zebra text.", {"kind": "animal"})
+    relabelled = Document(second.id, second.text, {"kind": "other"})
+    report = small_kb.add([changed, relabelled, sheets[2].document, sheets[9].document])
+    assert (report.added, report.updated, report.unchanged) == (1, 2, 1)
+    assert len(small_kb) == 6
+    assert small_kb.retrieve("zebra", 1)[0].text == changed.text
+    assert [h.key.document_id for h in small_kb.retrieve(second.text, 9, {"kind": "other"})] == [
+        second.id
+    ]
+    version = small_kb.store.version
+    assert small_kb.add([changed]).unchanged == 1
+    assert small_kb.store.version == version
+
+
+def test_a_shorter_document_leaves_no_passage_behind(
+    tmp_path: Path, decoder: TransformersDecoder
+) -> None:
+    with KnowledgeBase.create(tmp_path / "kb", passage_tokens=10, decoder=decoder) as kb:
+        kb.add([Document("d", "One sentence about zebras. " * 8), Document("e", "Another text.")])
+        before = len(kb)
+        kb.add([Document("d", "One sentence.")])
+        assert len(kb) < before
+        assert {h.key for h in kb.retrieve("sentence zebras", 20)} == {PassageKey("d", 0)}
+
+
+def test_deleted_documents_are_gone_and_an_unknown_id_deletes_nothing(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    name = sheets[0].document.id
+    with pytest.raises(KnowledgeBaseError, match="no document 'nobody'"):
+        small_kb.delete([name, "nobody"])
+    assert len(small_kb) == 5
+    assert small_kb.delete([name]) == 1
+    assert len(small_kb) == 4
+    assert name not in {h.key.document_id for h in small_kb.retrieve(sheets[0].document.text, 9)}
+
+
+def test_it_is_the_same_after_closing_and_opening(
+    small_kb: KnowledgeBase, sheets: list[FactSheet], decoder: TransformersDecoder
+) -> None:
+    question = sheets[2].questions[0].question
+    before = small_kb.query(question, 2)
+    small_kb.close()
+    with KnowledgeBase.open(small_kb.path, decoder=decoder) as again:
+        after = again.query(question, 2)
+    assert (after.text, after.sources) == (before.text, before.sources)
+
+
+@pytest.mark.parametrize("damage", ["lost", "behind", "interrupted"])
+def test_the_passage_index_is_brought_to_the_stores_version(
+    small_kb: KnowledgeBase, sheets: list[FactSheet], decoder: TransformersDecoder, damage: str
+) -> None:
+    """As after a crash between the store's commit and the index's."""
+    small_kb.close()
+    index, saved = small_kb.path / "index", small_kb.path.parent / "saved"
+    shutil.copytree(index, saved)
+    small_kb.delete([sheets[0].document.id])
+    small_kb.add([sheets[7].document])
+    small_kb.close()
+    shutil.rmtree(index)
+    if damage != "lost":
+        shutil.copytree(saved, index)
+    if damage == "interrupted":
+        state = json.loads((index / "state.json").read_text())
+        (index / "state.json").write_text(json.dumps(state | {"version": None}))
+    with KnowledgeBase.open(small_kb.path, decoder=decoder) as kb:
+        found = {
+            h.key.document_id
+            for h in kb.retrieve(" ".join(s.document.text for s in sheets[:8]), 20)
+        }
+    assert found == {sheets[i].document.id for i in (1, 2, 3, 4, 7)}
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def assert_still_answers(kb: KnowledgeBase, sheets: list[FactSheet]) -> None:
+    assert len(kb) == 5
+    hit = kb.query(sheets[1].questions[0].question, 1).sources[0]
+    assert hit.key.document_id == sheets[1].document.id
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([], "no documents to add"),
+        ([Document("x", "one"), Document("x", "two")], "id 'x' occurs twice"),
+    ],
+)
+def test_a_bad_corpus_changes_nothing(
+    small_kb: KnowledgeBase, sheets: list[FactSheet], documents: list[Document], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_kb.add(documents)
+    assert_still_answers(small_kb, sheets)
+
+
+def test_a_corpus_that_fails_midway_changes_nothing(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    def broken() -> object:
+        yield sheets[0].document
+        yield from (sheet.document for sheet in sheets[10:300])
+        raise OSError("the drive went away")
+
+    with pytest.raises(OSError, match="drive went away"):
+        small_kb.add(broken())  # type: ignore[arg-type]
+    assert_still_answers(small_kb, sheets)
+    assert len(list((small_kb.path / "store" / "fragments").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"form": "pictures"}, "Unknown form 'pictures'"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    small_kb: KnowledgeBase, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_kb.query("Who?", **options)  # type: ignore[arg-type]
+
+
+def test_a_question_longer_than_the_context_is_refused(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    with pytest.raises(ContextLengthError, match="Shorten it"):
+        small_kb.query("why " * 20_000)
+    with pytest.raises(ValueError, match="question is empty"):
+        small_kb.query("  ")
+    assert_still_answers(small_kb, sheets)
+
+
+def test_passages_without_room_are_listed(
+    tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    with KnowledgeBase.create(tmp_path / "kb", make_checkpoint(), passage_tokens=600) as kb:
+        kb.add(Document(f"d{i}", f"Zebra number {i}. " * 100) for i in range(4))
+        answer = kb.query("zebra number", 8, form="text", sampling=Sampling(max_tokens=4))
+    retrieved = [*(hit.key for hit in answer.sources), *answer.left_out]
+    assert answer.left_out
+    assert len(retrieved) == len(set(retrieved)) == 8
+    assert answer.usage.positions <= 2048 - 4
+
+
+def test_a_folder_that_is_no_knowledge_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KnowledgeBaseError, match="is not a knowledge base"):
+        KnowledgeBase.open(tmp_path)
+    (tmp_path / "something").write_text("x")
+    with pytest.raises(KnowledgeBaseError, match="is not empty"):
+        KnowledgeBase.create(tmp_path)
+
+
+def test_another_checkpoint_is_refused_by_both_names(
+    small_kb: KnowledgeBase, make_checkpoint: Callable[..., Path]
+) -> None:
+    other = make_checkpoint("other-model")
+    with pytest.raises(KnowledgeBaseError, match=r"built with checkpoint bundled .*other-model"):
+        KnowledgeBase.open(small_kb.path, checkpoint=other)
+
+
+def test_encoder_space_survives_a_new_adapter_and_decoder_space_does_not(
+    tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_checkpoint()
+    for space in ("encoder", "decoder"):
+        with KnowledgeBase.create(tmp_path / space, folder, space=space) as kb:  # type: ignore[arg-type]
+            kb.add([Document("d", "Some text.")])
+    adapter = folder / "adapter" / "adapter.safetensors"
+    save_file({k: v + 1 for k, v in load_file(adapter).items()}, adapter)
+    with KnowledgeBase.open(tmp_path / "encoder") as kb:
+        assert kb.assemble("text", 1).latent_count >= 1
+    with pytest.raises(KnowledgeBaseError, match="cannot read its latents"):
+        KnowledgeBase.open(tmp_path / "decoder")
+
+
+OPEN = """
+import sys
+from lclm_rag import KnowledgeBase, LockedError
+try:
+    KnowledgeBase.open(sys.argv[1]).retrieve("anything", 1)
+except LockedError as error:
+    print("locked:", error)
+"""
+
+
+def test_a_second_process_is_told_that_the_index_is_in_use(small_kb: KnowledgeBase) -> None:
+    small_kb.retrieve("anything", 1)
+    said = subprocess.run(
+        [sys.executable, "-c", OPEN, str(small_kb.path)], capture_output=True, text=True
+    )
+    assert said.stdout.startswith("locked: "), said.stderr
+    assert issubclass(LockedError, Exception)
+
+
+def test_exact_match_forgives_case_space_and_a_full_stop_only() -> None:
+    assert exact_match(" The  Red\n house. ", "the red house")
+    assert not exact_match("red house", "the red house")
+
+
+def test_prompt_latents_are_what_the_compressor_gives(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    prompt = small_kb.assemble(sheets[0].questions[0].question, 1)
+    (expected,) = small_kb.compressor.compress([sheets[0].document.text])
+    assert prompt.spans[0].key == PassageKey(sheets[0].document.id, 0)
+    torch.testing.assert_close(prompt.latents[0], expected, atol=0.1, rtol=0.05)
