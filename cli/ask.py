@@ -1,0 +1,251 @@
+"""query, chat, generate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lclm_rag.cli.options import (
+    as_json,
+    decoder_options,
+    kb_option,
+    retrieval_options,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    from lclm_rag.answer import Answer
+    from lclm_rag.retrieval.filters import Filter
+
+__all__ = ["answer_lines", "chat", "generate", "query"]
+
+
+@click.command()
+@click.argument("question")
+@kb_option
+@retrieval_options
+@sampling_options
+@decoder_options
+@click.option(
+    "--form",
+    type=click.Choice(["latents", "text", "none"]),
+    default="latents",
+    show_default=True,
+    help="How passages go into the prompt; text and none are for comparison.",
+)
+@as_json
+def query(
+    question: str,
+    kb: Path,
+    top_k: int,
+    filters: tuple[str, ...],
+    form: Any,
+    decoder: str,
+    device: str,
+    dtype: str,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Ask one QUESTION of a knowledge base.
+
+    \b
+    Examples:
+      lclm-rag query --kb kb/ "Who is the mayor of Velun?"
+      lclm-rag query --kb kb/ "What changed?" --filter lang=en --filter "year>=2024" --top-k 4
+    """
+    from lclm_rag.decoding import Sampling
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    with KnowledgeBase.open(kb, decoder=decoder, device=device, dtype=dtype) as knowledge_base:
+        answer = knowledge_base.query(
+            question, top_k, _filter(filters), form=form, sampling=Sampling(**sampling)
+        )
+    if as_json:
+        click.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
+    else:
+        click.echo("\n".join(answer_lines(answer)))
+
+
+def answer_lines(answer: Answer) -> list[str]:
+    """What a person sees of an answer."""
+    usage, timings = answer.usage, answer.timings
+    lines = [answer.text, ""]
+    for hit in answer.sources:
+        lines.append(f"  {hit.score:6.2f}  {hit.key}  {_excerpt(hit.text)}")
+    if answer.left_out:
+        lines.append(f"  left out, no room in the prompt: {', '.join(map(str, answer.left_out))}")
+    if not answer.complete:
+        lines.append(f"  cut after {usage.generated_tokens} tokens; raise --max-tokens")
+    lines.append(
+        f"  {usage.source_tokens:,} source tokens as {usage.latents:,} latents, "
+        f"{usage.positions:,} prompt positions; first token after "
+        f"{timings.first_token * 1000:.0f} ms, {timings.total * 1000:.0f} ms in all"
+    )
+    return lines
+
+
+def _excerpt(text: str, width: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _filter(expressions: tuple[str, ...]) -> Filter | None:
+    """The expressions joined by and; wrong usage where one cannot be read."""
+    from lclm_rag.retrieval import parse_filter
+
+    joined: Filter | None = None
+    for expression in expressions:
+        try:
+            parsed = parse_filter(expression)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--filter") from error
+        joined = parsed if joined is None else joined & parsed
+    return joined
+
+
+@click.command()
+@kb_option
+@retrieval_options
+@sampling_options
+@decoder_options
+def chat(
+    kb: Path,
+    top_k: int,
+    filters: tuple[str, ...],
+    decoder: str,
+    device: str,
+    dtype: str,
+    **sampling: Any,
+) -> None:
+    """Ask one question after another; models stay loaded.
+
+    Every question stands on its own: it is answered from its own passages, without the ones before.
+    An empty line, or Ctrl-D, ends it.
+
+    \b
+    Example:
+      lclm-rag chat --kb kb/
+    """
+    from lclm_rag.decoding import Sampling
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    chosen, how = _filter(filters), Sampling(**sampling)
+    with KnowledgeBase.open(kb, decoder=decoder, device=device, dtype=dtype) as knowledge_base:
+        click.echo(f"{len(knowledge_base):,} passages. An empty line ends it.", err=True)
+        while True:
+            click.echo("> ", err=True, nl=False)
+            question = sys.stdin.readline().strip()
+            if not question:
+                return
+            try:
+                for piece in knowledge_base.stream(question, top_k, chosen, sampling=how):
+                    click.echo(piece, nl=False)
+                click.echo()
+            except ValueError as error:  # A bad question ends itself, not the session.
+                click.echo(f"Error: {error}", err=True)
+
+
+@click.command()
+@click.option("--checkpoint", default=None, help="Folder or hub id.  [default: the bundled one]")
+@click.option(
+    "--prompt", help="One prompt; <|memory_start|>text<|memory_end|> marks what to compress."
+)
+@click.option(
+    "--prompts-jsonl",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='One object a line; "prompt" is a string or a list of chat messages.',
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help='JSONL to write: the objects with "response" added.  [default: stdout]',
+)
+@sampling_options
+@decoder_options
+def generate(
+    checkpoint: str | None,
+    prompt: str | None,
+    prompts_jsonl: Path | None,
+    out: Path | None,
+    decoder: str,
+    device: str,
+    dtype: str,
+    **sampling: Any,
+) -> None:
+    """Complete prompts that carry their own context between memory marks; no knowledge base.
+
+    \b
+    Examples:
+      lclm-rag generate --prompt "<|memory_start|>Ada was born in Velun.<|memory_end|> Where was Ada born?"
+      lclm-rag generate --checkpoint latent-context/0.6b-4b-LCLM-16x --prompts-jsonl in.jsonl --out out.jsonl
+    """
+    if (prompt is None) == (prompts_jsonl is None):
+        raise click.UsageError("Give either --prompt or --prompts-jsonl.")
+    records = [{"prompt": prompt}] if prompts_jsonl is None else _read_prompts(prompts_jsonl)
+    from lclm_rag.checkpoint import BUNDLED, Checkpoint
+    from lclm_rag.compression import Compressor
+    from lclm_rag.decoding import Sampling
+    from lclm_rag.decoding.transformers import TransformersDecoder
+    from lclm_rag.generation import generate as complete
+
+    if checkpoint is None:
+        click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+    opened = Checkpoint.open(checkpoint or BUNDLED)
+    prompts: list[Any] = [record["prompt"] for record in records]
+    completions = complete(
+        prompts,
+        Compressor.from_pretrained(opened, device, dtype),
+        TransformersDecoder.from_pretrained(opened, device, dtype),
+        Sampling(**sampling),
+    )
+    if prompts_jsonl is None and out is None:
+        click.echo(completions[0].text)
+        return
+    lines = [
+        json.dumps({**record, "response": completion.text}, ensure_ascii=False)
+        for record, completion in zip(records, completions, strict=True)
+    ]
+    if out is None:
+        click.echo("\n".join(lines))
+    else:
+        out.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _read_prompts(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    # Not splitlines(): JSON strings may hold other line separators as they are.
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+        if not isinstance(record, dict) or not _is_prompt(record.get("prompt")):
+            raise ValueError(
+                f'{path}, line {number}: "prompt" must be a string or a list of chat messages, each '
+                'with "role" and "content".'
+            )
+        records.append(record)
+    if not records:
+        raise ValueError(f"{path} holds no prompt.")
+    return records
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+            for m in value
+        )
+    )

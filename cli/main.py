@@ -1,0 +1,70 @@
+"""The group of commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lclm_rag import __version__
+from lclm_rag.cli.ask import chat, generate, query
+from lclm_rag.cli.corpus import add, build, delete
+from lclm_rag.cli.demo import demo
+from lclm_rag.cli.state import doctor, info
+from lclm_rag.errors import LclmRagError, LockedError
+
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_LOCKED", "cli", "main"]
+
+EXIT_FAILED = 1
+EXIT_LOCKED = 4
+EXIT_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lclm-rag")
+def cli() -> None:
+    """Compress documents once, then ask questions of their latents.
+
+    \b
+    A first look, with the small checkpoint that comes along:
+      lclm-rag demo
+    Your own documents:
+      lclm-rag build notes/ --kb kb/
+      lclm-rag query --kb kb/ "Who signed the contract?"
+
+    Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
+    3 done in part (what was skipped is listed), 4 locked by another process, 130 interrupted.
+    LCLM_RAG_KB names the knowledge base where --kb is not given.
+    """
+
+
+for command in (build, add, delete, query, chat, generate, info, demo, doctor):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the entry point. Errors that a person can act on are one line."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        result = cli.main(args=arguments, prog_name="lclm-rag", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, say) has seen enough; keep Python from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (LclmRagError, ValueError, OSError, ImportError) as error:
+        if os.environ.get("LCLM_RAG_DEBUG"):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_LOCKED if isinstance(error, LockedError) else EXIT_FAILED
+    return result if isinstance(result, int) else 0

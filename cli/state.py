@@ -1,0 +1,146 @@
+"""info and doctor."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lclm_rag.cli.options import as_json, kb_option
+
+__all__ = ["doctor", "info"]
+
+
+@click.command()
+@kb_option
+@as_json
+def info(kb: Path, as_json: bool) -> None:
+    """What a knowledge base holds, what made it, and what it costs on disk. Loads no model.
+
+    \b
+    Example:
+      lclm-rag info --kb kb/
+    """
+    facts = _facts(kb)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        click.echo(f"{name.replace('_', ' '):24}{shown}")
+
+
+def _facts(kb: Path) -> dict[str, Any]:
+    from lclm_rag.settings import read_settings
+    from lclm_rag.store import LatentStore
+
+    settings = read_settings(kb)
+    store = LatentStore.open(kb / "store")
+    layout, fragments = store.layout, store.manifest.fragments
+    tokens = sum(fragment.tokens for fragment in fragments)
+    size = sum(fragment.bytes for fragment in fragments)
+    return {
+        "path": str(kb),
+        "version": store.version,
+        "documents": store.count_documents(),
+        "passages": len(store),
+        "source_tokens": tokens,
+        "latents": sum(fragment.latents for fragment in fragments),
+        "store_bytes": size,
+        "bytes_per_source_token": round(size / tokens, 1) if tokens else None,
+        "checkpoint": settings.checkpoint,
+        "fingerprint": layout.fingerprint,
+        "compression_ratio": layout.compression_ratio,
+        "codec": layout.codec,
+        "space": layout.space,
+        "width": layout.width,
+        "passage_tokens": settings.passage_tokens,
+        "passage_index": settings.qdrant_url or "embedded (Qdrant Edge)",
+        "retrieval": f"BM25 + {settings.embedder}" if settings.embedder else "BM25",
+    }
+
+
+_OPTIONAL = {
+    "qdrant_client": ("qdrant-client", "server", "a passage index on a Qdrant server"),
+    "sentence_transformers": ("sentence-transformers", "dense", "hybrid retrieval"),
+    "vllm": ("vllm", "vllm", "decoding with vLLM"),
+    "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
+    "ray": ("ray", "ray", "builds on many machines"),
+}
+
+
+@click.command()
+@click.option(
+    "--checkpoint", default=None, help="Folder or hub id to check.  [default: the bundled one]"
+)
+@as_json
+def doctor(checkpoint: str | None, as_json: bool) -> int:
+    """What is installed, which device there is, whether a checkpoint is whole, and what is missing.
+
+    \b
+    Example:
+      lclm-rag doctor --checkpoint latent-context/0.6b-4b-LCLM-16x
+    """
+    findings = [*_installed(), _device(), _checkpoint(checkpoint)]
+    if as_json:
+        click.echo(json.dumps(findings))
+    else:
+        for finding in findings:
+            mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}[finding["state"]]
+            click.echo(f"{mark}  {finding['what']:24}{finding['detail']}")
+    return 1 if any(finding["state"] == "broken" for finding in findings) else 0
+
+
+def _finding(what: str, state: str, detail: str) -> dict[str, str]:
+    return {"what": what, "state": state, "detail": detail}
+
+
+def _installed() -> list[dict[str, str]]:
+    found = [_finding("python", "ok", platform.python_version())]
+    for package in ("lclm-rag", "torch", "transformers", "pyarrow", "qdrant-edge-py"):
+        found.append(_finding(package, "ok", metadata.version(package)))
+    for module, (package, extra, purpose) in _OPTIONAL.items():
+        if util.find_spec(module) is None:
+            detail = f"for {purpose}: pip install 'lclm-rag[{extra}]'"
+            found.append(_finding(package, "missing", detail))
+        else:
+            found.append(_finding(package, "ok", _version(package)))
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "installed under another name"
+
+
+def _device() -> dict[str, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        detail = f"CUDA: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        detail = f"CPU, {torch.get_num_threads()} threads; torch sees no CUDA device"
+    return _finding("device", "ok", detail)
+
+
+def _checkpoint(name: str | None) -> dict[str, str]:
+    from lclm_rag.checkpoint import BUNDLED, Checkpoint
+    from lclm_rag.errors import CheckpointError
+
+    try:
+        checkpoint = Checkpoint.open(name or BUNDLED)
+    except CheckpointError as error:
+        return _finding("checkpoint", "broken", str(error))
+    detail = (
+        f"{checkpoint.name}: ratio {checkpoint.config.compression_ratio}, width "
+        f"{checkpoint.encoder_width} → {checkpoint.decoder_width}, fingerprint "
+        f"{checkpoint.fingerprint('decoder')}"
+    )
+    return _finding("checkpoint", "ok", detail)

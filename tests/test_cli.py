@@ -1,0 +1,299 @@
+"""The command line, as a person at a shell and a script see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lclm_rag import KnowledgeBase
+from lclm_rag.cli.main import _run
+from lclm_rag.evaluation.fact_sheets import FactSheet
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
+        code = _run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, sheets: list[FactSheet]) -> Path:
+    """Six fact sheets in a folder, and a picture."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for sheet in sheets[:6]:
+        (folder / f"{sheet.document.id}.txt").write_text(sheet.document.text)
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.fixture
+def built(run: Run, corpus: Path, tmp_path: Path) -> Path:
+    code, out, err = run("build", corpus, "--kb", tmp_path / "kb")
+    assert code == 0, err
+    assert "6 added" in out
+    assert "using the bundled tiny-lclm-4x" in err
+    assert "ignored" in err
+    assert "picture.png" in err
+    return tmp_path / "kb"
+
+
+def test_build_add_query_delete_info(
+    run: Run, built: Path, corpus: Path, sheets: list[FactSheet]
+) -> None:
+    question = sheets[2].questions[0].question
+    code, out, _ = run("query", "--kb", built, question, "--top-k", "2", "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["sources"][0]["document_id"] == f"{sheets[2].document.id}.txt"
+    assert answer["usage"]["latents"] > 0
+
+    code, out, _ = run("query", "--kb", built, question, "--top-k", "2")
+    assert code == 0
+    assert out.startswith(answer["answer"])
+    assert "source tokens as" in out
+
+    code, out, _ = run("add", corpus, "--kb", built, "--json")
+    assert (code, json.loads(out)["unchanged"]) == (0, 6)
+
+    name = f"{sheets[0].document.id}.txt"
+    assert run("delete", name, "--kb", built)[0] == 0
+    code, out, _ = run("info", "--kb", built, "--json")
+    facts = json.loads(out)
+    assert (code, facts["documents"], facts["codec"], facts["space"]) == (0, 5, "bf16", "encoder")
+    assert "documents" in run("info", "--kb", built)[1]
+
+
+def test_the_environment_names_the_knowledge_base(
+    run: Run, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCLM_RAG_KB", str(built))
+    assert run("info")[0] == 0
+
+
+def test_filters_from_the_command_line(run: Run, built: Path, sheets: list[FactSheet]) -> None:
+    name = f"{sheets[1].document.id}.txt"
+    arguments = ("--filter", f"source={name}", "--json")
+    code, out, _ = run("query", "--kb", built, "Who or what is it?", *arguments)
+    assert code == 0
+    assert {s["document_id"] for s in json.loads(out)["sources"]} <= {name}
+    code, _, err = run("query", "--kb", built, "Who?", "--filter", "nonsense")
+    assert code == 2
+    assert "--filter" in err
+
+
+def test_chat_answers_line_after_line(
+    run: Run, built: Path, sheets: list[FactSheet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    asked = f"{sheets[0].questions[0].question}\n{sheets[1].questions[0].question}\n\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(asked.encode())))
+    code, out, _ = run("chat", "--kb", built, "--max-tokens", "20")
+    assert code == 0
+    assert len(out.splitlines()) >= 2
+
+
+def test_generate_adds_a_response_to_every_record(run: Run, tmp_path: Path) -> None:
+    prompts, out_file = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    text = "<|memory_start|>Town guide: Velun. The mayor of Velun is Ada Bel.<|memory_end|> Who?"
+    records = [
+        {"id": 7, "prompt": text, "note": "a\u2028b"},
+        {"id": 8, "prompt": [{"role": "user", "content": text}]},
+    ]
+    prompts.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n\n")
+    arguments = ("--prompts-jsonl", prompts, "--max-tokens", "8")
+    assert run("generate", *arguments, "--out", out_file)[0] == 0
+    written = [json.loads(line) for line in out_file.read_text("utf-8").strip().split("\n")]
+    assert [{k: v for k, v in w.items() if k != "response"} for w in written] == records
+    assert written[0]["response"] == written[1]["response"]
+    code, out, _ = run("generate", "--prompt", text, "--max-tokens", "8")
+    assert (code, out.rstrip("\n")) == (0, written[0]["response"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ('{"text": "x"}', 'line 2: "prompt" must be'),
+        ('{"prompt": [{"role": "user"}]}', 'line 2: "prompt" must be'),
+    ],
+)
+def test_a_bad_prompt_line_is_named(run: Run, tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(f'{{"prompt": "fine"}}\n{line}\n')
+    code, _, err = run("generate", "--prompts-jsonl", path)
+    assert code == 1
+    assert message in err
+    assert err.count("\n") <= 2
+
+
+def test_doctor_tells_what_is_there_and_what_brings_the_rest(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("doctor", "--json")
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert code == 0
+    assert findings["checkpoint"]["state"] == "ok"
+    assert findings["torch"]["state"] == "ok"
+    missing = [f for f in findings.values() if f["state"] == "missing"]
+    assert all("pip install 'lclm-rag[" in finding["detail"] for finding in missing)
+    (tmp_path / "model_config.json").write_text("{}")
+    code, out, _ = run("doctor", "--checkpoint", tmp_path)
+    assert code == 1
+    assert "BROKEN" in out
+
+
+def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -> None:
+    arguments = ("demo", "--kb", tmp_path / "demo", "--questions", "12")
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert set(result["exact_match"]) == {"latents", "text", "closed_book"}
+    assert result["exact_match"]["latents"] > result["exact_match"]["closed_book"]
+    assert result["positions"]["latents"] < result["positions"]["text"]
+    assert (result["store"]["latents"] > 0, result["recall"]) == (True, 1.0)
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert "400 documents were there already" in " ".join(err.split())
+    assert f'lclm-rag query --kb {tmp_path / "demo"} "' in out
+    assert "lclm-rag info --kb" in out
+    assert "exact match" in out
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("query", "--kb", "{kb}", "Who?", "--top-k", "0"), 2, "--top-k"),
+        (("query", "--kb", "{tmp}", "Who?"), 1, "is not a knowledge base"),
+        (("query", "--kb", "{kb}", " "), 1, "question is empty"),
+        (("query", "--kb", "{kb}", "why " * 20000), 1, "Shorten it"),
+        (("info", "--kb", "{tmp}/nothing"), 1, "is not a knowledge base"),
+        (("build", "{corpus}", "--kb", "{kb}"), 1, "is not empty"),
+        (("build", "{tmp}/nothing", "--kb", "{tmp}/new"), 1, "no such file or folder"),
+        (("build", "{corpus}", "--kb", "{tmp}/new", "--checkpoint", "./none"), 1, "no checkpoint"),
+        (("delete", "nobody", "--kb", "{kb}"), 1, "no document 'nobody'"),
+        (("generate",), 2, "either --prompt or --prompts-jsonl"),
+    ],
+)
+def test_an_error_is_one_line_and_the_knowledge_base_still_answers(
+    run: Run,
+    built: Path,
+    corpus: Path,
+    tmp_path: Path,
+    sheets: list[FactSheet],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    filled = [a.format(kb=built, corpus=corpus, tmp=tmp_path) for a in arguments]
+    found, out, err = run(*filled)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert [line for line in err.splitlines() if line.startswith("Error: ")] == err.splitlines()[
+        -1:
+    ]
+    assert not (tmp_path / "new").exists()
+    assert run("query", "--kb", built, sheets[1].questions[0].question, "--top-k", "1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin.txt", b"caf\xe9", "not UTF-8"),
+        ("blank.txt", b" \n", "empty"),
+    ],
+)
+def test_a_bad_file_fails_the_run_or_is_skipped_and_listed(
+    run: Run, built: Path, corpus: Path, name: str, content: bytes, message: str
+) -> None:
+    (corpus / name).write_bytes(content)
+    (corpus / "new.txt").write_text("A new text.")
+    code, _, err = run("add", corpus, "--kb", built)
+    assert code == 1
+    assert name in err
+    assert message in err
+    assert json.loads(run("info", "--kb", built, "--json")[1])["documents"] == 6
+    code, out, err = run("add", corpus, "--kb", built, "--on-error", "skip")
+    assert code == 3
+    assert f"{name}" in err
+    assert "1 added" in out
+
+
+def test_an_empty_corpus_leaves_no_knowledge_base_behind(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("build", tmp_path / "empty", "--kb", tmp_path / "kb")
+    assert code == 1
+    assert "No document was found" in err
+    assert not (tmp_path / "kb").exists()
+
+
+def test_a_duplicate_id_names_both_places(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"id": "x", "text": "one"}\n{"id": "x", "text": "two"}\n')
+    code, _, err = run("build", path, "--kb", tmp_path / "kb")
+    assert code == 1
+    assert "line 2" in err
+    assert "line 1" in err
+
+
+def test_a_locked_knowledge_base_is_exit_code_4(run: Run, built: Path, corpus: Path) -> None:
+    with KnowledgeBase.open(built) as kb, kb.store.writer():
+        done = subprocess.run(
+            [sys.executable, "-m", "lclm_rag.cli", "add", str(corpus), "--kb", str(built)],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_an_interrupted_build_leaves_nothing_and_says_130(
+    tmp_path: Path, sheets: list[FactSheet]
+) -> None:
+    pipe = tmp_path / "slow.jsonl"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lclm_rag.cli", "build", str(pipe), "--kb", str(tmp_path / "kb")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("w") as feed:
+        feed.write(json.dumps({"id": "a", "text": "Some text."}) + "\n")
+        feed.flush()
+        while not (tmp_path / "kb" / "kb.json").exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "Interrupted."
+    assert not (tmp_path / "kb").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["build", "add", "delete", "query", "chat", "generate", "info", "demo", "doctor"],
+)
+def test_every_command_helps_with_an_example(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"lclm-rag {command}" in out

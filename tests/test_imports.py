@@ -1,0 +1,57 @@
+"""What is imported when: a shell must not wait for a model library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lclm_rag import KnowledgeBase
+
+HEAVY = {"torch", "transformers", "vllm", "ray", "llama_index", "qdrant_client"}
+
+
+def loaded_after(code: str) -> set[str]:
+    program = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lclm_rag",
+        "import lclm_rag.retrieval, lclm_rag.store, lclm_rag.documents",
+        "import lclm_rag.connectors.corpora",
+        "from lclm_rag.cli.main import _run; assert _run(['--help']) == 0",
+    ],
+)
+def test_no_model_library_is_loaded_by(code: str) -> None:
+    assert loaded_after(code) == set()
+
+
+def test_info_loads_no_model_library(small_kb: KnowledgeBase) -> None:
+    code = f"from lclm_rag.cli.main import _run; assert _run(['info', '--kb', {str(small_kb.path)!r}]) == 0"
+    assert loaded_after(code) == set()
+
+
+def test_every_public_name_is_there() -> None:
+    import lclm_rag
+
+    for name in lclm_rag.__all__:
+        assert getattr(lclm_rag, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        lclm_rag.nonsense  # noqa: B018
+
+
+def test_nothing_but_lclm_rag_is_installed_at_the_top(tmp_path: Path) -> None:
+    """`cli` and `connectors` of other projects must not be shadowed."""
+    code = "import importlib.util as u; print([u.find_spec(n) for n in ('cli', 'connectors')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.strip() == "[None, None]"
