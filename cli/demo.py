@@ -117,12 +117,13 @@ def _show(answer: Answer, question: FactQuestion) -> None:
     stdout.print(f"\n   [bold]{escape(question.question)}[/]")
     stdout.print(f"   → {escape(answer.text)}   {verdict}")
     sources = ", ".join(hit.key.document_id for hit in answer.sources)
-    stdout.print(f"     sources: {escape(sources)}", style="dim")
+    stdout.print(f"     sources: {escape(sources)}", style="dim", soft_wrap=True)
     stdout.print(
         f"     {usage.source_tokens} source tokens behind {usage.latents} latents, "
         f"{usage.positions} prompt positions, first token after "
         f"{answer.timings.first_token * 1000:.0f} ms",
         style="dim",
+        soft_wrap=True,
     )
 
 
@@ -171,7 +172,8 @@ def _table(
         f"The right document was among the {top_k} passages for {found:.1%} of the questions.\n"
         f"The store: {store['bytes'] / 2**20:.1f} MiB for {store['source_tokens']:,} source tokens "
         f"({store['bytes'] / store['source_tokens']:.0f} bytes each), {store['latents']:,} latents, "
-        "text included."
+        "text included.",
+        soft_wrap=True,
     )
 
 
