@@ -56,7 +56,7 @@ def query(
     Examples:
       lclm-rag query --kb kb/ "Who is the mayor of Velun?"
       lclm-rag query --kb kb/ "What changed?" --filter lang=en --filter "year>=2024" --top-k 4
-    """  # noqa: E501
+    """
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
 
@@ -182,7 +182,7 @@ def generate(
     Examples:
       lclm-rag generate --prompt "<|memory_start|>The mayor of Velun is Gedul Gizel.<|memory_end|> Who is the mayor of Velun?"
       lclm-rag generate --checkpoint latent-context/0.6b-4b-LCLM-16x --prompts-jsonl in.jsonl --out out.jsonl
-    """
+    """  # noqa: E501
     if (prompt is None) == (prompts_jsonl is None):
         raise click.UsageError("Give either --prompt or --prompts-jsonl.")
     records = [{"prompt": prompt}] if prompts_jsonl is None else _read_prompts(prompts_jsonl)
