@@ -175,6 +175,13 @@ class Checkpoint:
         """Special tokens in a document or a question are only letters to it."""
         return _tokenizer(self.path / "decoder" / "tokenizer.json", inert=True)
 
+    @cached_property
+    def chat_tokenizer(self) -> Any:
+        """The decoder's tokenizer as transformers loads it: chat template, decoding of answers."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path / "decoder", local_files_only=True)
+
     # --- identity -------------------------------------------------------------------------------
 
     def fingerprint(self, space: Space) -> str:

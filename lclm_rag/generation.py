@@ -20,17 +20,14 @@ def markup_prompts(prompts: Sequence[Prompt], compressor: Compressor) -> list[So
 
     Raises ValueError, naming the prompt by its number (from 1), where the markup is not right.
     """
-    from transformers import AutoTokenizer
-
     checkpoint = compressor.checkpoint
     template = PromptTemplate.of(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path / "decoder", local_files_only=True)
     parsed = []
     for number, prompt in enumerate(prompts, start=1):
         messages = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         )
-        rendered = tokenizer.apply_chat_template(
+        rendered = checkpoint.chat_tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Compressor:
             if not len(ids):
                 raise ValueError(f"Text {index} is empty: there is nothing to compress.")
         config = self.checkpoint.config
-        windows = cut_windows(texts, config, self._marker_id())
+        windows = cut_windows(texts, config, self._marker_id)
         of_window: list[torch.Tensor] = [torch.empty(0)] * len(windows)
         sizes = [len(window.token_ids) for window in windows]
         for batch in batches_by_size(sizes, self.token_budget):
@@ -124,6 +125,7 @@ class Compressor:
         config = self.checkpoint.config
         return pool(hidden, windows, config.pooling, config.compression_ratio)
 
+    @cached_property
     def _marker_id(self) -> int | None:
         """The token that stands for a latent in `eos` pooling: the encoder tokenizer's pad token."""
         if self.checkpoint.config.pooling != "eos":

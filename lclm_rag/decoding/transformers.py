@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -53,9 +52,7 @@ class TransformersDecoder:
         self.checkpoint = checkpoint
         self.model = model
         self.context_length = checkpoint.context_length
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.path / "decoder", local_files_only=True
-        )
+        self._tokenizer = checkpoint.chat_tokenizer
         self._stop_ids = sorted(self._end_ids())
 
     @classmethod

@@ -56,6 +56,8 @@ def open_index(
     state = _read_state(folder)
     indexed = _indexed_version(store, state)
     if state is None or indexed is None:
+        if state is None and qdrant_url is not None:
+            _refuse_foreign_collection(qdrant_url, collection)
         return _build(folder, store, embedder, qdrant_url, collection)
     if state.embedder != (embedder.name if embedder else None):
         raise KnowledgeBaseError(
@@ -97,8 +99,6 @@ def _build(
     if qdrant_url is not None:
         from lclm_rag.retrieval.server import drop_collection
 
-        if _read_state(folder) is None:
-            _refuse_foreign_collection(qdrant_url, collection)
         drop_collection(qdrant_url, str(collection))
     shutil.rmtree(folder / "edge", ignore_errors=True)
     folder.mkdir(exist_ok=True)

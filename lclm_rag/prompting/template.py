@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -58,7 +57,7 @@ class PromptTemplate:
     @classmethod
     def of(cls, checkpoint: Checkpoint, instruction: str = DEFAULT_INSTRUCTION) -> PromptTemplate:
         """The template of a checkpoint's decoder; its chat template is rendered once, here."""
-        opening, closing = render_user_turn(checkpoint.path / "decoder")
+        opening, closing = render_user_turn(checkpoint)
         return cls(
             markup=checkpoint.decoder_tokenizer,
             inert=checkpoint.inert_decoder_tokenizer,
@@ -125,14 +124,12 @@ class PromptTemplate:
         return plain_ids(self.inert, f"\nQuestion: {question}") + self._end
 
 
-def render_user_turn(decoder: Path) -> tuple[str, str]:
-    """What the chat template in the folder `decoder` writes before and after a user's turn.
+def render_user_turn(checkpoint: Checkpoint) -> tuple[str, str]:
+    """What the chat template of a checkpoint's decoder writes before and after a user's turn.
 
     Raises CheckpointError where there is no chat template or it does not show the turn exactly once.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(decoder, local_files_only=True)
+    decoder, tokenizer = checkpoint.path / "decoder", checkpoint.chat_tokenizer
     if not tokenizer.chat_template:
         raise CheckpointError(f"The tokenizer in {decoder} has no chat template.")
     messages = [{"role": "user", "content": _CONTENT_MARK}]
