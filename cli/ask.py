@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_IN_PART
 from lclm_rag.cli.options import (
     as_json,
     decoder_options,
@@ -16,9 +18,11 @@ from lclm_rag.cli.options import (
     retrieval_options,
     sampling_options,
 )
+from lclm_rag.errors import PromptError
 
 if TYPE_CHECKING:
     from lclm_rag.answer import Answer
+    from lclm_rag.decoding import Completion
     from lclm_rag.retrieval.filters import Filter
 
 __all__ = ["answer_lines", "chat", "generate", "query"]
@@ -45,6 +49,7 @@ def query(
     filters: tuple[str, ...],
     form: Any,
     decoder: str,
+    decoder_options: dict[str, Any],
     device: str,
     dtype: str,
     as_json: bool,
@@ -56,11 +61,14 @@ def query(
     Examples:
       lclm-rag query --kb kb/ "Who is the mayor of Velun?"
       lclm-rag query --kb kb/ "What changed?" --filter lang=en --filter "year>=2024" --top-k 4
+      lclm-rag query --kb kb/ "What changed?" --decoder http://localhost:8000/v1
     """
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    with KnowledgeBase.open(kb, decoder=decoder, device=device, dtype=dtype) as knowledge_base:
+    with KnowledgeBase.open(
+        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+    ) as knowledge_base:
         answer = knowledge_base.query(
             question, top_k, _filter(filters), form=form, sampling=Sampling(**sampling)
         )
@@ -80,9 +88,10 @@ def answer_lines(answer: Answer) -> list[str]:
         lines.append(f"  left out, no room in the prompt: {', '.join(map(str, answer.left_out))}")
     if not answer.complete:
         lines.append(f"  cut after {usage.generated_tokens} tokens; raise --max-tokens")
+    cached = f" ({usage.cached_positions:,} cached)" if usage.cached_positions else ""
     lines.append(
         f"  {usage.source_tokens:,} source tokens as {usage.latents:,} latents, "
-        f"{usage.positions:,} prompt positions; first token after "
+        f"{usage.positions:,} prompt positions{cached}; first token after "
         f"{timings.first_token * 1000:.0f} ms, {timings.total * 1000:.0f} ms in all"
     )
     return lines
@@ -117,6 +126,7 @@ def chat(
     top_k: int,
     filters: tuple[str, ...],
     decoder: str,
+    decoder_options: dict[str, Any],
     device: str,
     dtype: str,
     **sampling: Any,
@@ -127,14 +137,17 @@ def chat(
     An empty line, or Ctrl-D, ends it.
 
     \b
-    Example:
+    Examples:
       lclm-rag chat --kb kb/
+      lclm-rag chat --kb kb/ --decoder vllm --decoder-option max_model_len=32768
     """
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
 
     chosen, how = _filter(filters), Sampling(**sampling)
-    with KnowledgeBase.open(kb, decoder=decoder, device=device, dtype=dtype) as knowledge_base:
+    with KnowledgeBase.open(
+        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+    ) as knowledge_base:
         click.echo(f"{len(knowledge_base):,} passages. An empty line ends it.", err=True)
         while True:
             click.echo("> ", err=True, nl=False)
@@ -172,47 +185,59 @@ def generate(
     prompts_jsonl: Path | None,
     out: Path | None,
     decoder: str,
+    decoder_options: dict[str, Any],
     device: str,
     dtype: str,
     **sampling: Any,
-) -> None:
+) -> int:
     """Complete prompts that carry their own context between memory marks; no knowledge base.
 
     \b
     Examples:
       lclm-rag generate --prompt "<|memory_start|>The mayor of Velun is Gedul Gizel.<|memory_end|> Who is the mayor of Velun?"
-      lclm-rag generate --checkpoint latent-context/0.6b-4b-LCLM-16x --prompts-jsonl in.jsonl --out out.jsonl
+      lclm-rag generate --checkpoint latent-context/0.6b-4b-LCLM-16x --prompts-jsonl in.jsonl --out out.jsonl --decoder vllm
+
+    A prompt that the decoder cannot take gets "error" in place of "response"; the others are answered, and
+    the exit code is 3.
     """  # noqa: E501
     if (prompt is None) == (prompts_jsonl is None):
         raise click.UsageError("Give either --prompt or --prompts-jsonl.")
     records = [{"prompt": prompt}] if prompts_jsonl is None else _read_prompts(prompts_jsonl)
     from lclm_rag.checkpoint import BUNDLED, Checkpoint
     from lclm_rag.compression import Compressor
-    from lclm_rag.decoding import Sampling
-    from lclm_rag.decoding.transformers import TransformersDecoder
+    from lclm_rag.decoding import Sampling, all_answered, load_decoder
     from lclm_rag.generation import generate as complete
 
     if checkpoint is None:
         click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
     opened = Checkpoint.open(checkpoint or BUNDLED)
     prompts: list[Any] = [record["prompt"] for record in records]
-    completions = complete(
-        prompts,
-        Compressor.from_pretrained(opened, device, dtype),
-        TransformersDecoder.from_pretrained(opened, device, dtype),
-        Sampling(**sampling),
-    )
+    with closing(load_decoder(decoder, opened, device, dtype, **decoder_options)) as loaded:
+        compressor = Compressor.from_pretrained(opened, device, dtype)
+        results = complete(prompts, compressor, loaded, Sampling(**sampling))
+    refused = [number for number, result in enumerate(results) if isinstance(result, PromptError)]
+    for number in refused:
+        click.echo(f"Error: prompt {number + 1}: {results[number]}", err=True)
     if prompts_jsonl is None and out is None:
-        click.echo(completions[0].text)
-        return
+        if refused:
+            return EXIT_FAILED
+        click.echo(all_answered(results)[0].text)
+        return 0
     lines = [
-        json.dumps({**record, "response": completion.text}, ensure_ascii=False)
-        for record, completion in zip(records, completions, strict=True)
+        json.dumps({**record, **_response(result)}, ensure_ascii=False)
+        for record, result in zip(records, results, strict=True)
     ]
     if out is None:
         click.echo("\n".join(lines))
     else:
         out.write_text("\n".join(lines) + "\n", "utf-8")
+    return EXIT_IN_PART if refused else 0
+
+
+def _response(result: Completion | PromptError) -> dict[str, str]:
+    if isinstance(result, PromptError):
+        return {"error": str(result)}
+    return {"response": result.text}
 
 
 def _read_prompts(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.options import as_json, device_options, kb_option, together
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
 
 __all__ = ["add", "build", "delete"]
-
-EXIT_IN_PART = 3
 
 
 _corpus_options = together(

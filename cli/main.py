@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,14 +13,11 @@ from lclm_rag import __version__
 from lclm_rag.cli.ask import chat, generate, query
 from lclm_rag.cli.corpus import add, build, delete
 from lclm_rag.cli.demo import demo
+from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED
 from lclm_rag.cli.state import doctor, info
 from lclm_rag.errors import LclmRagError, LockedError
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_LOCKED", "cli", "main"]
-
-EXIT_FAILED = 1
-EXIT_LOCKED = 4
-EXIT_INTERRUPTED = 130
+__all__ = ["cli", "main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,6 +36,17 @@ def cli() -> None:
     3 done in part (what was skipped is listed), 4 locked by another process, 130 interrupted.
     LCLM_RAG_KB names the knowledge base where --kb is not given.
     """
+    said = logging.getLogger("lclm_rag")
+    if not said.handlers:
+        said.addHandler(_ToStderr())
+        said.setLevel(logging.INFO)
+
+
+class _ToStderr(logging.Handler):
+    """Log lines as click shows them: to what stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
 
 
 for command in (build, add, delete, query, chat, generate, info, demo, doctor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,13 +57,51 @@ device_options = together(
         help="auto (bfloat16 on CUDA, float32 on a CPU), float32, bfloat16, float16.",
     ),
 )
+
+
+def _known_decoder(context: click.Context, option: click.Parameter, value: str) -> str:
+    if value == "vllm":
+        # Its log goes to stdout by default, where only results belong.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if value in ("transformers", "vllm") or value.startswith(("http://", "https://")):
+        return value
+    raise click.BadParameter(f"{value!r} is neither transformers, nor vllm, nor a server's URL.")
+
+
+def _as_options(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    """{name: value}; a value is read as JSON where it is JSON (2, true, "x"), else as it stands."""
+    options: dict[str, Any] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
+        try:
+            options[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            options[name.strip().replace("-", "_")] = value
+    return options
+
+
 decoder_options = together(
     click.option(
         "--decoder",
-        type=click.Choice(["transformers"]),
         default="transformers",
         show_default=True,
-        help="What decodes.",
+        callback=_known_decoder,
+        help="What decodes: transformers, vllm, or the URL of a vLLM server, http://localhost:8000/v1.",
+    ),
+    click.option(
+        "--decoder-option",
+        "decoder_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_as_options,
+        help="For vllm, any argument of its engine: tensor_parallel_size=2, max_model_len=32768, "
+        "gpu_memory_utilization=0.5, quantization=fp8. For a server: model, api_key, timeout (seconds), "
+        "retries, concurrency. May be repeated.",
     ),
     device_options,
 )

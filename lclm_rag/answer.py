@@ -35,12 +35,15 @@ class Hit:
 @dataclass(frozen=True)
 class Usage:
     """positions: decoder positions of the prompt. latents: how many of these are latents.
-    source_tokens: encoder tokens that the latents stand for. generated_tokens: the answer's."""
+    source_tokens: encoder tokens that the latents stand for. generated_tokens: the answer's.
+    cached_positions: how many of the positions a prefix cache held already, so that they were not computed
+    again; None where a server does not say."""
 
     positions: int
     latents: int
     source_tokens: int
     generated_tokens: int
+    cached_positions: int | None
 
 
 @dataclass(frozen=True)

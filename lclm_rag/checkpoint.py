@@ -134,6 +134,12 @@ class Checkpoint:
     def decoder_config(self) -> dict[str, Any]:
         return _read_json(self.path / "decoder" / "config.json")
 
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """The decoder's generation_config.json; empty where there is none."""
+        path = self.path / "decoder" / "generation_config.json"
+        return _read_json(path) if path.is_file() else {}
+
     @property
     def encoder_width(self) -> int:
         """Width of a latent before the adapter: `concat` pooling keeps the group side by side."""
@@ -144,6 +150,11 @@ class Checkpoint:
     def decoder_width(self) -> int:
         """Width of a latent after the adapter: that of the decoder's token embeddings."""
         return int(self.decoder_config["hidden_size"])
+
+    @cached_property
+    def adapter_width(self) -> int:
+        """Width between the adapter's two layers."""
+        return _tensor_shapes([self.path / "adapter" / "adapter.safetensors"])["fc1.bias"][0]
 
     def width(self, space: Space) -> int:
         return self.encoder_width if space == "encoder" else self.decoder_width

@@ -8,9 +8,11 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ContextLengthError",
+    "DecoderError",
     "KnowledgeBaseError",
     "LclmRagError",
     "LockedError",
+    "PromptError",
     "StoreError",
 ]
 
@@ -35,5 +37,13 @@ class KnowledgeBaseError(LclmRagError):
     """A folder is not a knowledge base, or not one that can be opened this way."""
 
 
-class ContextLengthError(LclmRagError, ValueError):
+class DecoderError(LclmRagError):
+    """What decodes cannot be started, cannot be reached, or failed."""
+
+
+class PromptError(LclmRagError, ValueError):
+    """A decoder cannot take a prompt; other prompts are not concerned."""
+
+
+class ContextLengthError(PromptError):
     """A prompt does not fit into the decoder's context."""

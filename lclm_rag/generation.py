@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding import Completion, Decoder, Sampling
+from lclm_rag.errors import PromptError
 from lclm_rag.prompting import PromptTemplate, SoftPrompt
 from lclm_rag.prompting.markup import parse_markup
 
@@ -41,6 +42,6 @@ def markup_prompts(prompts: Sequence[Prompt], compressor: Compressor) -> list[So
 
 def generate(
     prompts: Sequence[Prompt], compressor: Compressor, decoder: Decoder, sampling: Sampling
-) -> list[Completion]:
-    """Completions in the order of the prompts."""
+) -> list[Completion | PromptError]:
+    """Completions in the order of the prompts; the error in place of a prompt that is refused."""
     return decoder.complete(markup_prompts(prompts, compressor), sampling)

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from lclm_rag.answer import AddReport, Answer, Hit, Timings, Usage
+from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.documents import Document
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.prompting import (
-    DEFAULT_INSTRUCTION,
-    AssembledPrompt,
-    PromptPassage,
-    PromptTemplate,
-    SoftPrompt,
-    assemble,
-)
+from lclm_rag.prompting import DEFAULT_INSTRUCTION, PassageForm, PromptTemplate, SoftPrompt
 from lclm_rag.settings import Settings, read_settings, write_settings
 
 if TYPE_CHECKING:
-    import torch
-
+    from lclm_rag.asking import Asked
     from lclm_rag.compression import Compressor
     from lclm_rag.compression.adapter import Adapter
     from lclm_rag.decoding import Decoder, Sampling
     from lclm_rag.retrieval import Embedder, PassageIndex
     from lclm_rag.retrieval.filters import Filter
-    from lclm_rag.store import CodecName, LatentStore, StoredPassage
+    from lclm_rag.store import CodecName, LatentStore
 
 __all__ = ["KnowledgeBase"]
 
 DEFAULT_TOP_K = 8
-PassageForm = Literal["latents", "text", "none"]
-"""How passages go into the prompt; "none" asks without any (closed book)."""
 
 
 class KnowledgeBase:
@@ -55,6 +46,7 @@ class KnowledgeBase:
         store: LatentStore,
         *,
         decoder: str | Decoder = "transformers",
+        decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
@@ -64,7 +56,10 @@ class KnowledgeBase:
         self.store = store
         self.device = device
         self.dtype = dtype
-        self._decoder_choice = decoder
+        self._decoder_name = decoder if isinstance(decoder, str) else ""
+        self._decoder_options = decoder_options or {}
+        self._decoder = None if isinstance(decoder, str) else decoder
+        self._loading = threading.Lock()
 
     # --- making and opening ---------------------------------------------------------------------
 
@@ -82,6 +77,7 @@ class KnowledgeBase:
         qdrant_url: str | None = None,
         collection: str | None = None,
         decoder: str | Decoder = "transformers",
+        decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> KnowledgeBase:
@@ -91,7 +87,7 @@ class KnowledgeBase:
         survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
         default one encoder window. embedder: a sentence-transformers model for hybrid retrieval
         (default: BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index.
-        decoder, device, dtype: as for `open`.
+        decoder, decoder_options, device, dtype: as for `open`.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout
 
@@ -126,7 +122,16 @@ class KnowledgeBase:
         store = LatentStore.create(path / "store", layout)
         # Last, so that a folder with kb.json is always whole.
         write_settings(path, settings)
-        return cls(path, settings, opened, store, decoder=decoder, device=device, dtype=dtype)
+        return cls(
+            path,
+            settings,
+            opened,
+            store,
+            decoder=decoder,
+            decoder_options=decoder_options,
+            device=device,
+            dtype=dtype,
+        )
 
     @classmethod
     def open(
@@ -135,14 +140,16 @@ class KnowledgeBase:
         *,
         checkpoint: str | Path | None = None,
         decoder: str | Decoder = "transformers",
+        decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> KnowledgeBase:
         """Open a knowledge base.
 
         checkpoint: where it lies now, if not where it lay when the knowledge base was made.
-        decoder: "transformers", or any object with `complete` and `stream`. device: "auto", "cpu",
-        "cuda". dtype: "auto", "float32", "bfloat16", "float16".
+        decoder: "transformers", "vllm", the URL of a vLLM server, or a Decoder (which the caller then
+        closes). decoder_options: see `load_decoder`; {"tensor_parallel_size": 2}, say. device: "auto",
+        "cpu", "cuda". dtype: "auto", "float32", "bfloat16", "float16".
         Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint.
         """
         from lclm_rag.store import LatentStore
@@ -157,10 +164,26 @@ class KnowledgeBase:
                 f"{path} was built with checkpoint {settings.checkpoint} (fingerprint {wanted}); "
                 f"{opened.name} has fingerprint {found}, and cannot read its latents."
             )
-        return cls(path, settings, opened, store, decoder=decoder, device=device, dtype=dtype)
+        return cls(
+            path,
+            settings,
+            opened,
+            store,
+            decoder=decoder,
+            decoder_options=decoder_options,
+            device=device,
+            dtype=dtype,
+        )
 
     def close(self) -> None:
-        """Release the passage index, so that another process can open it."""
+        """Release the passage index, so that another process can open it, and the decoder that was loaded
+        here."""
+        self._close_index()
+        if self._decoder is not None and self._decoder_name:
+            self._decoder.close()
+            self._decoder = None
+
+    def _close_index(self) -> None:
         if "index" in self.__dict__:
             self.index.close()
             del self.__dict__["index"]
@@ -183,15 +206,27 @@ class KnowledgeBase:
 
         return Compressor.from_pretrained(self.checkpoint, self.device, self.dtype)
 
-    @cached_property
+    @property
     def decoder(self) -> Decoder:
-        if not isinstance(self._decoder_choice, str):
-            return self._decoder_choice
-        if self._decoder_choice != "transformers":
-            raise ValueError(f"Unknown decoder {self._decoder_choice!r}; use transformers.")
-        from lclm_rag.decoding.transformers import TransformersDecoder
+        """Loaded once, whichever thread asks first."""
+        with self._loading:
+            if self._decoder is None:
+                from lclm_rag.decoding import load_decoder
 
-        return TransformersDecoder.from_pretrained(self.checkpoint, self.device, self.dtype)
+                self._decoder = load_decoder(
+                    self._decoder_name,
+                    self.checkpoint,
+                    self.device,
+                    self.dtype,
+                    **self._decoder_options,
+                )
+        return self._decoder
+
+    @property
+    def context_length(self) -> int:
+        """The decoder's, which an engine option may have shortened; the checkpoint's before it is loaded."""
+        loaded = self._decoder
+        return self.checkpoint.context_length if loaded is None else loaded.context_length
 
     @cached_property
     def template(self) -> PromptTemplate:
@@ -219,7 +254,7 @@ class KnowledgeBase:
         return SentenceTransformerEmbedder(self.settings.embedder)
 
     @cached_property
-    def _adapter(self) -> Adapter:
+    def adapter(self) -> Adapter:
         if "compressor" in self.__dict__:
             return self.compressor.adapter
         from lclm_rag.compression.adapter import load_adapter
@@ -265,7 +300,7 @@ class KnowledgeBase:
 
     def _show(self, store: LatentStore) -> None:
         """Turn to a new version, the passage index with it."""
-        self.close()
+        self._close_index()
         self.store = store
         self.index  # noqa: B018  Brings the index to the new version.
 
@@ -281,7 +316,9 @@ class KnowledgeBase:
 
         filters: {"lang": "en"} for equality, or an expression made with `lclm_rag.retrieval.field`.
         """
-        return [hit for hit, _ in self._retrieve(question, top_k, filters)]
+        from lclm_rag.asking import retrieve
+
+        return [hit for hit, _ in retrieve(self, question, top_k, filters)]
 
     def assemble(
         self,
@@ -290,14 +327,18 @@ class KnowledgeBase:
         filters: Filter | Mapping[str, Any] | None = None,
         *,
         form: PassageForm = "latents",
+        space: Space = "decoder",
         max_tokens: int = 256,
     ) -> SoftPrompt:
         """What the decoder would be given.
 
-        form: "latents"; "text", the same passages pasted; "none", no passages.
+        form: "latents"; "text", the same passages pasted; "none", no passages. space: "decoder", which
+        every decoder takes; "encoder", as a store in encoder space keeps latents, for decoders that have
+        the adapter.
         """
-        found = self._retrieve(question, top_k, filters, form)
-        return self._fit(question, self._prompt_passages(found, form), max_tokens).prompt
+        from lclm_rag.asking import ask
+
+        return ask(self, question, top_k, filters, form, space, max_tokens).assembled.prompt
 
     def query(
         self,
@@ -309,39 +350,9 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
     ) -> Answer:
         """Retrieve, assemble, decode."""
-        from lclm_rag.decoding import Sampling
-
-        sampling = sampling or Sampling()
-        started = time.perf_counter()
-        found = self._retrieve(question, top_k, filters, form)
-        retrieved = time.perf_counter()
-        passages = self._prompt_passages(found, form)
-        loaded = time.perf_counter()
-        assembled = self._fit(question, passages, sampling.max_tokens)
-        ready = time.perf_counter()
-        completion = self.decoder.complete([assembled.prompt], sampling)[0]
-        used = set(assembled.used)
-        tokens = {row.passage.key: row.tokens for _, row in found}
-        return Answer(
-            question=question,
-            text=completion.text.strip(),
-            sources=[hit for hit, _ in found if hit.key in used],
-            left_out=list(assembled.left_out),
-            complete=completion.finish_reason == "stop",
-            usage=Usage(
-                positions=assembled.prompt.positions,
-                latents=assembled.prompt.latent_count,
-                source_tokens=sum(tokens[s.key] for s in assembled.prompt.spans if s.key),
-                generated_tokens=len(completion.token_ids),
-            ),
-            timings=Timings(
-                retrieve=retrieved - started,
-                load=loaded - retrieved,
-                assemble=ready - loaded,
-                first_token=completion.first_token,
-                total=time.perf_counter() - started,
-            ),
-        )
+        sampling, decoder = _or_default(sampling), self.decoder
+        asked = self._ask(question, top_k, filters, form, sampling)
+        return asked.answer(decoder.complete([asked.prompt], sampling))
 
     def stream(
         self,
@@ -353,88 +364,66 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
     ) -> Iterator[str]:
         """As `query`, in pieces of text as they are written; joined, they are its text."""
-        from lclm_rag.decoding import Sampling, stripped
+        from lclm_rag.decoding import stripped
 
-        sampling = sampling or Sampling()
-        found = self._retrieve(question, top_k, filters, form)
-        assembled = self._fit(question, self._prompt_passages(found, form), sampling.max_tokens)
-        yield from stripped(self.decoder.stream(assembled.prompt, sampling))
+        sampling, decoder = _or_default(sampling), self.decoder
+        asked = self._ask(question, top_k, filters, form, sampling)
+        yield from stripped(decoder.stream(asked.prompt, sampling))
 
-    async def aquery(self, question: str, *args: Any, **kwargs: Any) -> Answer:
-        """`query` in a thread: the event loop stays free."""
-        return await asyncio.to_thread(self.query, question, *args, **kwargs)
+    async def aquery(
+        self,
+        question: str,
+        top_k: int = DEFAULT_TOP_K,
+        filters: Filter | Mapping[str, Any] | None = None,
+        *,
+        form: PassageForm = "latents",
+        sampling: Sampling | None = None,
+    ) -> Answer:
+        """As `query`; the event loop stays free. On vLLM any number of questions is decoded together, and
+        cancelling one ends its generation."""
+        sampling = _or_default(sampling)
+        decoder = await asyncio.to_thread(lambda: self.decoder)
+        asked = await asyncio.to_thread(self._ask, question, top_k, filters, form, sampling)
+        return asked.answer(await decoder.acomplete([asked.prompt], sampling))
 
-    async def astream(self, question: str, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
-        """`stream` in a thread: the event loop stays free."""
-        pieces = self.stream(question, *args, **kwargs)
-        end = object()
-        try:
-            while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
-                yield str(piece)
-        finally:
-            await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
+    async def astream(
+        self,
+        question: str,
+        top_k: int = DEFAULT_TOP_K,
+        filters: Filter | Mapping[str, Any] | None = None,
+        *,
+        form: PassageForm = "latents",
+        sampling: Sampling | None = None,
+    ) -> AsyncIterator[str]:
+        """As `stream`; the event loop stays free, and closing it ends the generation."""
+        from lclm_rag.decoding import astripped
 
-    def _retrieve(
+        sampling = _or_default(sampling)
+        decoder = await asyncio.to_thread(lambda: self.decoder)
+        asked = await asyncio.to_thread(self._ask, question, top_k, filters, form, sampling)
+        async with aclosing(decoder.astream(asked.prompt, sampling)) as pieces:
+            async for piece in astripped(pieces):
+                yield piece
+
+    def _ask(
         self,
         question: str,
         top_k: int,
         filters: Filter | Mapping[str, Any] | None,
-        form: PassageForm = "latents",
-    ) -> list[tuple[Hit, StoredPassage]]:
-        from lclm_rag.retrieval import as_filter
+        form: PassageForm,
+        sampling: Sampling,
+    ) -> Asked:
+        """For the decoder that is loaded: one that has the adapter gets latents as they are stored."""
+        from lclm_rag.asking import ask
 
-        if form not in get_args(PassageForm):
-            raise ValueError(f"Unknown form {form!r}; use {', '.join(get_args(PassageForm))}.")
+        space: Space = "encoder" if self.decoder.takes_encoder_space else "decoder"
+        return ask(self, question, top_k, filters, form, space, sampling.max_tokens)
 
-        if not question.strip():
-            raise ValueError("The question is empty.")
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}.")
-        if form == "none":
-            return []
-        hits = self.index.search(question, top_k, as_filter(filters))
-        rows = self.store.read(hit.key for hit in hits)
-        return [
-            (
-                Hit(
-                    key=hit.key,
-                    score=hit.score,
-                    text=row.passage.text,
-                    start=row.passage.start,
-                    end=row.passage.end,
-                    metadata=row.passage.metadata,
-                ),
-                row,
-            )
-            for hit, row in zip(hits, rows, strict=True)
-        ]
 
-    def _prompt_passages(
-        self, found: list[tuple[Hit, StoredPassage]], form: PassageForm
-    ) -> list[PromptPassage]:
-        rows = [row for _, row in found]
-        latents: Sequence[torch.Tensor | None] = [None] * len(rows)
-        if form == "latents" and rows:
-            latents = self._in_decoder_space([row.latents for row in rows])
-        return [
-            PromptPassage(row.passage.key, row.passage.text, vectors)
-            for row, vectors in zip(rows, latents, strict=True)
-        ]
+def _or_default(sampling: Sampling | None) -> Sampling:
+    from lclm_rag.decoding import Sampling
 
-    def _in_decoder_space(self, latents: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Through the adapter, all passages at once, where the store keeps encoder space."""
-        if self.store.layout.space == "decoder":
-            return latents
-        import torch
-
-        projected = self._adapter.project(torch.cat(latents))
-        return list(projected.split([len(vectors) for vectors in latents]))
-
-    def _fit(
-        self, question: str, passages: list[PromptPassage], max_tokens: int
-    ) -> AssembledPrompt:
-        budget = self.checkpoint.context_length - max_tokens
-        return assemble(self.template, passages, question, budget)
+    return sampling or Sampling()
 
 
 def _lasting_name(checkpoint: Checkpoint) -> str:

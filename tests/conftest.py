@@ -5,6 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +24,10 @@ from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression import Compressor
 from lclm_rag.compression.adapter import Adapter
+from lclm_rag.decoding import Decoder, load_decoder
+from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.decoding.transformers import TransformersDecoder
+from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet, fact_sheets, held_out_questions
 from lclm_rag.prompting import PromptTemplate
 
@@ -37,6 +46,73 @@ def compressor(checkpoint: Checkpoint) -> Compressor:
 @pytest.fixture(scope="session")
 def decoder(checkpoint: Checkpoint) -> TransformersDecoder:
     return TransformersDecoder.from_pretrained(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def items_decoder(checkpoint: Checkpoint) -> Iterator[VLLMDecoder]:
+    """vLLM with the latent modality. The one engine of the whole run: it takes a minute to start."""
+    options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28, "max_num_seqs": 64}
+    decoder = load_decoder("vllm", checkpoint, device="cpu", **options)
+    assert isinstance(decoder, VLLMDecoder)
+    assert decoder.inputs == "items"
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture(scope="session")
+def mixed_decoder(items_decoder: VLLMDecoder) -> VLLMDecoder:
+    """Mixed prompts, on the same engine."""
+    return items_decoder.with_inputs("mixed")
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Iterator[str]:
+    """A real `vllm serve` on loopback, as the README starts it. The one server of the whole run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("vllm"), "serve", checkpoint.path / "decoder"]
+    command += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
+    command += ["--dtype", "float32", "--block-size", "32", "--enforce-eager"]
+    command += ["--kv-cache-memory-bytes", str(2**28)]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", server, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: int = 300) -> None:
+    for _ in range(seconds):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, f"vllm serve ended:\n{log.read_text()[-3000:]}"
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError(f"vllm serve did not answer:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="session")
+def server_decoder(server_url: str, checkpoint: Checkpoint) -> Iterator[ServerDecoder]:
+    decoder = load_decoder(server_url, checkpoint)
+    assert isinstance(decoder, ServerDecoder)
+    yield decoder
+    decoder.close()
+
+
+DECODERS = ("decoder", "items_decoder", "mixed_decoder", "server_decoder")
+
+
+@pytest.fixture(params=DECODERS)
+def each_decoder(request: pytest.FixtureRequest) -> Decoder:
+    """transformers, vLLM with latent items, vLLM with mixed prompts, a vLLM server."""
+    found: Decoder = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,40 @@
-"""The transformers decoder: soft prompts are right, batches and streams agree, bad prompts are refused."""
+"""What every decoder promises: right tokens, batches and streams that agree, bad prompts refused."""
 
 from __future__ import annotations
+
+import asyncio
+import dataclasses
 
 import pytest
 import torch
 
-from lclm_rag import KnowledgeBase, Sampling
+from lclm_rag import ContextLengthError, KnowledgeBase, Sampling
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.decoding import Completion, Decoder, all_answered, load_decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
+from lclm_rag.errors import PromptError
 from lclm_rag.evaluation.fact_sheets import FactQuestion
 from lclm_rag.prompting import SoftPrompt, Span
+
+
+def complete(decoder: Decoder, prompts: list[SoftPrompt], **sampling: object) -> list[Completion]:
+    return all_answered(decoder.complete(prompts, Sampling(**sampling)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["latents", "text", "none"])
+def test_greedy_tokens_are_those_of_transformers(
+    form: str,
+    knowledge_base: KnowledgeBase,
+    decoder: TransformersDecoder,
+    each_decoder: Decoder,
+    questions: list[FactQuestion],
+) -> None:
+    prompts = [knowledge_base.assemble(q.question, 4, form=form) for q in questions[:50]]  # type: ignore[arg-type]
+    wanted = complete(decoder, prompts, max_tokens=24)
+    got = complete(each_decoder, prompts, max_tokens=24)
+    assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
+    assert [c.text for c in got] == [c.text for c in wanted]
+    assert [c.finish_reason for c in got] == [c.finish_reason for c in wanted]
 
 
 def test_embeddings_in_place_of_latents_answer_as_pasted_text_does(
@@ -25,15 +51,14 @@ def test_embeddings_in_place_of_latents_answer_as_pasted_text_does(
         ids = list(prompt.token_ids)
         ids[span.start : span.start + span.length] = [memory] * span.length
         soft.append(SoftPrompt(ids, (table(torch.tensor(inside)).detach(),), (span,)))
-    sampling = Sampling(max_tokens=24)
     for a, b in zip(
-        decoder.complete(pasted, sampling), decoder.complete(soft, sampling), strict=True
+        complete(decoder, pasted, max_tokens=24), complete(decoder, soft, max_tokens=24), strict=True
     ):
         assert a.token_ids == b.token_ids
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(
-    knowledge_base: KnowledgeBase, decoder: TransformersDecoder, questions: list[FactQuestion]
+    knowledge_base: KnowledgeBase, each_decoder: Decoder, questions: list[FactQuestion]
 ) -> None:
     prompts = [
         knowledge_base.assemble(q.question, k, form=form)
@@ -41,50 +66,59 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
             questions[:6], (1, 2, 3, 4, 8, 4), ("latents", "text", "none") * 2, strict=True
         )
     ]
-    together = decoder.complete(prompts, Sampling(max_tokens=16))
+    together = complete(each_decoder, prompts, max_tokens=16)
     for prompt, completion in zip(prompts, together, strict=True):
-        alone = decoder.complete([prompt], Sampling(max_tokens=16))[0]
+        (alone,) = complete(each_decoder, [prompt], max_tokens=16)
         assert alone.token_ids == completion.token_ids
         assert alone.text == completion.text
+        assert 0 < alone.first_token <= alone.total
 
 
+@pytest.mark.parametrize("form", ["latents", "text"])
 def test_a_stream_joined_is_the_completion(
-    knowledge_base: KnowledgeBase, decoder: TransformersDecoder, questions: list[FactQuestion]
+    form: str, knowledge_base: KnowledgeBase, each_decoder: Decoder, questions: list[FactQuestion]
 ) -> None:
-    prompt = knowledge_base.assemble(questions[0].question, 4)
-    pieces = list(decoder.stream(prompt, Sampling(max_tokens=16)))
-    assert "".join(pieces) == decoder.complete([prompt], Sampling(max_tokens=16))[0].text
+    prompt = knowledge_base.assemble(questions[0].question, 4, form=form)  # type: ignore[arg-type]
+    (completion,) = complete(each_decoder, [prompt], max_tokens=16)
+    pieces = list(each_decoder.stream(prompt, Sampling(max_tokens=16)))
+    assert len(pieces) > 1
+    assert "".join(pieces) == completion.text
+
+    async def in_an_event_loop() -> list[str]:
+        return [piece async for piece in each_decoder.astream(prompt, Sampling(max_tokens=16))]
+
+    assert asyncio.run(in_an_event_loop()) == pieces
 
 
 def test_closing_a_stream_ends_the_generation(
-    knowledge_base: KnowledgeBase, decoder: TransformersDecoder
+    knowledge_base: KnowledgeBase, each_decoder: Decoder
 ) -> None:
     prompt = knowledge_base.assemble("Tell me a very long story, please.", 2)
-    stream = decoder.stream(prompt, Sampling(max_tokens=5000, temperature=5.0, seed=1))
+    stream = each_decoder.stream(prompt, Sampling(max_tokens=5000, temperature=2.0, seed=1))
     next(stream)
-    stream.close()  # Would take minutes if the generation went on: close waits for its thread.
+    stream.close()  # type: ignore[attr-defined]  # Would take minutes if the generation went on.
 
 
 def test_the_answer_ends_at_the_end_of_the_turn(
-    knowledge_base: KnowledgeBase, decoder: TransformersDecoder, questions: list[FactQuestion]
+    knowledge_base: KnowledgeBase, each_decoder: Decoder, questions: list[FactQuestion]
 ) -> None:
     prompt = knowledge_base.assemble(questions[0].question, 4)
-    completion = decoder.complete([prompt], Sampling(max_tokens=64))[0]
-    end = decoder.checkpoint.decoder_tokenizer.token_to_id("<|im_end|>")
+    (completion,) = complete(each_decoder, [prompt], max_tokens=64)
+    end = knowledge_base.checkpoint.decoder_tokenizer.token_to_id("<|im_end|>")
     assert completion.finish_reason == "stop"
     assert completion.token_ids[-1] == end
     assert "<|im_end|>" not in completion.text
-    cut = decoder.complete([prompt], Sampling(max_tokens=1))[0]
+    (cut,) = complete(each_decoder, [prompt], max_tokens=1)
     assert (cut.finish_reason, len(cut.token_ids)) == ("length", 1)
 
 
 def test_sampling_is_repeatable_by_its_seed(
-    knowledge_base: KnowledgeBase, decoder: TransformersDecoder
+    knowledge_base: KnowledgeBase, each_decoder: Decoder
 ) -> None:
     prompt = knowledge_base.assemble("Say anything you like.", 2)
 
     def sample(seed: int) -> list[int]:
-        return decoder.complete([prompt], Sampling(max_tokens=24, temperature=3.0, seed=seed))[
+        return complete(each_decoder, [prompt], max_tokens=24, temperature=2.0, seed=seed)[
             0
         ].token_ids
 
@@ -92,25 +126,93 @@ def test_sampling_is_repeatable_by_its_seed(
     assert len({tuple(sample(seed)) for seed in range(5)}) > 1
 
 
+def one_latent(row: torch.Tensor, **changes: object) -> SoftPrompt:
+    return SoftPrompt([1, 1], (row,), (Span(0, 1),), **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("prompt", "message"),
+    ("bad", "message"),
     [
         (SoftPrompt([]), "prompt is empty"),
         (SoftPrompt([1] * 16380), "context holds 16384"),
-        (
-            SoftPrompt([1, 1], (torch.zeros(1, 7),), (Span(0, 1),)),
-            "7 wide, the decoder's embeddings 192",
-        ),
-        (SoftPrompt([1, 1], (torch.full((1, 192), torch.nan),), (Span(0, 1),)), "not finite"),
+        (SoftPrompt([1, 768]), "token id 768; the decoder's vocabulary ends at 767"),
+        (SoftPrompt([1, -1]), "token id -1"),
+        (one_latent(torch.ones(1, 7)), "position 0 are 7 wide; in decoder space"),
+        (one_latent(torch.full((1, 192), torch.nan)), "not finite as float32"),
+        (one_latent(torch.full((1, 192), 1e300, dtype=torch.float64)), "not finite as float32"),
+        (one_latent(torch.zeros(1, 192)), "a row of zeros"),
+        (one_latent(torch.ones(1, 192, dtype=torch.int32)), "must be floating point"),
     ],
 )
-def test_a_prompt_that_would_break_or_be_cut_is_refused(
-    decoder: TransformersDecoder, prompt: SoftPrompt, message: str
+def test_a_bad_prompt_is_refused_and_the_others_are_answered(
+    each_decoder: Decoder,
+    decoder: TransformersDecoder,
+    knowledge_base: KnowledgeBase,
+    questions: list[FactQuestion],
+    bad: SoftPrompt,
+    message: str,
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        decoder.complete([prompt], Sampling(max_tokens=16))
-    with pytest.raises(ValueError, match=message):
-        next(decoder.stream(prompt, Sampling(max_tokens=16)))
+    if "server" in type(each_decoder).__module__:  # Which casts to a dtype that the client cannot know.
+        message = message.removesuffix(" as float32")
+        if bad.latents and bad.latents[0].dtype == torch.float64:
+            return
+    good = knowledge_base.assemble(questions[0].question, 2)
+    sampling = Sampling(max_tokens=16)
+    refused, answered = each_decoder.complete([bad, good], sampling)
+    assert isinstance(refused, PromptError)
+    assert message in str(refused)
+    assert isinstance(answered, Completion)
+    assert answered.token_ids == complete(decoder, [good], max_tokens=16)[0].token_ids
+    with pytest.raises(PromptError, match=message):
+        next(each_decoder.stream(bad, sampling))
+
+
+def test_encoder_space_is_refused_where_there_is_no_adapter(
+    each_decoder: Decoder, knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+) -> None:
+    prompt = knowledge_base.assemble(questions[0].question, 2, space="encoder")
+    assert prompt.space == "encoder"
+    (result,) = each_decoder.complete([prompt], Sampling(max_tokens=16))
+    if each_decoder.takes_encoder_space:
+        assert isinstance(result, Completion)
+        projected = knowledge_base.assemble(questions[0].question, 2)
+        assert result.token_ids == complete(each_decoder, [projected], max_tokens=16)[0].token_ids
+    else:
+        assert "this decoder has no adapter" in str(result)
+
+
+def test_a_context_that_is_full_is_told_apart(each_decoder: Decoder) -> None:
+    (result,) = each_decoder.complete([SoftPrompt([1] * 16380)], Sampling(max_tokens=5))
+    assert isinstance(result, ContextLengthError)
+
+
+def test_an_unknown_decoder_or_option_is_refused_before_anything_is_loaded(
+    checkpoint: Checkpoint,
+) -> None:
+    with pytest.raises(ValueError, match="Unknown decoder 'llama'; use transformers, vllm, or"):
+        load_decoder("llama", checkpoint)
+    with pytest.raises(ValueError, match="transformers decoder has no option 'x'"):
+        load_decoder("transformers", checkpoint, x=1)
+    with pytest.raises(ValueError, match="vLLM's engine has no option 'x'"):
+        load_decoder("vllm", checkpoint, x=1)
+
+
+def test_an_answer_counts_alike_whatever_decodes(
+    each_decoder: Decoder, knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+) -> None:
+    with KnowledgeBase.open(knowledge_base.path, decoder=knowledge_base.decoder) as kb:
+        kb.__dict__["index"] = knowledge_base.index  # It is open in one place at a time.
+        wanted = kb.query(questions[1].question, 4)
+        kb._decoder = each_decoder
+        answer = kb.query(questions[1].question, 4)
+        again = kb.query(questions[1].question, 4)
+        streamed = "".join(kb.stream(questions[1].question, 4))
+        del kb.__dict__["index"]
+    assert answer.text == wanted.text == streamed
+    assert dataclasses.replace(answer.usage, cached_positions=0) == wanted.usage
+    assert 0 < answer.timings.first_token <= answer.timings.total
+    if each_decoder is not knowledge_base.decoder:
+        assert again.usage.cached_positions == (again.usage.positions - 1) // 32 * 32
 
 
 @pytest.mark.parametrize(

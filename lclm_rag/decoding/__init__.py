@@ -1,5 +1,21 @@
 """SoftPrompt → Completion."""
 
-from lclm_rag.decoding.decoder import Completion, Decoder, Sampling, stripped
+from lclm_rag.decoding.decoder import (
+    Completion,
+    Decoder,
+    Sampling,
+    all_answered,
+    astripped,
+    stripped,
+)
+from lclm_rag.decoding.load import load_decoder
 
-__all__ = ["Completion", "Decoder", "Sampling", "stripped"]
+__all__ = [
+    "Completion",
+    "Decoder",
+    "Sampling",
+    "all_answered",
+    "astripped",
+    "load_decoder",
+    "stripped",
+]

@@ -20,9 +20,15 @@ from transformers import (
 
 from lclm_rag.batching import batches_by_size
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt
+from lclm_rag.decoding.decoder import (
+    Completion,
+    Decoder,
+    Sampling,
+    check_prompt,
+    end_token_ids,
+)
+from lclm_rag.errors import PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
-from lclm_rag.prompting.template import PromptTemplate
 from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
 
 __all__ = ["TransformersDecoder"]
@@ -45,7 +51,7 @@ class _Watch(StoppingCriteria):
         return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
 
 
-class TransformersDecoder:
+class TransformersDecoder(Decoder):
     """The checkpoint's decoder on transformers; encoder and adapter are not loaded."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -53,7 +59,7 @@ class TransformersDecoder:
         self.model = model
         self.context_length = checkpoint.context_length
         self._tokenizer = checkpoint.chat_tokenizer
-        self._stop_ids = sorted(self._end_ids())
+        self._stop_ids = end_token_ids(checkpoint)
 
     @classmethod
     def from_pretrained(
@@ -65,17 +71,23 @@ class TransformersDecoder:
         folder = checkpoint.path / "decoder"
         return cls(checkpoint, load_transformers_model(AutoModelForCausalLM, folder, on, kind))
 
-    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Completion]:
-        """Prompts of similar length are decoded together; a bad prompt is refused before any of them."""
-        for prompt in prompts:
-            self._check(prompt, sampling)
-        completions: dict[int, Completion] = {}
-        sizes = [prompt.positions for prompt in prompts]
+    def complete(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> list[Completion | PromptError]:
+        """Prompts of similar length are decoded together."""
+        results: dict[int, Completion | PromptError] = {}
+        for number, prompt in enumerate(prompts):
+            try:
+                self._check(prompt, sampling)
+            except PromptError as error:
+                results[number] = error
+        good = [number for number in range(len(prompts)) if number not in results]
         budget = _BATCH_POSITIONS.get(self.model.device.type, 8_192)
-        for batch in batches_by_size(sizes, budget):
-            done = self._complete_batch([prompts[i] for i in batch], sampling)
-            completions.update(zip(batch, done, strict=True))
-        return [completions[i] for i in range(len(prompts))]
+        for batch in batches_by_size([prompts[i].positions for i in good], budget):
+            numbers = [good[i] for i in batch]
+            done = self._complete_batch([prompts[i] for i in numbers], sampling)
+            results.update(zip(numbers, done, strict=True))
+        return [results[number] for number in range(len(prompts))]
 
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
         """Pieces of text as they are written; closing the iterator ends the generation."""
@@ -163,16 +175,11 @@ class TransformersDecoder:
     def _check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
         check_prompt(
             prompt,
-            width=self.checkpoint.decoder_width,
+            self.checkpoint,
             context_length=self.context_length,
             max_tokens=sampling.max_tokens,
+            dtype=self.model.dtype,
         )
-
-    def _end_ids(self) -> set[int]:
-        """The end-of-turn token, and whatever else the checkpoint's generation config ends at."""
-        ends = self.model.generation_config.eos_token_id
-        configured = [ends] if isinstance(ends, int) else list(ends or [])
-        return {PromptTemplate.of(self.checkpoint).end_of_turn, *configured}
 
 
 @contextmanager

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lclm_rag.decoding import Sampling
+from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.evaluation.fact_sheets import FactQuestion
-from lclm_rag.knowledge_base import KnowledgeBase, PassageForm
+from lclm_rag.knowledge_base import KnowledgeBase
+from lclm_rag.prompting import PassageForm
 
 __all__ = ["FormScore", "exact_match", "recall", "score_form"]
 
@@ -62,9 +63,11 @@ def score_form(
     answers: list[str] = []
     for start in range(0, len(prompts), _AT_ONCE):
         batch = prompts[start : start + _AT_ONCE]
-        answers += [c.text.strip() for c in kb.decoder.complete(batch, sampling)]
+        completions = all_answered(kb.decoder.complete(batch, sampling))
+        answers += [completion.text.strip() for completion in completions]
         on_progress(len(batch))
-    alone = [kb.decoder.complete([p], Sampling(max_tokens=1))[0] for p in prompts[:_TIMED]]
+    one = Sampling(max_tokens=1)
+    alone = [all_answered(kb.decoder.complete([p], one))[0] for p in prompts[:_TIMED]]
     right = [exact_match(a, q.answer) for a, q in zip(answers, questions, strict=True)]
     return FormScore(
         form=form,

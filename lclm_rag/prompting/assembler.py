@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from lclm_rag.checkpoint import Space
 from lclm_rag.documents import PassageKey
 from lclm_rag.errors import ContextLengthError
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
@@ -14,12 +15,15 @@ from lclm_rag.prompting.template import PromptTemplate, plain_ids
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AssembledPrompt", "PromptPassage", "assemble"]
+__all__ = ["AssembledPrompt", "PassageForm", "PromptPassage", "assemble"]
+
+PassageForm = Literal["latents", "text", "none"]
+"""How passages go into a prompt; "none" asks without any (closed book)."""
 
 
 @dataclass(frozen=True)
 class PromptPassage:
-    """A passage on its way into a prompt: as latents [n, decoder width], or (None) as text."""
+    """A passage on its way into a prompt: as latents [n, width], or (None) as text."""
 
     key: PassageKey
     text: str
@@ -36,12 +40,17 @@ class AssembledPrompt:
 
 
 def assemble(
-    template: PromptTemplate, passages: Sequence[PromptPassage], question: str, budget: int
+    template: PromptTemplate,
+    passages: Sequence[PromptPassage],
+    question: str,
+    budget: int,
+    space: Space = "decoder",
 ) -> AssembledPrompt:
     """Build the prompt: header, passages in the order of their keys, question.
 
     `passages` come best first and are taken while they fit into `budget` positions; the order in the
     prompt does not depend on their rank, so that the same set of passages is the same prefix.
+    `space` is that of their latents.
     Raises ContextLengthError where the question alone, or with the best passage, does not fit, and
     ValueError where the question is empty.
     """
@@ -78,7 +87,7 @@ def assemble(
             spans.append(Span(start + 1, len(found), passages[i].key))
             latents.append(found)
     return AssembledPrompt(
-        prompt=SoftPrompt(context + asked, tuple(latents), tuple(spans)),
+        prompt=SoftPrompt(context + asked, tuple(latents), tuple(spans), space),
         used=tuple(passages[i].key for i in order),
         left_out=tuple(p.key for p in passages[taken:]),
     )

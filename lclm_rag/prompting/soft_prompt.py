@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lclm_rag.checkpoint import Space
 from lclm_rag.documents import PassageKey
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class Span:
 class SoftPrompt:
     """Token ids, with placeholder ids where latents go, plus those latents.
 
-    latents: one tensor [span.length, decoder width] for each span, in the order of `spans`.
+    latents: one tensor [span.length, width of `space`] for each span, in the order of `spans`.
+    space: "decoder", which every decoder takes, or "encoder", for decoders that have the adapter.
     """
 
     token_ids: list[int]
     latents: tuple[torch.Tensor, ...] = ()
     spans: tuple[Span, ...] = ()
+    space: Space = "decoder"
 
     def __post_init__(self) -> None:
         if len(self.latents) != len(self.spans):

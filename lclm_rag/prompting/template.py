@@ -15,7 +15,7 @@ __all__ = [
     "DEFAULT_INSTRUCTION",
     "PromptTemplate",
     "plain_ids",
-    "render_user_turn",
+    "render_turn",
 ]
 
 DEFAULT_INSTRUCTION = "Answer the question from the passages."
@@ -57,7 +57,7 @@ class PromptTemplate:
     @classmethod
     def of(cls, checkpoint: Checkpoint, instruction: str = DEFAULT_INSTRUCTION) -> PromptTemplate:
         """The template of a checkpoint's decoder; its chat template is rendered once, here."""
-        opening, closing = render_user_turn(checkpoint)
+        opening, closing = render_turn(checkpoint)
         return cls(
             markup=checkpoint.decoder_tokenizer,
             inert=checkpoint.inert_decoder_tokenizer,
@@ -124,19 +124,27 @@ class PromptTemplate:
         return plain_ids(self.inert, f"\nQuestion: {question}") + self._end
 
 
-def render_user_turn(checkpoint: Checkpoint) -> tuple[str, str]:
-    """What the chat template of a checkpoint's decoder writes before and after a user's turn.
+def render_turn(checkpoint: Checkpoint, role: str = "user") -> tuple[str, str]:
+    """What the chat template of a checkpoint's decoder writes before and after a first turn's words, up to
+    where the answer begins.
 
     Raises CheckpointError where there is no chat template or it does not show the turn exactly once.
     """
     decoder, tokenizer = checkpoint.path / "decoder", checkpoint.chat_tokenizer
     if not tokenizer.chat_template:
         raise CheckpointError(f"The tokenizer in {decoder} has no chat template.")
-    messages = [{"role": "user", "content": _CONTENT_MARK}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": role, "content": _CONTENT_MARK}]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # Templates raise what they like, through jinja2.
+        raise CheckpointError(
+            f"The chat template in {decoder} does not render a {role} turn: {error}"
+        ) from error
     before, mark, after = str(rendered).partition(_CONTENT_MARK)
     if not mark or _CONTENT_MARK in after:
         raise CheckpointError(
-            f"The chat template in {decoder} does not show the user's turn exactly once."
+            f"The chat template in {decoder} does not show the {role}'s turn exactly once."
         )
     return before, after

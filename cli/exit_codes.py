@@ -1,0 +1,10 @@
+"""What the process's exit code says."""
+
+from __future__ import annotations
+
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_IN_PART", "EXIT_LOCKED"]
+
+EXIT_FAILED = 1
+EXIT_IN_PART = 3  # 2 is click's: wrong usage.
+EXIT_LOCKED = 4
+EXIT_INTERRUPTED = 130

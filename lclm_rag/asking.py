@@ -1,0 +1,159 @@
+"""One question on its way through a knowledge base: retrieve, load, assemble; then the answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from lclm_rag.answer import Answer, Hit, Timings, Usage
+from lclm_rag.checkpoint import Space
+from lclm_rag.decoding import Completion, all_answered
+from lclm_rag.errors import PromptError
+from lclm_rag.prompting import AssembledPrompt, PassageForm, PromptPassage, SoftPrompt, assemble
+from lclm_rag.retrieval import as_filter
+from lclm_rag.retrieval.filters import Filter
+from lclm_rag.store import StoredPassage
+
+if TYPE_CHECKING:
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+__all__ = ["Asked", "Found", "ask", "retrieve"]
+
+Found = list[tuple[Hit, StoredPassage]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its prompt, ready to be decoded.
+
+    started: by `time.perf_counter`. retrieve, load, assemble: seconds.
+    """
+
+    question: str
+    found: Found
+    assembled: AssembledPrompt
+    started: float
+    retrieve: float
+    load: float
+    assemble: float
+
+    @property
+    def prompt(self) -> SoftPrompt:
+        return self.assembled.prompt
+
+    def answer(self, decoded: Sequence[Completion | PromptError]) -> Answer:
+        """The answer, from what a decoder gave for `prompt`. Raises the PromptError where it refused."""
+        (completion,) = all_answered(decoded)
+        used = set(self.assembled.used)
+        tokens = {row.passage.key: row.tokens for _, row in self.found}
+        return Answer(
+            question=self.question,
+            text=completion.text.strip(),
+            sources=[hit for hit, _ in self.found if hit.key in used],
+            left_out=list(self.assembled.left_out),
+            complete=completion.finish_reason == "stop",
+            usage=Usage(
+                positions=self.prompt.positions,
+                latents=self.prompt.latent_count,
+                source_tokens=sum(tokens[span.key] for span in self.prompt.spans if span.key),
+                generated_tokens=len(completion.token_ids),
+                cached_positions=completion.cached_positions,
+            ),
+            timings=Timings(
+                retrieve=self.retrieve,
+                load=self.load,
+                assemble=self.assemble,
+                first_token=completion.first_token,
+                total=time.perf_counter() - self.started,
+            ),
+        )
+
+
+def ask(
+    kb: KnowledgeBase,
+    question: str,
+    top_k: int,
+    filters: Filter | Mapping[str, Any] | None,
+    form: PassageForm,
+    space: Space,
+    max_tokens: int,
+) -> Asked:
+    """Everything before decoding.
+
+    space: where the store keeps encoder space, "encoder" leaves the adapter to the decoder.
+    """
+    started = time.perf_counter()
+    found = retrieve(kb, question, top_k, filters, form)
+    retrieved = time.perf_counter()
+    space = "encoder" if space == kb.store.layout.space == "encoder" else "decoder"
+    passages = _prompt_passages(kb, found, form, space)
+    loaded = time.perf_counter()
+    budget = kb.context_length - max_tokens
+    assembled = assemble(kb.template, passages, question, budget, space)
+    return Asked(
+        question=question,
+        found=found,
+        assembled=assembled,
+        started=started,
+        retrieve=retrieved - started,
+        load=loaded - retrieved,
+        assemble=time.perf_counter() - loaded,
+    )
+
+
+def retrieve(
+    kb: KnowledgeBase,
+    question: str,
+    top_k: int,
+    filters: Filter | Mapping[str, Any] | None,
+    form: PassageForm = "latents",
+) -> Found:
+    """Hits, best first, each with its row of the store; none for the form "none"."""
+    if form not in get_args(PassageForm):
+        raise ValueError(f"Unknown form {form!r}; use {', '.join(get_args(PassageForm))}.")
+    if not question.strip():
+        raise ValueError("The question is empty.")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}.")
+    if form == "none":
+        return []
+    hits = kb.index.search(question, top_k, as_filter(filters))
+    rows = kb.store.read(hit.key for hit in hits)
+    return [
+        (
+            Hit(
+                key=hit.key,
+                score=hit.score,
+                text=row.passage.text,
+                start=row.passage.start,
+                end=row.passage.end,
+                metadata=row.passage.metadata,
+            ),
+            row,
+        )
+        for hit, row in zip(hits, rows, strict=True)
+    ]
+
+
+def _prompt_passages(
+    kb: KnowledgeBase, found: Found, form: PassageForm, space: Space
+) -> list[PromptPassage]:
+    rows = [row for _, row in found]
+    latents: Sequence[torch.Tensor | None] = [None] * len(rows)
+    if form == "latents" and rows:
+        stored = [row.latents for row in rows]
+        latents = stored if space == kb.store.layout.space else _project(kb, stored)
+    return [
+        PromptPassage(row.passage.key, row.passage.text, vectors)
+        for row, vectors in zip(rows, latents, strict=True)
+    ]
+
+
+def _project(kb: KnowledgeBase, latents: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Encoder space → decoder space, all passages at once."""
+    projected = kb.adapter.project(torch.cat(latents))
+    return list(projected.split([len(vectors) for vectors in latents]))

@@ -1,0 +1,158 @@
+"""Decoders whose engine lives in an event loop, for callers in threads and in event loops alike."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import weakref
+from abc import abstractmethod
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from lclm_rag.decoding.decoder import Completion, Decoder, Sampling
+from lclm_rag.errors import PromptError
+from lclm_rag.prompting.soft_prompt import SoftPrompt
+
+__all__ = ["EventLoopDecoder", "EventLoopThread"]
+
+T = TypeVar("T")
+_END = object()
+
+
+class EventLoopThread:
+    """An event loop in a thread of its own. It ends with `stop`, or when this object is gone."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        thread.start()
+        self.stop = weakref.finalize(self, _stop, self.loop, thread)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work` here; an interruption of the wait cancels it."""
+        future = self.submit(work)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def arun(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work` in the caller's own event loop; cancelling the wait cancels it."""
+        return await asyncio.wrap_future(self.submit(work))
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if thread is threading.current_thread():
+        loop.stop()
+        return
+    asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(timeout=10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=10)
+    loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+class EventLoopDecoder(Decoder):
+    """The four faces of a decoder, `complete`, `stream`, `acomplete`, `astream`, over two coroutines.
+
+    Any number of threads and tasks may call at once; what they ask runs side by side in the engine.
+    """
+
+    def __init__(self, thread: EventLoopThread) -> None:
+        self._thread = thread
+
+    @abstractmethod
+    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
+        """Raise PromptError where the prompt would be cut or do harm."""
+
+    @abstractmethod
+    async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
+        """Answer one checked prompt, in the engine's event loop."""
+
+    @abstractmethod
+    def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        """Answer one checked prompt piece by piece, in the engine's event loop."""
+
+    def complete(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> list[Completion | PromptError]:
+        return self._thread.run(self._complete_all(prompts, sampling))
+
+    async def acomplete(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> list[Completion | PromptError]:
+        return await self._thread.arun(self._complete_all(prompts, sampling))
+
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+        self.check(prompt, sampling)
+        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        work = self._thread.submit(_pump(self._stream(prompt, sampling), came.put))
+        piece = None
+        try:
+            while (piece := came.get()) is not _END:
+                yield piece
+            work.result()
+        finally:
+            work.cancel()
+            while piece is not _END:  # What is left comes to its end before the caller goes on.
+                piece = came.get()
+
+    async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        self.check(prompt, sampling)
+        loop = asyncio.get_running_loop()
+        came: asyncio.Queue[Any] = asyncio.Queue()
+
+        def put(piece: Any) -> None:
+            loop.call_soon_threadsafe(came.put_nowait, piece)
+
+        work = self._thread.submit(_pump(self._stream(prompt, sampling), put))
+        try:
+            while (piece := await came.get()) is not _END:
+                yield piece
+            work.result()
+        finally:
+            work.cancel()
+
+    async def _complete_all(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> list[Completion | PromptError]:
+        async def one(prompt: SoftPrompt) -> Completion | PromptError:
+            try:
+                self.check(prompt, sampling)
+                return await self._complete(prompt, sampling)
+            except PromptError as error:
+                return error
+
+        try:
+            async with asyncio.TaskGroup() as group:  # An engine's failure ends what else is asked.
+                tasks = [group.create_task(one(prompt)) for prompt in prompts]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+
+async def _pump(pieces: AsyncGenerator[str], put: Callable[[Any], None]) -> None:
+    """Put each piece, and _END when there are no more, whatever the reason."""
+    try:
+        async for piece in pieces:
+            put(piece)
+    finally:
+        await pieces.aclose()
+        put(_END)

@@ -1,0 +1,273 @@
+"""ServerDecoder: a `vllm serve` somewhere else, over its OpenAI-compatible HTTP interface."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt, end_token_ids
+from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
+from lclm_rag.errors import CheckpointError, DecoderError, PromptError
+from lclm_rag.prompting.soft_prompt import SoftPrompt
+from lclm_rag.prompting.template import render_turn
+
+__all__ = ["ServerDecoder"]
+
+T = TypeVar("T")
+
+
+class ServerDecoder(EventLoopDecoder):
+    """Talks to `vllm serve CHECKPOINT/decoder --enable-prompt-embeds`.
+
+    A prompt with latents is one `prompt_embeds` part of one chat message: the server's chat template
+    writes what stands around the message, everything inside it goes as embeddings, text too (the rows of
+    the decoder's embedding table). vLLM joins text parts with line breaks of its own, and would read
+    `<|im_end|>` in a document as the end of the turn; rows are neither joined nor read. A prompt without
+    latents goes to the completions interface as token ids.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        checkpoint: Checkpoint,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 3,
+        concurrency: int = 32,
+    ) -> None:
+        """Connect, and ask what is served.
+
+        url: up to and with `/v1`. model: the served name, where there are several. api_key: as given to
+        `vllm serve --api-key`. timeout: seconds without a sign of life. retries: after connection errors,
+        429 and 5xx, with growing pauses. concurrency: requests in flight.
+        Raises DecoderError where no server answers or the model is not served.
+        """
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError(
+                "Decoding on a server needs a client: pip install 'lclm-rag[client]'."
+            ) from error
+        super().__init__(EventLoopThread("vllm-server"))
+        self.url = url.rstrip("/")
+        self.checkpoint = checkpoint
+        self._retries = retries
+        self._ends = end_token_ids(checkpoint)
+        self._turns = _turns(checkpoint)
+        self._row = lru_cache(maxsize=65_536)(_embedding_rows(checkpoint))
+        self._free = asyncio.Semaphore(concurrency)
+        self._client = openai.AsyncOpenAI(
+            base_url=self.url, api_key=api_key or "none", timeout=timeout, max_retries=retries
+        )
+        try:
+            self.model, self.context_length = self._thread.run(self._served(model))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections; the server goes on."""
+        self._thread.run(self._client.close())
+        self._thread.stop()
+
+    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
+        check_prompt(
+            prompt,
+            self.checkpoint,
+            context_length=self.context_length,
+            max_tokens=sampling.max_tokens,
+        )
+
+    async def _served(self, model: str | None) -> tuple[str, int]:
+        """(model name, context length) of what the server serves."""
+        page = await self._asked(self._client.models.list())
+        served = {entry.id: entry for entry in page.data}
+        if model is None and len(served) == 1:
+            model = next(iter(served))
+        if model not in served:
+            raise DecoderError(
+                f"{self.url} serves {', '.join(served)}; name the one that decodes with the option model."
+            )
+        length = getattr(served[model], "max_model_len", None)
+        return model, int(length or self.checkpoint.context_length)
+
+    async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
+        import httpx
+
+        async with self._free:
+            for tries_left in reversed(range(self._retries + 1)):
+                try:
+                    return await self._complete_once(prompt, sampling)
+                except (
+                    httpx.TransportError
+                ) as error:  # While the answer came; the client retries before.
+                    if not tries_left:
+                        raise self._lost(error) from error
+        raise AssertionError("unreachable")
+
+    async def _complete_once(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
+        started = time.perf_counter()
+        first_token = None
+        ids: list[int] = []
+        reason = usage = None
+        async for chunk in self._chunks(prompt, sampling):
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                new = (choice.model_extra or {}).get("token_ids") or []
+                if new and first_token is None:
+                    first_token = time.perf_counter() - started
+                ids += new
+                reason = choice.finish_reason or reason
+        if usage is None or reason is None or not ids:
+            raise DecoderError(f"{self.url} ended its answer early.")
+        if usage.prompt_tokens != prompt.positions:
+            raise DecoderError(
+                f"{self.url} saw {usage.prompt_tokens} positions in a prompt of {prompt.positions}: it "
+                "serves another model, or another chat template, than the checkpoint's decoder."
+            )
+        details = usage.prompt_tokens_details
+        total = time.perf_counter() - started
+        return Completion(
+            text=str(self.checkpoint.chat_tokenizer.decode(ids, skip_special_tokens=True)),
+            token_ids=ids,
+            finish_reason="stop" if reason == "stop" else "length",
+            first_token=total if first_token is None else first_token,
+            total=total,
+            cached_positions=None if details is None else details.cached_tokens or 0,
+        )
+
+    async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        import httpx
+
+        async with self._free:
+            try:
+                async for chunk in self._chunks(prompt, sampling):
+                    for choice in chunk.choices:
+                        piece = choice.delta.content if prompt.spans else choice.text
+                        if piece:
+                            yield piece
+            except httpx.TransportError as error:
+                raise self._lost(error) from error
+
+    async def _chunks(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[Any]:
+        """What the server sends, chunk by chunk."""
+        how: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p if sampling.temperature else 1.0,
+            "seed": sampling.seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": {"stop_token_ids": self._ends, "return_token_ids": True},
+        }
+        if prompt.spans:
+            role, rows = self._message(prompt)
+            part = {"type": "prompt_embeds", "data": _encoded(rows)}
+            asking = self._client.chat.completions.create(
+                messages=[{"role": role, "content": [part]}], **how
+            )
+        else:
+            asking = self._client.completions.create(prompt=prompt.token_ids, **how)
+        chunks = await self._asked(asking)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.close()
+
+    async def _asked(self, asking: Coroutine[Any, Any, T] | Any) -> T:
+        """The server's answer; its refusals with its own words."""
+        import openai
+
+        try:
+            answer: T = await asking
+        except openai.APIStatusError as error:
+            told = f"{self.url} answered {error.status_code}: {_message_of(error)}"
+            if error.status_code in (400, 413, 422):
+                raise PromptError(told) from error
+            raise DecoderError(told) from error
+        except openai.APITimeoutError as error:
+            raise DecoderError(f"{self.url} did not answer in time.") from error
+        except openai.APIConnectionError as error:
+            raise DecoderError(
+                f"No server answers at {self.url}. Start one: vllm serve "
+                f"{self.checkpoint.path / 'decoder'} --enable-prompt-embeds"
+            ) from error
+        return answer
+
+    def _lost(self, error: Exception) -> DecoderError:
+        return DecoderError(f"The connection to {self.url} broke while the answer came: {error}.")
+
+    def _message(self, prompt: SoftPrompt) -> tuple[str, torch.Tensor]:
+        """(role, embeddings [n, width]) of the message whose turn is the whole prompt."""
+        ids = prompt.token_ids
+        fitting = [
+            (role, len(opening), len(closing))
+            for role, (opening, closing) in self._turns.items()
+            if ids[: len(opening)] == opening and ids[-len(closing) :] == closing
+        ]
+        if not fitting:
+            raise PromptError(
+                "The prompt does not begin and end as the decoder's chat template does; a server cannot "
+                "be given it."
+            )
+        role, start, after = fitting[0]
+        end = len(ids) - after
+        rows = torch.stack([self._row(token) for token in ids[start:end]])
+        rows = rows.to(torch.promote_types(rows.dtype, prompt.latents[0].dtype))
+        for span, latents in zip(prompt.spans, prompt.latents, strict=True):
+            at = span.start - start
+            rows[at : at + span.length] = latents.to("cpu", rows.dtype)
+        return role, rows
+
+
+def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:
+    """For each role that may speak first: token ids before and after its words, up to the answer."""
+    turns = {}
+    for role in ("user", "system"):
+        try:
+            around = render_turn(checkpoint, role)
+        except CheckpointError:
+            continue  # A template without system turns.
+        opening, closing = (
+            list(checkpoint.decoder_tokenizer.encode(text, add_special_tokens=False).ids)
+            for text in around
+        )
+        turns[role] = (opening, closing)
+    return turns
+
+
+def _embedding_rows(checkpoint: Checkpoint) -> Any:
+    """A function from token id to its row of the decoder's embedding table, read from disk."""
+    from safetensors import safe_open
+
+    for path in sorted((checkpoint.path / "decoder").glob("*.safetensors")):
+        file = safe_open(path, framework="pt")
+        for name in file.keys():  # noqa: SIM118
+            if name.endswith("embed_tokens.weight"):
+                table = file.get_slice(name)
+                return lambda token: table[token : token + 1][0]
+    raise CheckpointError(f"{checkpoint.path / 'decoder'} has no tensor embed_tokens.weight.")
+
+
+def _encoded(rows: torch.Tensor) -> str:
+    """As vLLM reads it: base64 of torch.save."""
+    buffer = io.BytesIO()
+    torch.save(rows, buffer)
+    return base64.b64encode(buffer.getbuffer()).decode("ascii")
+
+
+def _message_of(error: Any) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or error.message).strip()

