@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,7 @@ _OPTIONAL = {
     "qdrant_client": ("qdrant-client", "server", "a passage index on a Qdrant server"),
     "sentence_transformers": ("sentence-transformers", "dense", "hybrid retrieval"),
     "vllm": ("vllm", "vllm", "decoding with vLLM"),
+    "openai": ("openai", "client", "decoding on a vLLM server"),
     "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
     "ray": ("ray", "ray", "builds on many machines"),
 }
@@ -85,7 +88,7 @@ def doctor(checkpoint: str | None, as_json: bool) -> int:
     Example:
       lclm-rag doctor --checkpoint latent-context/0.6b-4b-LCLM-16x
     """
-    findings = [*_installed(), _device(), _checkpoint(checkpoint)]
+    findings = [*_installed(), *_companions(), _device(), _checkpoint(checkpoint)]
     if as_json:
         click.echo(json.dumps(findings))
     else:
@@ -107,6 +110,8 @@ def _installed() -> list[dict[str, str]]:
         if util.find_spec(module) is None:
             detail = f"for {purpose}: pip install 'lclm-rag[{extra}]'"
             found.append(_finding(package, "missing", detail))
+        elif module == "vllm" and (trouble := _import_trouble("vllm.platforms")):
+            found.append(_finding(package, "broken", f"importing it fails: {trouble}"))
         else:
             found.append(_finding(package, "ok", _version(package)))
     return found
@@ -117,6 +122,35 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "installed under another name"
+
+
+def _companions() -> list[dict[str, str]]:
+    """torch's companions, which vLLM brings: transformers imports them where they are installed, and a
+    build for another torch breaks it, and vLLM with it."""
+    found = []
+    for module in ("torchvision", "torchaudio", "torchcodec"):
+        if util.find_spec(module) is None:
+            continue  # Nothing here needs them.
+        trouble = _import_trouble(module)
+        if trouble is None:
+            found.append(_finding(module, "ok", _version(module)))
+        else:
+            detail = (
+                f"{_version(module)} does not fit torch {metadata.version('torch')} ({trouble}), and "
+                f"breaks transformers and vLLM: pip uninstall {module}"
+            )
+            found.append(_finding(module, "broken", detail))
+    return found
+
+
+def _import_trouble(module: str) -> str | None:
+    """The last line of what importing a module says, in a process of its own; None where it succeeds."""
+    command = [sys.executable, "-c", f"import {module}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines()
+    return said[-1] if said else f"exit code {done.returncode}"
 
 
 def _device() -> dict[str, str]:

@@ -9,9 +9,11 @@ from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.errors import (
     CheckpointError,
     ContextLengthError,
+    DecoderError,
     KnowledgeBaseError,
     LclmRagError,
     LockedError,
+    PromptError,
     StoreError,
 )
 
@@ -29,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ContextLengthError",
+    "DecoderError",
     "Document",
     "Hit",
     "KnowledgeBase",
@@ -37,6 +40,7 @@ __all__ = [
     "LockedError",
     "Passage",
     "PassageKey",
+    "PromptError",
     "Sampling",
     "SoftPrompt",
     "StoreError",

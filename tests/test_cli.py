@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,35 @@ def test_doctor_tells_what_is_there_and_what_brings_the_rest(run: Run, tmp_path:
     assert "BROKEN" in out
 
 
+def test_doctor_tells_a_broken_torchvision_from_a_missing_vllm(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "torchvision"
+    broken.mkdir()
+    (broken / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms is not there')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, out, _ = run("doctor", "--json")
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert code == 1
+    assert findings["vllm"]["state"] == "ok"
+    assert findings["torchvision"]["state"] == "broken"
+    assert "nms is not there" in findings["torchvision"]["detail"]
+    assert "pip uninstall torchvision" in findings["torchvision"]["detail"]
+
+    found = util.find_spec
+    hidden = ("vllm", "torchvision")
+    monkeypatch.setattr(util, "find_spec", lambda m: None if m in hidden else found(m))
+    code, out, _ = run("doctor", "--json")
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert code == 0
+    assert findings["vllm"]["state"] == "missing"
+    assert "pip install 'lclm-rag[vllm]'" in findings["vllm"]["detail"]
+    assert "torchvision" not in findings
+
+
 def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -> None:
     arguments = ("demo", "--kb", tmp_path / "demo", "--questions", "12")
     code, out, err = run(*arguments, "--json")
@@ -274,6 +304,8 @@ def test_an_interrupted_build_leaves_nothing_and_says_130(
         [sys.executable, "-m", "lclm_rag.cli", "build", str(pipe), "--kb", str(tmp_path / "kb")],
         stderr=subprocess.PIPE,
         text=True,
+        # Shells start background jobs, these tests among them, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with pipe.open("w") as feed:
         feed.write(json.dumps({"id": "a", "text": "Some text."}) + "\n")

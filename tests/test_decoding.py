@@ -52,7 +52,9 @@ def test_embeddings_in_place_of_latents_answer_as_pasted_text_does(
         ids[span.start : span.start + span.length] = [memory] * span.length
         soft.append(SoftPrompt(ids, (table(torch.tensor(inside)).detach(),), (span,)))
     for a, b in zip(
-        complete(decoder, pasted, max_tokens=24), complete(decoder, soft, max_tokens=24), strict=True
+        complete(decoder, pasted, max_tokens=24),
+        complete(decoder, soft, max_tokens=24),
+        strict=True,
     ):
         assert a.token_ids == b.token_ids
 
@@ -152,7 +154,9 @@ def test_a_bad_prompt_is_refused_and_the_others_are_answered(
     bad: SoftPrompt,
     message: str,
 ) -> None:
-    if "server" in type(each_decoder).__module__:  # Which casts to a dtype that the client cannot know.
+    if (
+        "server" in type(each_decoder).__module__
+    ):  # Which casts to a dtype that the client cannot know.
         message = message.removesuffix(" as float32")
         if bad.latents and bad.latents[0].dtype == torch.float64:
             return

@@ -7,6 +7,7 @@ import base64
 import io
 import time
 from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -102,32 +103,28 @@ class ServerDecoder(EventLoopDecoder):
         return model, int(length or self.checkpoint.context_length)
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
-        import httpx
-
         async with self._free:
-            for tries_left in reversed(range(self._retries + 1)):
+            for _ in range(self._retries):
                 try:
                     return await self._complete_once(prompt, sampling)
-                except (
-                    httpx.TransportError
-                ) as error:  # While the answer came; the client retries before.
-                    if not tries_left:
-                        raise self._lost(error) from error
-        raise AssertionError("unreachable")
+                except _BrokenOffError:
+                    continue  # The client itself tries requests again, but not half answers.
+            return await self._complete_once(prompt, sampling)
 
     async def _complete_once(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         started = time.perf_counter()
         first_token = None
         ids: list[int] = []
         reason = usage = None
-        async for chunk in self._chunks(prompt, sampling):
-            usage = chunk.usage or usage
-            for choice in chunk.choices:
-                new = (choice.model_extra or {}).get("token_ids") or []
-                if new and first_token is None:
-                    first_token = time.perf_counter() - started
-                ids += new
-                reason = choice.finish_reason or reason
+        async with aclosing(self._chunks(prompt, sampling)) as chunks:
+            async for chunk in chunks:
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    new = (choice.model_extra or {}).get("token_ids") or []
+                    if new and first_token is None:
+                        first_token = time.perf_counter() - started
+                    ids += new
+                    reason = choice.finish_reason or reason
         if usage is None or reason is None or not ids:
             raise DecoderError(f"{self.url} ended its answer early.")
         if usage.prompt_tokens != prompt.positions:
@@ -147,20 +144,18 @@ class ServerDecoder(EventLoopDecoder):
         )
 
     async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        import httpx
-
-        async with self._free:
-            try:
-                async for chunk in self._chunks(prompt, sampling):
-                    for choice in chunk.choices:
-                        piece = choice.delta.content if prompt.spans else choice.text
-                        if piece:
-                            yield piece
-            except httpx.TransportError as error:
-                raise self._lost(error) from error
+        async with self._free, aclosing(self._chunks(prompt, sampling)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk.choices:
+                    piece = choice.delta.content if prompt.spans else choice.text
+                    if piece:
+                        yield piece
 
     async def _chunks(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[Any]:
-        """What the server sends, chunk by chunk."""
+        """What the server sends, chunk by chunk. Raises _BrokenOffError where it breaks off."""
+        import httpx
+        import openai
+
         how: dict[str, Any] = {
             "model": self.model,
             "max_tokens": sampling.max_tokens,
@@ -183,6 +178,9 @@ class ServerDecoder(EventLoopDecoder):
         try:
             async for chunk in chunks:
                 yield chunk
+        except (httpx.TransportError, openai.APIConnectionError) as error:
+            told = f"The connection to {self.url} broke while the answer came: {error}"
+            raise _BrokenOffError(told) from error
         finally:
             await chunks.close()
 
@@ -206,9 +204,6 @@ class ServerDecoder(EventLoopDecoder):
             ) from error
         return answer
 
-    def _lost(self, error: Exception) -> DecoderError:
-        return DecoderError(f"The connection to {self.url} broke while the answer came: {error}.")
-
     def _message(self, prompt: SoftPrompt) -> tuple[str, torch.Tensor]:
         """(role, embeddings [n, width]) of the message whose turn is the whole prompt."""
         ids = prompt.token_ids
@@ -230,6 +225,10 @@ class ServerDecoder(EventLoopDecoder):
             at = span.start - start
             rows[at : at + span.length] = latents.to("cpu", rows.dtype)
         return role, rows
+
+
+class _BrokenOffError(DecoderError):
+    """Half an answer came."""
 
 
 def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:

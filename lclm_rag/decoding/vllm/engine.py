@@ -100,4 +100,8 @@ def _import_advice(error: ImportError) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
