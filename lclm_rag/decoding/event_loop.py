@@ -135,7 +135,7 @@ class EventLoopDecoder(Decoder):
     ) -> list[Completion | PromptError]:
         async def one(prompt: SoftPrompt) -> Completion | PromptError:
             try:
-                self.check(prompt, sampling)
+                await asyncio.to_thread(self.check, prompt, sampling)
                 return await self._complete(prompt, sampling)
             except PromptError as error:
                 return error

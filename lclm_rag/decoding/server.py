@@ -91,11 +91,11 @@ class ServerDecoder(EventLoopDecoder):
 
     async def _served(self, model: str | None) -> tuple[str, int]:
         """(model name, context length) of what the server serves."""
-        page = await self._asked(self._client.models.list())
+        page: Any = await self._asked(self._client.models.list())
         served = {entry.id: entry for entry in page.data}
         if model is None and len(served) == 1:
             model = next(iter(served))
-        if model not in served:
+        if model is None or model not in served:
             raise DecoderError(
                 f"{self.url} serves {', '.join(served)}; name the one that decodes with the option model."
             )
@@ -167,20 +167,20 @@ class ServerDecoder(EventLoopDecoder):
             "extra_body": {"stop_token_ids": self._ends, "return_token_ids": True},
         }
         if prompt.spans:
-            role, rows = self._message(prompt)
-            part = {"type": "prompt_embeds", "data": _encoded(rows)}
-            asking = self._client.chat.completions.create(
-                messages=[{"role": role, "content": [part]}], **how
-            )
+            message: Any = await asyncio.to_thread(self._message, prompt)
+            asking = self._client.chat.completions.create(messages=[message], **how)
         else:
             asking = self._client.completions.create(prompt=prompt.token_ids, **how)
-        chunks = await self._asked(asking)
+        chunks: Any = await self._asked(asking)
         try:
             async for chunk in chunks:
                 yield chunk
         except (httpx.TransportError, openai.APIConnectionError) as error:
             told = f"The connection to {self.url} broke while the answer came: {error}"
             raise _BrokenOffError(told) from error
+        except openai.APIError as error:
+            told = f"{self.url} ended its answer with an error: {_message_of(error)}"
+            raise DecoderError(told) from error
         finally:
             await chunks.close()
 
@@ -204,8 +204,8 @@ class ServerDecoder(EventLoopDecoder):
             ) from error
         return answer
 
-    def _message(self, prompt: SoftPrompt) -> tuple[str, torch.Tensor]:
-        """(role, embeddings [n, width]) of the message whose turn is the whole prompt."""
+    def _message(self, prompt: SoftPrompt) -> dict[str, Any]:
+        """The chat message whose turn is the whole prompt: its one part is embeddings [n, width]."""
         ids = prompt.token_ids
         fitting = [
             (role, len(opening), len(closing))
@@ -224,7 +224,7 @@ class ServerDecoder(EventLoopDecoder):
         for span, latents in zip(prompt.spans, prompt.latents, strict=True):
             at = span.start - start
             rows[at : at + span.length] = latents.to("cpu", rows.dtype)
-        return role, rows
+        return {"role": role, "content": [{"type": "prompt_embeds", "data": _encoded(rows)}]}
 
 
 class _BrokenOffError(DecoderError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import time
@@ -9,7 +10,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lclm_rag.checkpoint import MEMORY, Checkpoint
+from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt, end_token_ids
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
@@ -53,7 +54,6 @@ class VLLMDecoder(EventLoopDecoder):
         self.inputs = inputs
         self.takes_encoder_space = inputs == "items"
         self.context_length = int(engine.model_config.max_model_len)
-        self._placeholder = checkpoint.decoder_tokenizer.token_to_id(MEMORY)
         self._ends = end_token_ids(checkpoint)
 
     @classmethod
@@ -147,7 +147,7 @@ class VLLMDecoder(EventLoopDecoder):
         dropped it, the request ends in "error" and vLLM forgets that belief; nothing was generated.
         """
         parameters = self._parameters(sampling, streaming)
-        engine_prompt = self._prompt(prompt)
+        engine_prompt = await asyncio.to_thread(self._prompt, prompt)
         for _ in range(_TRIES):
             (rendered,) = await self.engine.renderer.render_cmpl_async([engine_prompt])
             name = f"lclm-{next(_request_numbers)}"
@@ -171,7 +171,7 @@ class VLLMDecoder(EventLoopDecoder):
             )
         return item_prompt(
             prompt,
-            placeholder=self._placeholder,
+            placeholder=self.checkpoint.placeholder_id,
             most_latents=item_latents(self.checkpoint),
             fingerprint=self.checkpoint.fingerprint("decoder"),
         )

@@ -88,7 +88,7 @@ def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
             "decoder_width": checkpoint.decoder_width,
             "item_latents": item_latents(checkpoint),
             "placeholder": MEMORY,
-            "placeholder_id": checkpoint.decoder_tokenizer.token_to_id(MEMORY),
+            "placeholder_id": checkpoint.placeholder_id,
         },
     }
 

@@ -79,5 +79,5 @@ def identifier(latents: torch.Tensor, space: str, fingerprint: str) -> str:
     """What vLLM knows an item by: a hash of the latents' content, dtype and shape, their space, and the
     checkpoint's fingerprint. Equal latents have it whatever passage they come from."""
     digest = hashlib.sha256(f"{fingerprint} {space} {latents.dtype} {latents.shape}".encode())
-    digest.update(latents.view(torch.uint8).numpy())
+    digest.update(latents.view(torch.uint8).numpy().data)
     return digest.hexdigest()

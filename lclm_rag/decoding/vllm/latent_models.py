@@ -37,7 +37,7 @@ __all__ = ["LatentLlamaForCausalLM", "LatentQwen3ForCausalLM"]
 # --- the model ----------------------------------------------------------------------------------
 
 
-class LatentInputs(nn.Module, SupportsMultiModal):
+class LatentInputs(nn.Module, SupportsMultiModal):  # type: ignore[misc]
     """Adds the adapter, and latents as embeddings, to a decoder of vLLM's.
 
     Encoder-space items go through the adapter, here in the engine; decoder-space items go in as they are.
@@ -115,7 +115,8 @@ class LatentItems(ModalityDataItems[Sequence[Any], Any]):  # type: ignore[misc]
         return len(self.data)
 
     def get(self, index: int) -> tuple[torch.Tensor, bool] | None:
-        return self.data[index]
+        item: tuple[torch.Tensor, bool] | None = self.data[index]
+        return item
 
     def get_processor_data(self) -> Mapping[str, object]:
         # A single None would be taken for "no items".
