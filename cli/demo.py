@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.options import as_json
+from lclm_rag.cli.options import as_json, decoder_options
 
 if TYPE_CHECKING:
     from lclm_rag.answer import Answer
@@ -36,16 +36,18 @@ _TITLES = {"latents": "latents", "text": "pasted text", "none": "no context"}
     "--questions", default=200, show_default=True, type=click.IntRange(min=1), help="To score."
 )
 @click.option("--top-k", default=4, show_default=True, type=click.IntRange(min=1))
+@decoder_options
 @as_json
-def demo(kb: Path, questions: int, top_k: int, as_json: bool) -> None:
+def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -> None:
     """Compress 400 made-up fact sheets with the bundled checkpoint, ask, and score the answers.
 
     The same decoder answers the same held-out questions from latents, from pasted text, and without
     context. None of the people, places, products and contracts occurred in training.
 
     \b
-    Example:
+    Examples:
       lclm-rag demo --kb /tmp/demo-kb
+      lclm-rag demo --decoder vllm --decoder-option enforce_eager=true
     """
     from lclm_rag.cli.progress import stderr
     from lclm_rag.evaluation.fact_sheets import fact_sheets, held_out_questions
@@ -56,7 +58,7 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool) -> None:
     stderr.print(
         f"[bold]1[/]  {_DOCUMENTS} fact sheets, made up from a seed, become a knowledge base in {kb}/"
     )
-    with _build(kb, [sheet.document for sheet in sheets]) as knowledge_base:
+    with _build(kb, [sheet.document for sheet in sheets], decoding) as knowledge_base:
         stderr.print(
             f"[bold]2[/]  {_SHOWN} questions, answered from the latents of {top_k} passages each"
         )
@@ -84,12 +86,12 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool) -> None:
         )
 
 
-def _build(kb: Path, documents: list[Any]) -> KnowledgeBase:
+def _build(kb: Path, documents: list[Any], decoding: dict[str, Any]) -> KnowledgeBase:
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    exists = (kb / "kb.json").exists()
-    knowledge_base = KnowledgeBase.open(kb) if exists else KnowledgeBase.create(kb)
+    make = KnowledgeBase.open if (kb / "kb.json").exists() else KnowledgeBase.create
+    knowledge_base = make(kb, **decoding)
     with progress_bar() as progress:
         task = progress.add_task("compressing", total=len(documents), note="")
         report = knowledge_base.add(

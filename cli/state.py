@@ -175,6 +175,6 @@ def _checkpoint(name: str | None) -> dict[str, str]:
     detail = (
         f"{checkpoint.name}: ratio {checkpoint.config.compression_ratio}, width "
         f"{checkpoint.encoder_width} → {checkpoint.decoder_width}, fingerprint "
-        f"{checkpoint.fingerprint('decoder')}"
+        f"{checkpoint.fingerprint('decoder')}, in {checkpoint.path}"
     )
     return _finding("checkpoint", "ok", detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lclm_rag.checkpoint import Space
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.errors import PromptError
@@ -16,9 +17,12 @@ Prompt = str | Sequence[dict[str, str]]
 """One user message, or a list of chat messages ({"role", "content"})."""
 
 
-def markup_prompts(prompts: Sequence[Prompt], compressor: Compressor) -> list[SoftPrompt]:
+def markup_prompts(
+    prompts: Sequence[Prompt], compressor: Compressor, space: Space = "decoder"
+) -> list[SoftPrompt]:
     """Render each prompt by the decoder's chat template and put latents where its memory regions are.
 
+    space: of the latents; "encoder" leaves the adapter to the decoder.
     Raises ValueError, naming the prompt by its number (from 1), where the markup is not right.
     """
     checkpoint = compressor.checkpoint
@@ -36,12 +40,13 @@ def markup_prompts(prompts: Sequence[Prompt], compressor: Compressor) -> list[So
         except ValueError as error:
             raise ValueError(f"Prompt {number}: {error}") from error
     memories = [ids for prompt in parsed for ids in prompt.memories]
-    latents = iter(compressor.compress_token_ids(memories) if memories else [])
-    return [prompt.with_latents([next(latents) for _ in prompt.spans]) for prompt in parsed]
+    latents = iter(compressor.compress_token_ids(memories, space) if memories else [])
+    return [prompt.with_latents([next(latents) for _ in prompt.spans], space) for prompt in parsed]
 
 
 def generate(
     prompts: Sequence[Prompt], compressor: Compressor, decoder: Decoder, sampling: Sampling
 ) -> list[Completion | PromptError]:
     """Completions in the order of the prompts; the error in place of a prompt that is refused."""
-    return decoder.complete(markup_prompts(prompts, compressor), sampling)
+    space: Space = "encoder" if decoder.takes_encoder_space else "decoder"
+    return decoder.complete(markup_prompts(prompts, compressor, space), sampling)

@@ -12,7 +12,9 @@ from reference import Reference
 from lclm_rag import Sampling
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression import Compressor
+from lclm_rag.decoding import all_answered
 from lclm_rag.decoding.transformers import TransformersDecoder
+from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.evaluation.fact_sheets import FactSheet
 from lclm_rag.generation import generate, markup_prompts
 
@@ -38,12 +40,25 @@ def test_latents_and_greedy_tokens_equal_the_plain_way(
     decoder = TransformersDecoder.from_pretrained(folder, device="cpu")
     texts = prompts(sheets)
     soft = markup_prompts(texts, compressor)
-    completions = generate(texts, compressor, decoder, Sampling(max_tokens=12))
+    completions = all_answered(generate(texts, compressor, decoder, Sampling(max_tokens=12)))
     for text, prompt, completion in zip(texts, soft, completions, strict=True):
         latents, tokens = reference.generate(text, 12)
         assert completion.token_ids == tokens
         if prompt.latents:
             torch.testing.assert_close(torch.cat(prompt.latents), latents, atol=1e-4, rtol=1e-4)
+
+
+def test_vllm_generates_the_same_with_the_adapter_in_its_engine(
+    items_decoder: VLLMDecoder,
+    decoder: TransformersDecoder,
+    compressor: Compressor,
+    sheets: list[FactSheet],
+) -> None:
+    texts, sampling = prompts(sheets), Sampling(max_tokens=12)
+    ours = all_answered(generate(texts, compressor, decoder, sampling))
+    theirs = all_answered(generate(texts, compressor, items_decoder, sampling))
+    assert [c.token_ids for c in theirs] == [c.token_ids for c in ours]
+    assert markup_prompts(texts, compressor, "encoder")[0].space == "encoder"
 
 
 def test_a_list_of_messages_is_rendered_by_the_chat_template(compressor: Compressor) -> None:

@@ -32,7 +32,7 @@ ONE = Sampling(max_tokens=16)
 
 def on_engine(decoder: VLLMDecoder, work: Callable[[], Any]) -> Any:
     """Run `work()`, which gives a coroutine, where the engine lives."""
-    thread: EventLoopThread = decoder._thread
+    thread: EventLoopThread = decoder.thread
 
     async def run() -> Any:
         return await work()
@@ -313,6 +313,16 @@ def test_a_placeholder_outside_the_spans_is_refused(
     assert isinstance(refused, PromptError)
     assert f"placeholder token at position {good.positions}" in str(refused)
     assert isinstance(answered, Completion)
+
+
+def test_what_vllm_refuses_is_refused_in_its_own_words(
+    items_decoder: VLLMDecoder, knowledge_base: KnowledgeBase
+) -> None:
+    prompt = knowledge_base.assemble("Who?", 2)
+    (refused,) = items_decoder.complete([prompt], Sampling(max_tokens=4, temperature=3.0))
+    assert isinstance(refused, PromptError)
+    assert "vLLM refuses the prompt" in str(refused)
+    assert "temperature" in str(refused)
 
 
 def test_an_engine_that_cannot_start_says_why(checkpoint: Checkpoint) -> None:

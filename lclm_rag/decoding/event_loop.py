@@ -47,6 +47,10 @@ class EventLoopThread:
         finally:
             future.cancel()
 
+    def cancel(self) -> None:
+        """End what runs in the loop."""
+        self.run(_cancel_the_rest())
+
     async def arun(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work` in the caller's own event loop; cancelling the wait cancels it."""
         return await asyncio.wrap_future(self.submit(work))
@@ -76,7 +80,7 @@ class EventLoopDecoder(Decoder):
     """
 
     def __init__(self, thread: EventLoopThread) -> None:
-        self._thread = thread
+        self.thread = thread
 
     @abstractmethod
     def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
@@ -93,17 +97,17 @@ class EventLoopDecoder(Decoder):
     def complete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
-        return self._thread.run(self._complete_all(prompts, sampling))
+        return self.thread.run(self._complete_all(prompts, sampling))
 
     async def acomplete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
-        return await self._thread.arun(self._complete_all(prompts, sampling))
+        return await self.thread.arun(self._complete_all(prompts, sampling))
 
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
         self.check(prompt, sampling)
         came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        work = self._thread.submit(_pump(self._stream(prompt, sampling), came.put))
+        work = self.thread.submit(_pump(self._stream(prompt, sampling), came.put))
         piece = None
         try:
             while (piece := came.get()) is not _END:
@@ -122,7 +126,7 @@ class EventLoopDecoder(Decoder):
         def put(piece: Any) -> None:
             loop.call_soon_threadsafe(came.put_nowait, piece)
 
-        work = self._thread.submit(_pump(self._stream(prompt, sampling), put))
+        work = self.thread.submit(_pump(self._stream(prompt, sampling), put))
         try:
             while (piece := await came.get()) is not _END:
                 yield piece

@@ -71,15 +71,15 @@ class ServerDecoder(EventLoopDecoder):
             base_url=self.url, api_key=api_key or "none", timeout=timeout, max_retries=retries
         )
         try:
-            self.model, self.context_length = self._thread.run(self._served(model))
+            self.model, self.context_length = self.thread.run(self._served(model))
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close the connections; the server goes on."""
-        self._thread.run(self._client.close())
-        self._thread.stop()
+        self.thread.run(self._client.close())
+        self.thread.stop()
 
     def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
         check_prompt(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lclm_rag.checkpoint import MEMORY_END, MEMORY_START, Checkpoint
+from lclm_rag.checkpoint import MEMORY_END, MEMORY_START, Checkpoint, Space
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
 from lclm_rag.prompting.template import PromptTemplate
 
@@ -30,8 +30,8 @@ class MarkupPrompt:
     memories: list[list[int]]
     spans: tuple[Span, ...]
 
-    def with_latents(self, latents: Sequence[torch.Tensor]) -> SoftPrompt:
-        return SoftPrompt(self.token_ids, tuple(latents), self.spans)
+    def with_latents(self, latents: Sequence[torch.Tensor], space: Space) -> SoftPrompt:
+        return SoftPrompt(self.token_ids, tuple(latents), self.spans, space)
 
 
 def parse_markup(rendered: str, checkpoint: Checkpoint, template: PromptTemplate) -> MarkupPrompt:

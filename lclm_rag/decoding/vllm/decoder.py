@@ -15,7 +15,7 @@ from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt, end_to
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
 from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
-from lclm_rag.errors import DecoderError
+from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
@@ -100,12 +100,13 @@ class VLLMDecoder(EventLoopDecoder):
 
     def with_inputs(self, inputs: Inputs) -> VLLMDecoder:
         """The same engine, given latents in another way."""
-        return VLLMDecoder(self.checkpoint, self.engine, self._thread, inputs)
+        return VLLMDecoder(self.checkpoint, self.engine, self.thread, inputs)
 
     def close(self) -> None:
         """Stop the engine, for all decoders that share it."""
+        self.thread.cancel()  # Else the engine's end is reported as a failure to whatever still listens.
         self.engine.shutdown()
-        self._thread.stop()
+        self.thread.stop()
 
     def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
         check_prompt(
@@ -146,20 +147,29 @@ class VLLMDecoder(EventLoopDecoder):
         vLLM sends an item that it believes the engine holds as its identifier alone. Where the engine has
         dropped it, the request ends in "error" and vLLM forgets that belief; nothing was generated.
         """
-        parameters = self._parameters(sampling, streaming)
-        engine_prompt = await asyncio.to_thread(self._prompt, prompt)
-        for _ in range(_TRIES):
-            (rendered,) = await self.engine.renderer.render_cmpl_async([engine_prompt])
-            name = f"lclm-{next(_request_numbers)}"
-            async for output in self.engine.generate(rendered, parameters, name):
-                reason = output.outputs[0].finish_reason
-                if reason == "error":
-                    break
-                if reason == "abort":
-                    raise DecoderError("vLLM's engine gave up the request; see its log.")
-                yield output
-            else:
-                return
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            parameters = self._parameters(sampling, streaming)
+            engine_prompt = await asyncio.to_thread(self._prompt, prompt)
+            for _ in range(_TRIES):
+                (rendered,) = await self.engine.renderer.render_cmpl_async([engine_prompt])
+                name = f"lclm-{next(_request_numbers)}"
+                async for output in self.engine.generate(rendered, parameters, name):
+                    reason = output.outputs[0].finish_reason
+                    if reason == "error":
+                        break
+                    if reason == "abort":
+                        raise DecoderError("vLLM's engine gave up the request; see its log.")
+                    yield output
+                else:
+                    return
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise DecoderError("vLLM's engine failed; see its log, and start it again.") from error
+        except PromptError:
+            raise
+        except ValueError as error:  # vLLM's own validation; a temperature above 2, say.
+            raise PromptError(f"vLLM refuses the prompt: {error}") from error
         raise DecoderError(f"vLLM's engine failed a request {_TRIES} times; see its log.")
 
     def _prompt(self, prompt: SoftPrompt) -> dict[str, Any]:
