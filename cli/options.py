@@ -63,7 +63,7 @@ def _known_decoder(context: click.Context, option: click.Parameter, value: str) 
     if value == "vllm":
         # Its log goes to stdout by default, where only results belong.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if value in ("transformers", "vllm") or value.startswith(("http://", "https://")):
         return value
     raise click.BadParameter(f"{value!r} is neither transformers, nor vllm, nor a server's URL.")

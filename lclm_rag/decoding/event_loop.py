@@ -60,7 +60,10 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     if thread is threading.current_thread():
         loop.stop()
         return
-    asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(timeout=10)
+    try:
+        asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(timeout=5)
+    except TimeoutError:
+        return  # Busy with what does not yield, an engine's start say; the thread is a daemon.
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=10)
     loop.close()

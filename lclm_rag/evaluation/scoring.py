@@ -57,17 +57,18 @@ def score_form(
     top_k: int,
     on_progress: Callable[[int], None] = lambda answered: None,
 ) -> FormScore:
-    """Ask all questions greedily, many at a time; the first ones again alone, for the time."""
+    """Ask the first questions alone, for the time; then all of them greedily, many at a time."""
     sampling = Sampling(max_tokens=32)
     prompts = [kb.assemble(q.question, top_k, form=form, max_tokens=32) for q in questions]
+    # First, while a prefix cache knows none of them.
+    one = Sampling(max_tokens=1)
+    alone = [all_answered(kb.decoder.complete([p], one))[0] for p in prompts[:_TIMED]]
     answers: list[str] = []
     for start in range(0, len(prompts), _AT_ONCE):
         batch = prompts[start : start + _AT_ONCE]
         completions = all_answered(kb.decoder.complete(batch, sampling))
         answers += [completion.text.strip() for completion in completions]
         on_progress(len(batch))
-    one = Sampling(max_tokens=1)
-    alone = [all_answered(kb.decoder.complete([p], one))[0] for p in prompts[:_TIMED]]
     right = [exact_match(a, q.answer) for a, q in zip(answers, questions, strict=True)]
     return FormScore(
         form=form,
