@@ -15,6 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from lclm_rag.decoding.decoder import Completion, Decoder, Sampling
@@ -111,25 +112,25 @@ class EventLoopDecoder(Decoder):
         self.check(prompt, sampling)
         came: queue.SimpleQueue[Any] = queue.SimpleQueue()
         work = self.thread.submit(_pump(self._stream(prompt, sampling), came.put))
-        piece = None
+        work.add_done_callback(lambda _: came.put(_END))
         try:
             while (piece := came.get()) is not _END:
                 yield piece
             work.result()
         finally:
             work.cancel()
-            while piece is not _END:  # What is left comes to its end before the caller goes on.
-                piece = came.get()
 
     async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        self.check(prompt, sampling)
+        await asyncio.to_thread(self.check, prompt, sampling)
         loop = asyncio.get_running_loop()
         came: asyncio.Queue[Any] = asyncio.Queue()
 
         def put(piece: Any) -> None:
-            loop.call_soon_threadsafe(came.put_nowait, piece)
+            with suppress(RuntimeError):  # The caller's loop has ended before the generation.
+                loop.call_soon_threadsafe(came.put_nowait, piece)
 
         work = self.thread.submit(_pump(self._stream(prompt, sampling), put))
+        work.add_done_callback(lambda _: put(_END))
         try:
             while (piece := await came.get()) is not _END:
                 yield piece
@@ -156,10 +157,6 @@ class EventLoopDecoder(Decoder):
 
 
 async def _pump(pieces: AsyncGenerator[str], put: Callable[[Any], None]) -> None:
-    """Put each piece, and _END when there are no more, whatever the reason."""
-    try:
+    async with aclosing(pieces):
         async for piece in pieces:
             put(piece)
-    finally:
-        await pieces.aclose()
-        put(_END)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,25 +120,28 @@ class VLLMDecoder(EventLoopDecoder):
         )
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
-        started = time.perf_counter()
-        async for last in self._outputs(prompt, sampling, streaming=False):
-            output = last
-        written = output.outputs[0]
-        total = time.perf_counter() - started
+        called = time.time()  # The clock of the engine's own metrics.
+        async with aclosing(self._outputs(prompt, sampling, streaming=False)) as outputs:
+            async for last in outputs:
+                output = last
+        total = time.time() - called
+        written, metrics = output.outputs[0], output.metrics
+        arrived = metrics and metrics.arrival_time + metrics.first_token_latency
         ids = list(written.token_ids)
         return Completion(
             text=str(self.checkpoint.chat_tokenizer.decode(ids, skip_special_tokens=True)),
             token_ids=ids,
             finish_reason="stop" if written.finish_reason == "stop" else "length",
-            first_token=output.metrics.first_token_latency if output.metrics else total,
+            first_token=arrived - called if arrived else total,
             total=total,
             cached_positions=output.num_cached_tokens,
         )
 
     async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        async for output in self._outputs(prompt, sampling, streaming=True):
-            if output.outputs[0].text:
-                yield output.outputs[0].text
+        async with aclosing(self._outputs(prompt, sampling, streaming=True)) as outputs:
+            async for output in outputs:
+                if output.outputs[0].text:
+                    yield output.outputs[0].text
 
     async def _outputs(
         self, prompt: SoftPrompt, sampling: Sampling, *, streaming: bool
@@ -147,6 +151,7 @@ class VLLMDecoder(EventLoopDecoder):
         vLLM sends an item that it believes the engine holds as its identifier alone. Where the engine has
         dropped it, the request ends in "error" and vLLM forgets that belief; nothing was generated.
         """
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
@@ -155,20 +160,22 @@ class VLLMDecoder(EventLoopDecoder):
             for _ in range(_TRIES):
                 (rendered,) = await self.engine.renderer.render_cmpl_async([engine_prompt])
                 name = f"lclm-{next(_request_numbers)}"
-                async for output in self.engine.generate(rendered, parameters, name):
-                    reason = output.outputs[0].finish_reason
-                    if reason == "error":
-                        break
-                    if reason == "abort":
-                        raise DecoderError("vLLM's engine gave up the request; see its log.")
-                    yield output
-                else:
-                    return
+                generated = self.engine.generate(rendered, parameters, name)
+                async with aclosing(generated) as outputs:
+                    async for output in outputs:
+                        reason = output.outputs[0].finish_reason
+                        if reason == "error":
+                            break
+                        if reason == "abort":
+                            raise DecoderError("vLLM's engine gave up the request; see its log.")
+                        yield output
+                    else:
+                        return
         except (EngineDeadError, EngineGenerateError) as error:
             raise DecoderError("vLLM's engine failed; see its log, and start it again.") from error
         except PromptError:
             raise
-        except ValueError as error:  # vLLM's own validation; a temperature above 2, say.
+        except (VLLMClientError, ValueError) as error:  # A temperature above 2, say.
             raise PromptError(f"vLLM refuses the prompt: {error}") from error
         raise DecoderError(f"vLLM's engine failed a request {_TRIES} times; see its log.")
 
