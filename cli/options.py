@@ -76,12 +76,15 @@ def _as_options(
     options: dict[str, Any] = {}
     for text in values:
         name, equals, value = text.partition("=")
-        if not equals or not name.strip():
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
+        if name in ("device", "dtype"):
+            raise click.BadParameter(f"{name} has an option of its own: --{name} {value}")
         try:
-            options[name.strip().replace("-", "_")] = json.loads(value)
+            options[name] = json.loads(value)
         except ValueError:
-            options[name.strip().replace("-", "_")] = value
+            options[name] = value
     return options
 
 

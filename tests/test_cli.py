@@ -208,6 +208,9 @@ def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -
 # --- errors --------------------------------------------------------------------------------------
 
 
+ASK = ("query", "--kb", "{kb}", "Who?")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -221,6 +224,15 @@ def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -
         (("build", "{corpus}", "--kb", "{tmp}/new", "--checkpoint", "./none"), 1, "no checkpoint"),
         (("delete", "nobody", "--kb", "{kb}"), 1, "no document 'nobody'"),
         (("generate",), 2, "either --prompt or --prompts-jsonl"),
+        ((*ASK, "--decoder", "llama"), 2, "neither transformers, nor vllm, nor a server's URL"),
+        ((*ASK, "--decoder-option", "x"), 2, "not NAME=VALUE"),
+        ((*ASK, "--decoder-option", "dtype=bfloat16"), 2, "--dtype bfloat16"),
+        ((*ASK, "--decoder-option", "x=1"), 1, "transformers decoder has no option 'x'"),
+        (
+            (*ASK, "--decoder", "http://127.0.0.1:9/v1", "--decoder-option", "retries=0"),
+            1,
+            "vllm serve",
+        ),
     ],
 )
 def test_an_error_is_one_line_and_the_knowledge_base_still_answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from lclm_rag.checkpoint import Checkpoint
@@ -34,5 +35,11 @@ def load_decoder(
     if name.startswith(("http://", "https://")):
         from lclm_rag.decoding.server import ServerDecoder
 
+        known = list(signature(ServerDecoder).parameters)[2:]
+        for option in options:
+            if option not in known:
+                raise ValueError(
+                    f"A server's decoder has no option {option!r}; it has {', '.join(known)}."
+                )
         return ServerDecoder(name, checkpoint, **options)
     raise ValueError(f"Unknown decoder {name!r}; use {DECODERS}.")

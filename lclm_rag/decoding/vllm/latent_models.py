@@ -41,7 +41,8 @@ class LatentInputs(nn.Module, SupportsMultiModal):  # type: ignore[misc]
     """Adds the adapter, and latents as embeddings, to a decoder of vLLM's.
 
     Encoder-space items go through the adapter, here in the engine; decoder-space items go in as they are.
-    `hf_config.lclm` says where the adapter lies and how wide latents are (`engine.latent_overrides`).
+    `hf_config.lclm` says where the adapter lies and how wide latents are; `engine._latent_overrides` writes
+    it.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
