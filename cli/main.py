@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from lclm_rag import __version__
 from lclm_rag.cli.ask import chat, generate, query
 from lclm_rag.cli.corpus import add, build, delete
 from lclm_rag.cli.demo import demo
-from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED
+from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
 from lclm_rag.cli.state import doctor, info
 from lclm_rag.errors import LclmRagError, LockedError
 
@@ -55,6 +56,8 @@ for command in (build, add, delete, query, chat, generate, info, demo, doctor):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the entry point. Errors that a person can act on are one line."""
+    # An end by SIGTERM must take vLLM's processes along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     sys.exit(_run(arguments))
 
 

@@ -105,6 +105,12 @@ def server_decoder(server_url: str, checkpoint: Checkpoint) -> Iterator[ServerDe
     decoder.close()
 
 
+@pytest.fixture(scope="session")
+def endless_question() -> str:
+    """One that the bundled decoder, greedily, never stops answering."""
+    return "Ω" * 30
+
+
 DECODERS = ("decoder", "items_decoder", "mixed_decoder", "server_decoder")
 
 

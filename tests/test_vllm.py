@@ -221,15 +221,18 @@ def test_a_text_request_shares_the_header(
 
 
 def test_64_questions_at_once_and_one_is_cancelled(
-    cold: VLLMDecoder, knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+    cold: VLLMDecoder,
+    knowledge_base: KnowledgeBase,
+    questions: list[FactQuestion],
+    endless_question: str,
 ) -> None:
     wanted = [knowledge_base.query(q.question, 4).text for q in questions[:64]]
     kb = knowledge_base
     usual, kb._decoder = kb.decoder, cold
-    long = Sampling(max_tokens=8000, temperature=2.0, seed=3)
+    long = Sampling(max_tokens=8000)
 
     async def ask_all() -> list[Any]:
-        endless = asyncio.create_task(kb.aquery("Tell a long story.", 4, sampling=long))
+        endless = asyncio.create_task(kb.aquery(endless_question, 4, sampling=long))
         asked = [asyncio.create_task(kb.aquery(q.question, 4)) for q in questions[:64]]
         await asked[0]
         assert not endless.done()
@@ -248,10 +251,10 @@ def test_64_questions_at_once_and_one_is_cancelled(
 
 
 def test_leaving_an_asynchronous_stream_ends_the_generation(
-    items_decoder: VLLMDecoder, knowledge_base: KnowledgeBase
+    items_decoder: VLLMDecoder, knowledge_base: KnowledgeBase, endless_question: str
 ) -> None:
-    prompt = knowledge_base.assemble("Tell a long story.", 2)
-    long = Sampling(max_tokens=8000, temperature=2.0, seed=3)
+    prompt = knowledge_base.assemble(endless_question, 2)
+    long = Sampling(max_tokens=8000)
 
     async def read_two() -> list[str]:
         pieces = items_decoder.astream(prompt, long)
