@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 
 import pytest
@@ -232,3 +233,17 @@ def test_an_answer_counts_alike_whatever_decodes(
 def test_sampling_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**options)  # type: ignore[arg-type]
+
+
+def test_a_context_that_an_engine_option_shortened_is_filled_no_further(
+    knowledge_base: KnowledgeBase, decoder: TransformersDecoder, questions: list[FactQuestion]
+) -> None:
+    short = copy.copy(decoder)
+    short.context_length = 300
+    usual, knowledge_base._decoder = knowledge_base.decoder, short
+    try:
+        answer = knowledge_base.query(questions[0].question, 20, sampling=Sampling(max_tokens=16))
+    finally:
+        knowledge_base._decoder = usual
+    assert answer.left_out
+    assert 200 < answer.usage.positions <= 300 - 16

@@ -289,6 +289,23 @@ def test_a_passage_longer_than_a_window_is_several_items(
     assert sizes == [256, 256, 88]
 
 
+@pytest.mark.parametrize("which", ["items_decoder", "mixed_decoder"])
+def test_a_prompt_longer_than_a_step_of_the_scheduler_gives_the_same_tokens(
+    which: str,
+    request: pytest.FixtureRequest,
+    decoder: TransformersDecoder,
+    knowledge_base: KnowledgeBase,
+    questions: list[FactQuestion],
+) -> None:
+    asked: VLLMDecoder = request.getfixturevalue(which)
+    prompt = knowledge_base.assemble(questions[7].question, 120)
+    step = asked.engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert step < prompt.positions
+    (wanted,) = all_answered(decoder.complete([prompt], ONE))
+    (got,) = all_answered(asked.complete([prompt], ONE))
+    assert got.token_ids == wanted.token_ids
+
+
 def test_an_identifier_tells_content_dtype_space_and_checkpoint_apart() -> None:
     torch.manual_seed(0)
     latents = torch.randn(4, 6)
