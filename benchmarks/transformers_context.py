@@ -11,16 +11,15 @@ random: their values do not change the time. The same decoder reads all ratios.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from random_checkpoint import PUBLISHED, SMALL, make_checkpoint
-from vllm_inputs import machine, numbers
+from shared import label_sizes, machine, numbers, write_results
 
 from lclm_rag import Sampling
 from lclm_rag.checkpoint import Checkpoint
@@ -99,9 +98,7 @@ def main(shape: str, source_tokens: list[int], repeats: int, out: Path) -> None:
                 results.append(measure(decoder, size, ratio, repeats))
                 click.echo(f"{results[-1]}", err=True)
     about = {"machine": machine(), "shape": shape, "dtype": str(decoder.model.dtype)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(result) for result in results]
-    out.with_suffix(".json").write_text(json.dumps({**about, "results": rows}, indent=1) + "\n")
+    write_results(out, about, results)
     table(results)
     plot(results, about, out.with_suffix(".png"))
 
@@ -157,10 +154,8 @@ def plot(results: list[Measured], about: dict[str, Any], path: Path) -> None:
             axes[0][1].plot(sizes, gib, marker="o", label=context)
     titles = ("time to first token, s", "peak memory beyond the weights, GiB")
     for axis, title in zip(axes[0], titles, strict=False):
-        axis.set(title=title, xlabel="source tokens in the context", xscale="log", yscale="log")
-        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
+        axis.set_title(title)
+        label_sizes(axis, sizes)
         axis.legend()
     where = about["machine"]["gpu"] or f"{about['machine']['cores']} CPU cores"
     figure.suptitle(f"transformers, random weights of the {about['shape']} shape, {where}")

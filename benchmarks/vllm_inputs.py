@@ -26,8 +26,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -35,19 +33,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from random_checkpoint import PUBLISHED, SMALL, make_checkpoint
+from shared import label_sizes, machine, numbers, write_results
 
 from lclm_rag import PassageKey, Sampling
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding import all_answered
+from lclm_rag.decoding.server import embedding_table
 from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.evaluation.fact_sheets import fact_sheets
 from lclm_rag.prompting import PromptPassage, PromptTemplate, SoftPrompt, assemble
@@ -92,9 +92,7 @@ class Bench:
         self.compressor = Compressor.from_pretrained(checkpoint)
         self.template = PromptTemplate.of(checkpoint)
         self.sampling = Sampling(max_tokens=max_tokens)
-        self.encoding = (
-            threading.Lock()
-        )  # The encoder reads one prompt at a time, as the GPU would.
+        self.encoding = threading.Lock()  # One prompt at a time, as on a GPU.
 
     def passages(self, count: int) -> list[Passage]:
         """Fact sheets, compressed."""
@@ -156,6 +154,7 @@ class Bench:
             embeds[span.start : span.start + span.length] = rows.to(embeds.dtype)
         with tempfile.TemporaryDirectory() as folder:
             torch.save(embeds, Path(folder) / "prompt.pt")
+            # The way that is measured; the file is our own.
             read = torch.load(Path(folder) / "prompt.pt", weights_only=True)
         asked = time.perf_counter() - started
         return asked + self._pure_embeddings(read), prompt.positions
@@ -175,17 +174,10 @@ class Bench:
 
         return self.items.thread.run(run())
 
-    @property
+    @cached_property
     def _embedding_table(self) -> torch.Tensor:
-        if not hasattr(self, "_table"):
-            from safetensors.torch import load_file
-
-            for path in sorted((self.checkpoint.path / "decoder").glob("*.safetensors")):
-                tensors = load_file(path)
-                if "model.embed_tokens.weight" in tensors:
-                    dtype = self.items.engine.model_config.dtype
-                    self._table = tensors["model.embed_tokens.weight"].to(dtype)
-        return self._table
+        table: torch.Tensor = embedding_table(self.checkpoint)[:]
+        return table.to(self.items.latent_dtype)
 
     def forget(self) -> None:
         """Empty the engine's caches."""
@@ -261,13 +253,6 @@ def measure(
     )
 
 
-def numbers(context: click.Context, option: click.Parameter, value: str) -> list[int]:
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError as error:
-        raise click.BadParameter("numbers, with commas between them") from error
-
-
 @click.command(help=__doc__, context_settings={"max_content_width": 110})
 @click.option("--checkpoint", default="bundled", show_default=True, help="Folder or hub id.")
 @click.option(
@@ -327,9 +312,7 @@ def main(
             }
         finally:
             decoder.close()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(result) for result in results]
-    out.with_suffix(".json").write_text(json.dumps({**about, "results": rows}, indent=1) + "\n")
+    write_results(out, about, results)
     table(results)
     plot(results, about, out.with_suffix(".png"))
 
@@ -357,14 +340,6 @@ def run(
                 results.append(measure(bench, way, chosen, size, at_once))
                 progress.advance(task)
     return results
-
-
-def machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    packages = {}
-    for name in ("torch", "vllm", "transformers"):
-        packages[name] = metadata.version(name)
-    return {"cores": os.cpu_count(), "gpu": gpu, "python": platform.python_version(), **packages}
 
 
 def by_text(results: list[Measured], result: Measured) -> Measured:
@@ -427,12 +402,9 @@ def plot(results: list[Measured], about: dict[str, Any], path: Path) -> None:
                 for r in chosen
             ]
             axis.plot([r.source_tokens for r in chosen], ratios, marker="o", label=way)
-        axis.set(title=title, xlabel="source tokens in the context", xscale="log", yscale="log")
-        sizes = sorted({r.source_tokens for r in results})
-        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        axis.minorticks_off()
+        axis.set_title(title)
+        label_sizes(axis, sorted({r.source_tokens for r in results}))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     where = about["machine"]["gpu"] or f"{about['machine']['cores']} CPU cores"
     figure.suptitle(f"{about['checkpoint']}, {about['compression_ratio']}×, {where}")

@@ -68,11 +68,14 @@ class Completion:
 class Decoder(ABC):
     """Takes soft prompts, gives completions; knows nothing of stores or questions.
 
-    takes_encoder_space: whether it has the adapter, and takes latents of either space.
+    takes_encoder_space: whether it has the adapter, and takes latents of either space. latent_dtype: what
+    it casts latents to; None where another machine decides.
     """
 
+    checkpoint: Checkpoint
     context_length: int
     takes_encoder_space: bool = False
+    latent_dtype: torch.dtype | None = None
 
     @abstractmethod
     def complete(
@@ -101,6 +104,17 @@ class Decoder(ABC):
                 yield piece
         finally:
             await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
+
+    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
+        """Raise PromptError where the prompt would be cut or do harm."""
+        check_prompt(
+            prompt,
+            self.checkpoint,
+            context_length=self.context_length,
+            max_tokens=sampling.max_tokens,
+            takes_encoder_space=self.takes_encoder_space,
+            dtype=self.latent_dtype,
+        )
 
     def close(self) -> None:  # noqa: B027  Not every decoder has something to release.
         """Release engines and connections."""

@@ -87,10 +87,6 @@ class EventLoopDecoder(Decoder):
         self.thread = thread
 
     @abstractmethod
-    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
-        """Raise PromptError where the prompt would be cut or do harm."""
-
-    @abstractmethod
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         """Answer one checked prompt, in the engine's event loop."""
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import torch
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt, end_token_ids
+from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.prompting.template import render_turn
 
-__all__ = ["ServerDecoder"]
+__all__ = ["ServerDecoder", "embedding_table"]
 
 T = TypeVar("T")
 
@@ -65,7 +65,8 @@ class ServerDecoder(EventLoopDecoder):
         self._retries = retries
         self._ends = end_token_ids(checkpoint)
         self._turns = _turns(checkpoint)
-        self._row = lru_cache(maxsize=65_536)(_embedding_rows(checkpoint))
+        table = embedding_table(checkpoint)
+        self._row = lru_cache(maxsize=65_536)(lambda token: table[token : token + 1][0])
         self._free = asyncio.Semaphore(concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=self.url, api_key=api_key or "none", timeout=timeout, max_retries=retries
@@ -80,14 +81,6 @@ class ServerDecoder(EventLoopDecoder):
         """Close the connections; the server goes on."""
         self.thread.run(self._client.close())
         self.thread.stop()
-
-    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
-        check_prompt(
-            prompt,
-            self.checkpoint,
-            context_length=self.context_length,
-            max_tokens=sampling.max_tokens,
-        )
 
     async def _served(self, model: str | None) -> tuple[str, int]:
         """(model name, context length) of what the server serves."""
@@ -247,16 +240,15 @@ def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:
     return turns
 
 
-def _embedding_rows(checkpoint: Checkpoint) -> Any:
-    """A function from token id to its row of the decoder's embedding table, read from disk."""
+def embedding_table(checkpoint: Checkpoint) -> Any:
+    """The decoder's embedding table [vocabulary, width] on disk; rows are read as they are sliced."""
     from safetensors import safe_open
 
     for path in sorted((checkpoint.path / "decoder").glob("*.safetensors")):
         file = safe_open(path, framework="pt")
         for name in file.keys():  # noqa: SIM118
             if name.endswith("embed_tokens.weight"):
-                table = file.get_slice(name)
-                return lambda token: table[token : token + 1][0]
+                return file.get_slice(name)
     raise CheckpointError(f"{checkpoint.path / 'decoder'} has no tensor embed_tokens.weight.")
 
 

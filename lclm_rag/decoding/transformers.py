@@ -24,7 +24,6 @@ from lclm_rag.decoding.decoder import (
     Completion,
     Decoder,
     Sampling,
-    check_prompt,
     end_token_ids,
 )
 from lclm_rag.errors import PromptError
@@ -58,6 +57,7 @@ class TransformersDecoder(Decoder):
         self.checkpoint = checkpoint
         self.model = model
         self.context_length = checkpoint.context_length
+        self.latent_dtype = model.dtype
         self._tokenizer = checkpoint.chat_tokenizer
         self._stop_ids = end_token_ids(checkpoint)
 
@@ -78,7 +78,7 @@ class TransformersDecoder(Decoder):
         results: dict[int, Completion | PromptError] = {}
         for number, prompt in enumerate(prompts):
             try:
-                self._check(prompt, sampling)
+                self.check(prompt, sampling)
             except PromptError as error:
                 results[number] = error
         good = [number for number in range(len(prompts)) if number not in results]
@@ -91,7 +91,7 @@ class TransformersDecoder(Decoder):
 
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
         """Pieces of text as they are written; closing the iterator ends the generation."""
-        self._check(prompt, sampling)
+        self.check(prompt, sampling)
         streamer = TextIteratorStreamer(
             self._tokenizer, skip_prompt=False, skip_special_tokens=True
         )
@@ -171,15 +171,6 @@ class TransformersDecoder(Decoder):
                 at = first + span.start
                 embeds[row, at : at + span.length] = latents.to(embeds.device, embeds.dtype)
         return embeds, mask
-
-    def _check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
-        check_prompt(
-            prompt,
-            self.checkpoint,
-            context_length=self.context_length,
-            max_tokens=sampling.max_tokens,
-            dtype=self.model.dtype,
-        )
 
 
 @contextmanager

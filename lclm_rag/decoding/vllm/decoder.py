@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Sampling, check_prompt, end_token_ids
+from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
 from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
@@ -55,6 +55,7 @@ class VLLMDecoder(EventLoopDecoder):
         self.inputs = inputs
         self.takes_encoder_space = inputs == "items"
         self.context_length = int(engine.model_config.max_model_len)
+        self.latent_dtype = engine.model_config.dtype
         self._ends = end_token_ids(checkpoint)
 
     @classmethod
@@ -108,16 +109,6 @@ class VLLMDecoder(EventLoopDecoder):
         self.thread.cancel()  # Else the engine's end is reported as a failure to whatever still listens.
         self.engine.shutdown()
         self.thread.stop()
-
-    def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
-        check_prompt(
-            prompt,
-            self.checkpoint,
-            context_length=self.context_length,
-            max_tokens=sampling.max_tokens,
-            takes_encoder_space=self.takes_encoder_space,
-            dtype=self.engine.model_config.dtype,
-        )
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         called = time.time()  # The clock of the engine's own metrics.
