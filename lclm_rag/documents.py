@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["Document", "Metadata", "MetadataValue", "Passage", "PassageKey", "split_document"]
+__all__ = [
+    "Document",
+    "Metadata",
+    "MetadataScalar",
+    "MetadataValue",
+    "Passage",
+    "PassageKey",
+    "split_document",
+]
 
-MetadataValue = str | int | float | bool
+MetadataScalar = str | int | float | bool
+MetadataValue = MetadataScalar | None | Sequence["MetadataValue"] | Mapping[str, "MetadataValue"]
 Metadata = Mapping[str, MetadataValue]
+"""What JSON can hold. Filters see strings, numbers, booleans and lists of these; the rest is only kept."""
 
 
 class PassageKey(NamedTuple):
@@ -31,7 +41,11 @@ class PassageKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """What the user gives. `metadata` values are strings, numbers or booleans."""
+    """What the user gives.
+
+    `metadata` values are what JSON can hold. Strings, numbers, booleans and lists of these can be filtered
+    on; null counts as missing; objects are kept and given back.
+    """
 
     id: str
     text: str
@@ -47,16 +61,35 @@ class Document:
         if not self.text.strip():
             raise ValueError(f"Document {self.id!r} is empty; leave it out or give it text.")
         for key, value in self.metadata.items():
-            if not isinstance(value, str | int | float | bool):
+            if not isinstance(key, str):
                 raise ValueError(
-                    f"Metadata {key!r} of document {self.id!r} is a {type(value).__name__}; "
-                    "use a string, a number or a boolean."
+                    f"Metadata of document {self.id!r} has the key {key!r}; use strings."
+                )
+            if (alien := _not_json(value)) is not None:
+                raise ValueError(
+                    f"Metadata {key!r} of document {self.id!r} holds a {alien}; use what JSON can "
+                    "hold: strings, numbers, booleans, lists and objects of these."
                 )
 
     def content_hash(self) -> bytes:
         """32 bytes that change when text or metadata change; the order of the keys does not count."""
         content = json.dumps([self.text, dict(self.metadata)], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
+
+
+def _not_json(value: object) -> str | None:
+    """The type's name of the first thing in `value` that JSON cannot hold."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return None
+    if isinstance(value, list | tuple):
+        inner: Iterable[object] = value
+    elif isinstance(value, dict):
+        if alien := next((key for key in value if not isinstance(key, str)), None):
+            return f"key of type {type(alien).__name__}"
+        inner = value.values()
+    else:
+        return type(value).__name__
+    return next((alien for part in inner if (alien := _not_json(part)) is not None), None)
 
 
 @dataclass(frozen=True)

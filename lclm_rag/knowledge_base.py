@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
-from lclm_rag.documents import Document
+from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.prompting import DEFAULT_INSTRUCTION, PassageForm, PromptTemplate, SoftPrompt
 from lclm_rag.settings import Settings, read_settings, write_settings
@@ -267,20 +267,21 @@ class KnowledgeBase:
         self,
         documents: Iterable[Document],
         *,
+        split: bool = True,
         on_progress: Callable[[AddReport], None] = lambda report: None,
     ) -> AddReport:
         """Compress documents and commit them as one new version; upsert by document id.
 
         A document whose text and metadata are unchanged is skipped. An error, a duplicate id among
-        them too, leaves the last version as it stands. `on_progress` gets the running totals.
+        them too, leaves the last version as it stands. split: False makes each document one passage,
+        however long: for what was split elsewhere. `on_progress` gets the running totals.
         """
         from lclm_rag.indexing.local import add_documents
 
         self.index  # noqa: B018  In use elsewhere? Better known now than after the work.
         with self.store.writer() as writer:
-            report = add_documents(
-                writer, documents, self.compressor, self.settings.passage_tokens, on_progress
-            )
+            passage_tokens = self.settings.passage_tokens if split else None
+            report = add_documents(writer, documents, self.compressor, passage_tokens, on_progress)
             self._show(writer.commit())
         return report
 
@@ -319,6 +320,24 @@ class KnowledgeBase:
         from lclm_rag.asking import retrieve
 
         return [hit for hit, _ in retrieve(self, question, top_k, filters)]
+
+    def expand(self, key: PassageKey, before: int = 0, after: int = 0) -> list[Passage]:
+        """A passage verbatim, with so many of its neighbours in the document, in reading order.
+
+        Raises KnowledgeBaseError where there is no such passage.
+        """
+        if before < 0 or after < 0:
+            raise ValueError("before and after count passages; they cannot be negative.")
+        document_id, ordinal = key
+        keys = [
+            PassageKey(document_id, i)
+            for i in range(max(0, ordinal - before), ordinal + after + 1)
+            if i == ordinal or PassageKey(document_id, i) in self.store
+        ]
+        try:
+            return [row.passage for row in self.store.read(keys)]
+        except KeyError as error:
+            raise KnowledgeBaseError(f"There is no passage {key} in {self.path}.") from error
 
     def assemble(
         self,

@@ -60,7 +60,8 @@ def test_a_short_document_is_one_passage() -> None:
     [
         (("", "text"), "document id"),
         (("a", "  \n"), "'a' is empty"),
-        (("a", "text", {"tags": ["x"]}), "'tags' of document 'a' is a list"),
+        (("a", "text", {"when": {1: 2}}), "'when' of document 'a' holds a key of type int"),
+        (("a", "text", {"tags": ["x", {"y"}]}), "'tags' of document 'a' holds a set"),
         (("a", None), "text of document 'a' must be a string"),
     ],
 )

@@ -23,17 +23,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
-from lclm_rag.documents import Metadata, MetadataValue, PassageKey
+from lclm_rag.documents import Metadata, MetadataScalar, MetadataValue, PassageKey
 from lclm_rag.retrieval import (
     And,
     Bm25Settings,
     Compare,
+    Contains,
     EdgeIndex,
     Embedder,
     Filter,
     In,
     IndexEntry,
     IndexLockedError,
+    Missing,
     Not,
     Or,
     PassageIndex,
@@ -368,7 +370,7 @@ def test_another_embedder_than_the_one_that_built_it_is_refused(
 
 
 ODD_KEYS = ["a", "a b", "a.b", 'a"b', "a\\b", "a[0]", "a[]", "ü", "", "%22", '"', "metadata", " a "]
-VALUES: list[MetadataValue] = [
+SCALARS: list[MetadataScalar] = [
     "1",
     "true",
     "",
@@ -384,17 +386,32 @@ VALUES: list[MetadataValue] = [
     True,
     False,
 ]
+VALUES: list[MetadataValue] = [*SCALARS]
 INFINITE: list[MetadataValue] = [float("nan"), float("inf"), -float("inf"), 10**400]
+NESTED: list[MetadataValue] = [
+    None,
+    [],
+    ["x", "1", "axb"],
+    [1, "x", True, 2.5],
+    [None, 0],
+    [["x"]],
+    {"k": "x"},
+    [{"k": 1}, float("nan")],
+]
 
 # One key of each odd kind, and two that are met often and hold every kind of value.
 some_key = st.sampled_from(["k", "k", "k", "n", "n", *ODD_KEYS])
-some_value = st.sampled_from(VALUES)
-some_number = st.sampled_from([v for v in VALUES if type(v) in (int, float)])
-some_metadata = st.dictionaries(some_key, st.sampled_from([*VALUES, *INFINITE[:2]]), max_size=4)
+some_value = st.sampled_from(SCALARS)
+some_number = st.sampled_from([v for v in SCALARS if type(v) in (int, float)])
+some_metadata = st.dictionaries(
+    some_key, st.sampled_from([*VALUES, *INFINITE[:2], *NESTED]), max_size=4
+)
 some_comparison = st.one_of(
     st.builds(Compare, some_key, st.sampled_from(["==", "!="]), some_value),
     st.builds(Compare, some_key, st.sampled_from(["<", "<=", ">", ">="]), some_number),
     st.builds(In, some_key, st.lists(some_value, max_size=4).map(tuple)),
+    st.builds(Contains, some_key, st.sampled_from(["x", "1", "ru", "X", "xb"])),
+    st.builds(Missing, some_key),
 )
 some_filter = st.recursive(
     some_comparison,
@@ -412,11 +429,11 @@ def sixty(
     new_backend: Callable[[], Backend],
 ) -> tuple[PassageIndex, list[dict[str, MetadataValue]]]:
     """60 passages with two keys that hold every kind of value, and odd keys that hold strings."""
-    cycle = [*VALUES, *INFINITE]
+    cycle = [*VALUES, *INFINITE, *NESTED]
     metadata: list[dict[str, MetadataValue]] = [
         {
             "k": cycle[n % len(cycle)],
-            **({"n": VALUES[n * 5 % len(VALUES)]} if n % 3 else {}),
+            **({"n": VALUES[n * 5 % len(VALUES)]} if n % 3 else {"n": NESTED[n % len(NESTED)]}),
             ODD_KEYS[n % len(ODD_KEYS)]: VALUES[n * 3 % 4],
         }
         for n in range(59)

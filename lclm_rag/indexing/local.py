@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from lclm_rag.answer import AddReport
 from lclm_rag.checkpoint import Space
 from lclm_rag.compression import Compressor
-from lclm_rag.documents import Document, split_document
+from lclm_rag.documents import Document, Passage, PassageKey, split_document
 from lclm_rag.store import StoredPassage, StoreWriter
 
 __all__ = ["add_documents", "compress_documents"]
@@ -22,11 +22,12 @@ def add_documents(
     writer: StoreWriter,
     documents: Iterable[Document],
     compressor: Compressor,
-    passage_tokens: int,
+    passage_tokens: int | None,
     on_progress: Callable[[AddReport], None],
 ) -> AddReport:
     """Compress what is new or changed and hand it to the writer, which is not committed here.
 
+    passage_tokens: None makes each document one passage.
     Raises ValueError where there are no documents, or an id occurs twice.
     """
     added = updated = unchanged = passages = tokens = latents = 0
@@ -63,12 +64,17 @@ def add_documents(
 
 
 def compress_documents(
-    documents: Iterable[Document], compressor: Compressor, passage_tokens: int, space: Space
+    documents: Iterable[Document], compressor: Compressor, passage_tokens: int | None, space: Space
 ) -> Iterator[tuple[Document, list[StoredPassage]]]:
     """Each document with its passages and their latents, in the order given; memory stays bounded."""
     stream = iter(documents)
     while chunk := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
-        split = [split_document(d, compressor.token_offsets, passage_tokens) for d in chunk]
+        split = [
+            [Passage(PassageKey(d.id, 0), 0, len(d.text), d.text, d.metadata)]
+            if passage_tokens is None
+            else split_document(d, compressor.token_offsets, passage_tokens)
+            for d in chunk
+        ]
         token_ids = compressor.tokenize([p.text for passages in split for p in passages])
         latents = compressor.compress_token_ids(token_ids, space)
         pairs = iter(zip(token_ids, latents, strict=True))

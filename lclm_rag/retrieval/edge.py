@@ -158,7 +158,11 @@ class EdgeIndex(QdrantIndex):
             shard.update(operation)
 
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
-        condition = None if filter is None else translate(filter, edge, edge.RangeFloat)
+        condition = (
+            None
+            if filter is None
+            else translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
+        )
         words = edge.Query.Nearest(edge.SparseVector(vectors.indices, vectors.values), using=BM25)
         if vectors.dense is None:
             request = edge.QueryRequest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from lclm_rag.documents import MetadataValue
+from lclm_rag.documents import MetadataScalar
 from lclm_rag.retrieval.filters import Compare, Filter, In, Operator
 
 __all__ = ["parse_filter"]
@@ -49,8 +49,8 @@ def parse_filter(text: str) -> Filter:
     return In(key, values) if op == "==" else ~In(key, values)
 
 
-def _values(text: str, listed: str) -> tuple[MetadataValue, ...]:
-    values: list[MetadataValue] = []
+def _values(text: str, listed: str) -> tuple[MetadataScalar, ...]:
+    values: list[MetadataScalar] = []
     position = 0
     while True:
         value = _VALUE.match(listed, position)
@@ -65,7 +65,7 @@ def _values(text: str, listed: str) -> tuple[MetadataValue, ...]:
             return tuple(values)
 
 
-def _read_value(text: str) -> MetadataValue:
+def _read_value(text: str) -> MetadataScalar:
     if _NUMBER.fullmatch(text):
         number: int | float = json.loads(text)
         return number

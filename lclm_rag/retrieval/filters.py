@@ -5,7 +5,9 @@
 
 What they mean, for every engine (`matches` is the reference):
 
-- A key that a passage lacks never matches ==, <, <=, >, >= or `is_in`. So `!=` and `~` do match it.
+- A key that a passage lacks never matches ==, <, <=, >, >=, `is_in` or `contains`. So `!=` and `~` do
+  match it, and so does `is_missing`.
+- A list matches where one of its elements does; null, an empty list and objects count as missing.
 - Strings, numbers and booleans are never equal to each other: 1, "1" and True are three values.
 - Numbers compare as 64-bit floats: 1 equals 1.0. Only whole numbers from 2**53 on, which floats
   cannot tell apart, are equal to nothing but the same whole number.
@@ -20,18 +22,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lclm_rag.documents import Metadata, MetadataValue
+from lclm_rag.documents import Metadata, MetadataScalar, MetadataValue
 
 __all__ = [
     "And",
     "Compare",
+    "Contains",
     "Field",
     "Filter",
     "In",
+    "Missing",
     "Not",
     "Operator",
     "Or",
     "as_filter",
+    "elements",
     "exact_integer",
     "field",
     "finite_number",
@@ -72,7 +77,7 @@ class Compare(Filter):
 
     key: str
     op: Operator
-    value: MetadataValue
+    value: MetadataScalar
 
     def __post_init__(self) -> None:
         _check_key(self.key)
@@ -92,7 +97,7 @@ class In(Filter):
     """The value of `key` is one of `values`, which may be of several types; of none: no match."""
 
     key: str
-    values: tuple[MetadataValue, ...]
+    values: tuple[MetadataScalar, ...]
 
     def __post_init__(self) -> None:
         _check_key(self.key)
@@ -101,6 +106,31 @@ class In(Filter):
         object.__setattr__(self, "values", tuple(self.values))
         for value in self.values:
             _check_value(self.key, value)
+
+
+@dataclass(frozen=True)
+class Contains(Filter):
+    """The string value of `key` has `text` in it, upper and lower case told apart."""
+
+    key: str
+    text: str
+
+    def __post_init__(self) -> None:
+        _check_key(self.key)
+        if not isinstance(self.text, str) or not self.text:
+            raise ValueError(
+                f"{self.key!r} contains {self.text!r}: give a string that is not empty."
+            )
+
+
+@dataclass(frozen=True)
+class Missing(Filter):
+    """There is no value of `key`."""
+
+    key: str
+
+    def __post_init__(self) -> None:
+        _check_key(self.key)
 
 
 @dataclass(frozen=True)
@@ -151,8 +181,14 @@ class Field:
     def __ge__(self, value: float) -> Filter:
         return Compare(self._key, ">=", value)
 
-    def is_in(self, values: Iterable[MetadataValue]) -> Filter:
+    def is_in(self, values: Iterable[MetadataScalar]) -> Filter:
         return In(self._key, values)  # type: ignore[arg-type]  # In makes it a tuple
+
+    def contains(self, text: str) -> Filter:
+        return Contains(self._key, text)
+
+    def is_missing(self) -> Filter:
+        return Missing(self._key)
 
 
 def field(key: str) -> Field:
@@ -192,18 +228,32 @@ def matches(filter: Filter, metadata: Metadata) -> bool:
             return any(matches(part, metadata) for part in filters)
         case Not(part):
             return not matches(part, metadata)
+        case Missing(key):
+            return not elements(metadata.get(key))
+        case Contains(key, text):
+            return any(isinstance(e, str) and text in e for e in elements(metadata.get(key)))
         case In(key, values):
-            return key in metadata and any(_equal(value, metadata[key]) for value in values)
+            return any(_equal(v, e) for e in elements(metadata.get(key)) for v in values)
         case Compare(key, "!=", value):
-            return not (key in metadata and _equal(value, metadata[key]))
+            return not any(_equal(value, e) for e in elements(metadata.get(key)))
         case Compare(key, "==", value):
-            return key in metadata and _equal(value, metadata[key])
+            return any(_equal(value, e) for e in elements(metadata.get(key)))
         case Compare(key, op, value):
-            return key in metadata and _ordered(op, metadata[key], value)
+            return any(_ordered(op, e, value) for e in elements(metadata.get(key)))
     raise TypeError(f"{type(filter).__name__} is not a filter.")
 
 
-def value_kind(value: MetadataValue) -> Literal["string", "number", "boolean"]:
+def elements(value: MetadataValue) -> list[MetadataScalar]:
+    """What filters see of a metadata value: itself, or the elements of a list."""
+    found = value if isinstance(value, list | tuple) else [value]
+    return [e for e in found if isinstance(e, str | bool) or _is_finite(e)]  # type: ignore[misc]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and finite_number(value) is not None
+
+
+def value_kind(value: MetadataScalar) -> Literal["string", "number", "boolean"]:
     """What a value is compared with: values of two kinds are never equal, nor in any order."""
     if isinstance(value, bool):
         return "boolean"
@@ -226,7 +276,7 @@ def exact_integer(number: float) -> bool:
     return isinstance(number, int) and abs(number) >= 2**53
 
 
-def _equal(wanted: MetadataValue, held: MetadataValue) -> bool:
+def _equal(wanted: MetadataScalar, held: MetadataScalar) -> bool:
     if isinstance(wanted, str | bool) or isinstance(held, str | bool):
         return value_kind(wanted) == value_kind(held) and wanted == held
     number, other = finite_number(wanted), finite_number(held)
@@ -237,7 +287,7 @@ def _equal(wanted: MetadataValue, held: MetadataValue) -> bool:
     return float(number) == float(other)
 
 
-def _ordered(op: Operator, held: MetadataValue, bound: MetadataValue) -> bool:
+def _ordered(op: Operator, held: MetadataScalar, bound: MetadataScalar) -> bool:
     if isinstance(held, str | bool) or isinstance(bound, str | bool):
         return False
     number, limit = finite_number(held), finite_number(bound)

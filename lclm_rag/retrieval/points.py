@@ -3,28 +3,34 @@
 A point's id is a uuid5 of the passage key. Its payload is
 
     {"document_id": "a", "ordinal": 0,
-     "metadata": {"string": {"lang": "en"}, "number": {"year": 2000}, "boolean": {"draft": "true"}}}
+     "metadata": {"string": {"lang": "en", "tags": ["a", "b"]}, "number": {"year": 2000},
+                  "boolean": {"draft": "true"}}}
 
 Metadata lie apart by kind because a Qdrant payload index knows one type: a key that holds a number
 here and a string there gets an index for each, and a condition cannot match the other kind by
-accident. Booleans are words because Edge 0.9 takes MatchValue(True) for MatchValue(1).
+accident. Booleans are words because Edge 0.9 takes MatchValue(True) for MatchValue(1). What filters do
+not see (objects, null) is not here.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from lclm_rag.documents import Metadata, MetadataValue, PassageKey
+from lclm_rag.documents import Metadata, MetadataScalar, PassageKey
 from lclm_rag.retrieval.filters import (
     And,
     Compare,
+    Contains,
     Filter,
     In,
+    Missing,
     Not,
     Or,
+    elements,
     exact_integer,
     finite_number,
     value_kind,
@@ -44,19 +50,24 @@ def point_id(key: PassageKey) -> str:
 
 def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
     """The payload of a point. Raises ValueError for strings that are not valid Unicode."""
-    strings = [key.document_id, *metadata, *(v for v in metadata.values() if isinstance(v, str))]
+    seen = {name: elements(value) for name, value in metadata.items()}
+    strings = [e for values in seen.values() for e in values if isinstance(e, str)]
     try:
-        for string in strings:
+        for string in (key.document_id, *seen, *strings):
             string.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"The id or metadata of passage {str(key)!r} hold {string!r}, not valid Unicode."
         ) from error
-    fields: dict[str, dict[str, str | float]] = {}
-    for name, value in metadata.items():
-        held = _held(value)
-        if held is not None:
-            fields.setdefault(value_kind(value), {})[name.translate(_ESCAPES)] = held
+    fields: dict[str, dict[str, Any]] = {}
+    for name, values in seen.items():
+        is_list = isinstance(metadata[name], list | tuple)
+        for value in values:
+            of_kind, escaped = fields.setdefault(value_kind(value), {}), name.translate(_ESCAPES)
+            if is_list:
+                of_kind.setdefault(escaped, []).append(_held(value))
+            else:
+                of_kind[escaped] = _held(value)
     return {"document_id": key.document_id, "ordinal": key.ordinal, "metadata": fields}
 
 
@@ -69,26 +80,27 @@ def passage_key(payload: dict[str, Any] | None) -> PassageKey:
 def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:
     """The (JSON path, kind) of each metadata value that is kept."""
     return {
-        (metadata_path(name, value), value_kind(value))
+        (metadata_path(name, kind), kind)
         for name, value in metadata.items()
-        if _held(value) is not None
+        for kind in map(value_kind, elements(value))
     }
 
 
-def metadata_path(name: str, value: MetadataValue) -> str:
-    """The JSON path at which a value of this kind lies in the payload."""
-    return f'metadata.{value_kind(value)}."{name.translate(_ESCAPES)}"'
+def metadata_path(name: str, kind: str) -> str:
+    """The JSON path at which values of this kind lie in the payload."""
+    return f'metadata.{kind}."{name.translate(_ESCAPES)}"'
 
 
-def translate(filter: Filter, engine: Any, range_type: Any) -> Any:
+def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[str], Any]) -> Any:
     """The engine's own filter.
 
     `engine` is the module with Qdrant's condition classes, under the names that qdrant_edge and
-    qdrant_client.models share; `range_type` is its class for ranges of floats.
+    qdrant_client.models share; `range_type` is its class for ranges of floats, `is_empty` makes its
+    condition that nothing lies at a path.
     """
 
-    def equal(key: str, value: MetadataValue) -> Any:
-        held, path = _held(value), metadata_path(key, value)
+    def equal(key: str, value: MetadataScalar) -> Any:
+        held, path = _held(value), metadata_path(key, value_kind(value))
         if isinstance(held, str):
             return engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
         number = float(value)
@@ -101,11 +113,11 @@ def translate(filter: Filter, engine: Any, range_type: Any) -> Any:
         exact = engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
         return engine.Filter(must=[near, exact])
 
-    def one_of(key: str, values: tuple[MetadataValue, ...]) -> Any:
+    def one_of(key: str, values: tuple[MetadataScalar, ...]) -> Any:
         strings = [value for value in values if isinstance(value, str)]
         # MatchAny of nothing matches nothing, where a `should` of nothing would match everything.
         any_string = engine.FieldCondition(
-            key=metadata_path(key, ""), match=engine.MatchAny(any=strings)
+            key=metadata_path(key, "string"), match=engine.MatchAny(any=strings)
         )
         others = [equal(key, value) for value in values if not isinstance(value, str)]
         return engine.Filter(should=[any_string, *others])
@@ -122,13 +134,19 @@ def translate(filter: Filter, engine: Any, range_type: Any) -> Any:
                 return engine.Filter(must_not=[condition(part)])
             case In(key, values):
                 return one_of(key, values)
+            case Contains(key, text):
+                match = engine.MatchSubstring(substring=text)
+                return engine.FieldCondition(key=metadata_path(key, "string"), match=match)
+            case Missing(key):
+                paths = [metadata_path(key, kind) for kind in _KINDS]
+                return engine.Filter(must=[is_empty(path) for path in paths])
             case Compare(key, "==", value):
                 return equal(key, value)
             case Compare(key, "!=", value):
                 return engine.Filter(must_not=[equal(key, value)])
             case Compare(key, op, value):
                 bound = range_type(**{_BOUNDS[op]: float(value)})
-                return engine.FieldCondition(key=metadata_path(key, value), range=bound)
+                return engine.FieldCondition(key=metadata_path(key, "number"), range=bound)
         raise TypeError(f"{type(filter).__name__} is not a filter.")
 
     return engine.Filter(must=[condition(filter)])
@@ -137,8 +155,15 @@ def translate(filter: Filter, engine: Any, range_type: Any) -> Any:
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
-def _held(value: MetadataValue) -> str | float | None:
-    """A metadata value as the payload holds it; None where it is left out."""
+_KINDS = ("string", "number", "boolean")
+
+
+def _held(value: MetadataScalar) -> str | float:
+    """A value that filters see as the payload holds it."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value if isinstance(value, str) else finite_number(value)
+    if isinstance(value, str):
+        return value
+    number = finite_number(value)
+    assert number is not None  # `elements` leaves the others out.
+    return number

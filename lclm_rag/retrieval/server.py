@@ -127,7 +127,7 @@ class ServerIndex(QdrantIndex):
             self._client.create_payload_index(self._collection, path, _SCHEMAS[schema], wait=True)
 
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
-        condition = None if filter is None else translate(filter, models, models.Range)
+        condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
         words = models.SparseVector(indices=vectors.indices, values=vectors.values)
         if vectors.dense is None:
             request: dict[str, Any] = {"query": words, "using": BM25, "query_filter": condition}
@@ -163,6 +163,10 @@ def drop_collection(url: str, collection: str) -> None:
     """Delete a collection with all its points; one that is not there is passed over."""
     with _errors_at(url, collection), closing(_client(url)) as client:
         client.delete_collection(collection)
+
+
+def _is_empty(path: str) -> models.IsEmptyCondition:
+    return models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
 
 
 def _client(url: str) -> QdrantClient:
