@@ -12,8 +12,17 @@ import torch
 from lclm_rag.answer import Answer, Hit, Timings, Usage
 from lclm_rag.checkpoint import Space
 from lclm_rag.decoding import Completion, all_answered
+from lclm_rag.documents import PassageKey
 from lclm_rag.errors import PromptError
-from lclm_rag.prompting import AssembledPrompt, PassageForm, PromptPassage, SoftPrompt, assemble
+from lclm_rag.prompting import (
+    AssembledPrompt,
+    ChatMessage,
+    PassageForm,
+    PromptPassage,
+    SoftPrompt,
+    assemble,
+    chat_frame,
+)
 from lclm_rag.retrieval import as_filter
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.store import StoredPassage
@@ -21,9 +30,22 @@ from lclm_rag.store import StoredPassage
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
 
-__all__ = ["Asked", "Found", "ask", "retrieve"]
+__all__ = ["Asked", "Found", "GivenPassage", "ask", "assemble_chat", "retrieve"]
 
 Found = list[tuple[Hit, StoredPassage]]
+
+
+@dataclass(frozen=True)
+class GivenPassage:
+    """A passage that something else has picked.
+
+    place: names it among the prompt's passages and gives it its place among them. stored: its key in the
+    store, where it goes in as latents; None: it goes in as `text`.
+    """
+
+    place: PassageKey
+    text: str
+    stored: PassageKey | None
 
 
 @dataclass(frozen=True)
@@ -89,11 +111,11 @@ def ask(
     started = time.perf_counter()
     found = retrieve(kb, question, top_k, filters, form)
     retrieved = time.perf_counter()
-    space = "encoder" if space == kb.store.layout.space == "encoder" else "decoder"
+    space = _space(kb, space)
     passages = _prompt_passages(kb, found, form, space)
     loaded = time.perf_counter()
     budget = kb.context_length - max_tokens
-    assembled = assemble(kb.template, passages, question, budget, space)
+    assembled = assemble(kb.template, passages, kb.template.frame(question), budget, space)
     return Asked(
         question=question,
         found=found,
@@ -139,14 +161,44 @@ def retrieve(
     ]
 
 
+def assemble_chat(
+    kb: KnowledgeBase,
+    messages: Sequence[ChatMessage],
+    passages: Sequence[GivenPassage],
+    space: Space,
+    max_tokens: int,
+) -> AssembledPrompt:
+    """Passages that something else has picked, in a chat; see `KnowledgeBase.assemble_chat`."""
+    frame = chat_frame(kb.checkpoint, kb.template, messages)
+    space = _space(kb, space)
+    known = [passage.stored for passage in passages if passage.stored is not None]
+    latents = dict(zip(known, _latents(kb, kb.store.read(known), space), strict=True))
+    given = [
+        PromptPassage(p.place, p.text, None if p.stored is None else latents[p.stored])
+        for p in passages
+    ]
+    return assemble(kb.template, given, frame, kb.context_length - max_tokens, space)
+
+
+def _space(kb: KnowledgeBase, wanted: Space) -> Space:
+    """Encoder space only where the store keeps it."""
+    return "encoder" if wanted == kb.store.layout.space == "encoder" else "decoder"
+
+
+def _latents(
+    kb: KnowledgeBase, rows: Sequence[StoredPassage], space: Space
+) -> Sequence[torch.Tensor]:
+    stored = [row.latents for row in rows]
+    return stored if space == kb.store.layout.space or not rows else _project(kb, stored)
+
+
 def _prompt_passages(
     kb: KnowledgeBase, found: Found, form: PassageForm, space: Space
 ) -> list[PromptPassage]:
     rows = [row for _, row in found]
     latents: Sequence[torch.Tensor | None] = [None] * len(rows)
-    if form == "latents" and rows:
-        stored = [row.latents for row in rows]
-        latents = stored if space == kb.store.layout.space else _project(kb, stored)
+    if form == "latents":
+        latents = _latents(kb, rows, space)
     return [
         PromptPassage(row.passage.key, row.passage.text, vectors)
         for row, vectors in zip(rows, latents, strict=True)

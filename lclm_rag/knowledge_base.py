@@ -14,11 +14,18 @@ from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.prompting import DEFAULT_INSTRUCTION, PassageForm, PromptTemplate, SoftPrompt
+from lclm_rag.prompting import (
+    DEFAULT_INSTRUCTION,
+    AssembledPrompt,
+    ChatMessage,
+    PassageForm,
+    PromptTemplate,
+    SoftPrompt,
+)
 from lclm_rag.settings import Settings, read_settings, write_settings
 
 if TYPE_CHECKING:
-    from lclm_rag.asking import Asked
+    from lclm_rag.asking import Asked, GivenPassage
     from lclm_rag.compression import Compressor
     from lclm_rag.compression.adapter import Adapter
     from lclm_rag.decoding import Decoder, Sampling
@@ -358,6 +365,25 @@ class KnowledgeBase:
         from lclm_rag.asking import ask
 
         return ask(self, question, top_k, filters, form, space, max_tokens).assembled.prompt
+
+    def assemble_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        passages: Sequence[GivenPassage],
+        *,
+        max_tokens: int = 256,
+    ) -> AssembledPrompt:
+        """The prompt of a chat in which passages stand that something else has picked, best first.
+
+        messages: (role, words); in one of them stands `lclm_rag.prompting.PASSAGES`, once. passages: those
+        of the store go in as latents, others as text; they are taken while they fit into the decoder's
+        context, which is loaded here. Give the prompt to `decoder`.
+        Raises ValueError, ContextLengthError, or KeyError for a key that the store does not hold.
+        """
+        from lclm_rag.asking import assemble_chat
+
+        space: Space = "encoder" if self.decoder.takes_encoder_space else "decoder"
+        return assemble_chat(self, messages, passages, space, max_tokens)
 
     def query(
         self,

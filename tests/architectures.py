@@ -66,8 +66,8 @@ def test_items_and_mixed_prompts_give_the_tokens_of_transformers(
         for sheet in sheets[:10]:
             (latents,) = compressor.compress([sheet.document.text], space=space)
             passage = PromptPassage((sheet.document.id, 0), sheet.document.text, latents)  # type: ignore[arg-type]
-            question = sheet.questions[0].question
-            made.append(assemble(template, [passage], question, 1000, space).prompt)
+            frame = template.frame(sheet.questions[0].question)
+            made.append(assemble(template, [passage], frame, 1000, space).prompt)
         return made
 
     sampling = Sampling(max_tokens=12)

@@ -66,9 +66,9 @@ def test_training_prompts_are_the_assemblers(template: PromptTemplate) -> None:
     rng = random.Random(3)
     (sheets,) = draw_contexts(rng.getrandbits(60), 1, 2)
     bodies = [plain_ids(template.inert, sheet.document.text) for sheet in sheets]
-    assert batch.context_ids[0].tolist() == template.context(bodies)[0]
+    assert batch.context_ids[0].tolist() == template.context(template.header, bodies)[0]
     number = rng.randrange(2)
-    asked = template.question(f"Repeat passage {number + 1}.")
+    asked = template.frame(f"Repeat passage {number + 1}.").after
     assert batch.block_ids[0, 0, : len(asked)].tolist() == asked
     learned = [i for i in batch.labels[0, 0].tolist() if i >= 0]
     assert template.inert.decode(learned).strip() == sheets[number].document.text

@@ -18,7 +18,7 @@ from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
-from lclm_rag.prompting.template import render_turn
+from lclm_rag.prompting.template import render_chat
 
 __all__ = ["ServerDecoder", "embedding_table"]
 
@@ -229,7 +229,7 @@ def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:
     turns = {}
     for role in ("user", "system"):
         try:
-            around = render_turn(checkpoint, role)
+            around = render_chat(checkpoint, [role])
         except CheckpointError:
             continue  # A template without system turns.
         opening, closing = (

@@ -6,16 +6,22 @@ from lclm_rag.prompting.assembler import (
     PromptPassage,
     assemble,
 )
+from lclm_rag.prompting.chat import PASSAGES, ChatMessage, chat_frame, chat_ids
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
-from lclm_rag.prompting.template import DEFAULT_INSTRUCTION, PromptTemplate
+from lclm_rag.prompting.template import DEFAULT_INSTRUCTION, Frame, PromptTemplate
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
+    "PASSAGES",
     "AssembledPrompt",
+    "ChatMessage",
+    "Frame",
     "PassageForm",
     "PromptPassage",
     "PromptTemplate",
     "SoftPrompt",
     "Span",
     "assemble",
+    "chat_frame",
+    "chat_ids",
 ]

@@ -10,7 +10,7 @@ from lclm_rag.checkpoint import Space
 from lclm_rag.documents import PassageKey
 from lclm_rag.errors import ContextLengthError
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
-from lclm_rag.prompting.template import PromptTemplate, plain_ids
+from lclm_rag.prompting.template import Frame, PromptTemplate, plain_ids
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,10 @@ PassageForm = Literal["latents", "text", "none"]
 
 @dataclass(frozen=True)
 class PromptPassage:
-    """A passage on its way into a prompt: as latents [n, width], or (None) as text."""
+    """A passage on its way into a prompt: as latents [n, width], or (None) as text.
+
+    key: names it among the prompt's passages, and gives it its place among them.
+    """
 
     key: PassageKey
     text: str
@@ -42,26 +45,22 @@ class AssembledPrompt:
 def assemble(
     template: PromptTemplate,
     passages: Sequence[PromptPassage],
-    question: str,
+    frame: Frame,
     budget: int,
     space: Space = "decoder",
 ) -> AssembledPrompt:
-    """Build the prompt: header, passages in the order of their keys, question.
+    """Build the prompt: passages in the order of their keys, in a frame (header and question, mostly).
 
     `passages` come best first and are taken while they fit into `budget` positions; the order in the
     prompt does not depend on their rank, so that the same set of passages is the same prefix.
     `space` is that of their latents.
-    Raises ContextLengthError where the question alone, or with the best passage, does not fit, and
-    ValueError where the question is empty.
+    Raises ContextLengthError where the frame alone, or with the best passage, does not fit.
     """
-    if not question.strip():
-        raise ValueError("The question is empty.")
-    asked = template.question(question)
-    room = budget - len(template.header) - len(asked)
+    room = budget - len(frame.before) - len(frame.after)
     if room < 0:
         raise ContextLengthError(
-            f"The question takes {len(asked)} tokens; with the prompt's header that is more than the "
-            f"{budget} positions there are. Shorten it."
+            f"The question takes {len(frame.after)} tokens; with the {len(frame.before)} before the "
+            f"passages that is more than the {budget} positions there are. Shorten it."
         )
     bodies = [_body(template, passage) for passage in passages]
     taken = 0
@@ -78,7 +77,7 @@ def assemble(
             "question leaves. Raise the budget, or build the knowledge base with smaller passages."
         )
     order = sorted(range(taken), key=lambda i: passages[i].key)
-    context, starts = template.context([bodies[i] for i in order])
+    context, starts = template.context(frame.before, [bodies[i] for i in order])
     spans, latents = [], []
     for i, start in zip(order, starts, strict=True):
         found = passages[i].latents
@@ -87,7 +86,7 @@ def assemble(
             spans.append(Span(start + 1, len(found), passages[i].key))
             latents.append(found)
     return AssembledPrompt(
-        prompt=SoftPrompt(context + asked, tuple(latents), tuple(spans), space),
+        prompt=SoftPrompt(context + frame.after, tuple(latents), tuple(spans), space),
         used=tuple(passages[i].key for i in order),
         left_out=tuple(p.key for p in passages[taken:]),
     )

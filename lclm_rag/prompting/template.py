@@ -13,15 +13,16 @@ from lclm_rag.errors import CheckpointError
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
+    "Frame",
     "PromptTemplate",
     "plain_ids",
-    "render_turn",
+    "render_chat",
 ]
 
 DEFAULT_INSTRUCTION = "Answer the question from the passages."
 
-# Stands for the user's turn while the chat template is rendered; no template writes it.
-_CONTENT_MARK = "\ue000lclm-rag-content\ue000"
+# Stands for a message's words while the chat template is rendered; no template writes it.
+_WORDS_MARK = "\ue000lclm-rag-words\ue000"
 
 
 def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -31,6 +32,14 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     `tokenizer` must have `encode_special_tokens` set, as `Checkpoint.inert_decoder_tokenizer` has.
     """
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Token ids of what stands before and after the passages."""
+
+    before: list[int]
+    after: list[int]
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class PromptTemplate:
     @classmethod
     def of(cls, checkpoint: Checkpoint, instruction: str = DEFAULT_INSTRUCTION) -> PromptTemplate:
         """The template of a checkpoint's decoder; its chat template is rendered once, here."""
-        opening, closing = render_turn(checkpoint)
+        opening, closing = render_chat(checkpoint, ["user"])
         return cls(
             markup=checkpoint.decoder_tokenizer,
             inert=checkpoint.inert_decoder_tokenizer,
@@ -68,10 +77,7 @@ class PromptTemplate:
 
     @cached_property
     def header(self) -> list[int]:
-        return (
-            list(self.markup.encode(self.opening, add_special_tokens=False).ids)
-            + plain_ids(self.inert, f"{self.instruction}\n\n")
-        )  # fmt: skip
+        return self.markup_ids(self.opening) + plain_ids(self.inert, f"{self.instruction}\n\n")
 
     @property
     def end_of_turn(self) -> int:
@@ -80,11 +86,15 @@ class PromptTemplate:
 
     @cached_property
     def _end(self) -> list[int]:
-        return list(self.markup.encode(self.closing, add_special_tokens=False).ids)
+        return self.markup_ids(self.closing)
 
     @cached_property
     def _between(self) -> list[int]:
         return plain_ids(self.inert, "\n")
+
+    def markup_ids(self, text: str) -> list[int]:
+        """Token ids of the chat template's own text, special tokens recognized."""
+        return list(self.markup.encode(text, add_special_tokens=False).ids)
 
     def special_id(self, token: str) -> int:
         """The id of a special token; ValueError where the tokenizer has none."""
@@ -109,9 +119,11 @@ class PromptTemplate:
             self.special_id(MEMORY_END),
         ]
 
-    def context(self, bodies: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-        """Header and passages: (token ids, offset at which each body begins)."""
-        ids, starts = list(self.header), []
+    def context(
+        self, before: Sequence[int], bodies: Sequence[Sequence[int]]
+    ) -> tuple[list[int], list[int]]:
+        """What stands before, and the passages: (token ids, offset at which each body begins)."""
+        ids, starts = list(before), []
         for number, body in enumerate(bodies, start=1):
             ids += self.passage_mark(number)
             starts.append(len(ids))
@@ -119,32 +131,43 @@ class PromptTemplate:
             ids += self._between
         return ids, starts
 
-    def question(self, question: str) -> list[int]:
-        """What follows the passages, up to where the answer begins."""
-        return plain_ids(self.inert, f"\nQuestion: {question}") + self._end
+    def frame(self, question: str) -> Frame:
+        """Header, and what follows the passages up to where the answer begins.
+
+        Raises ValueError where the question is empty.
+        """
+        if not question.strip():
+            raise ValueError("The question is empty.")
+        return Frame(self.header, plain_ids(self.inert, f"\nQuestion: {question}") + self._end)
 
 
-def render_turn(checkpoint: Checkpoint, role: str = "user") -> tuple[str, str]:
-    """What the chat template of a checkpoint's decoder writes before and after a first turn's words, up to
-    where the answer begins.
+def render_chat(checkpoint: Checkpoint, roles: Sequence[str]) -> list[str]:
+    """What the chat template of a checkpoint's decoder writes around the words of messages in these roles:
+    before the first, between each two, and after the last up to where the answer begins.
 
-    Raises CheckpointError where there is no chat template or it does not show the turn exactly once.
+    Raises CheckpointError where there is no chat template, or it does not show each message exactly once
+    and in order.
     """
     decoder, tokenizer = checkpoint.path / "decoder", checkpoint.chat_tokenizer
     if not tokenizer.chat_template:
         raise CheckpointError(f"The tokenizer in {decoder} has no chat template.")
-    messages = [{"role": role, "content": _CONTENT_MARK}]
+    marks = [f"{_WORDS_MARK}{number}{_WORDS_MARK}" for number in range(len(roles))]
+    messages = [{"role": r, "content": mark} for r, mark in zip(roles, marks, strict=True)]
+    turns = " → ".join(roles)
     try:
-        rendered = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        rest = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # Templates raise what they like, through jinja2.
         raise CheckpointError(
-            f"The chat template in {decoder} does not render a {role} turn: {error}"
+            f"The chat template in {decoder} does not render the turns {turns}: {error}"
         ) from error
-    before, mark, after = str(rendered).partition(_CONTENT_MARK)
-    if not mark or _CONTENT_MARK in after:
+    around = []
+    for mark in marks:
+        before, found, rest = str(rest).partition(mark)
+        around.append(before)
+        if not found:
+            rest = _WORDS_MARK
+    if any(_WORDS_MARK in piece for piece in (*around, rest)):
         raise CheckpointError(
-            f"The chat template in {decoder} does not show the {role}'s turn exactly once."
+            f"The chat template in {decoder} does not show each of the turns {turns} exactly once."
         )
-    return before, after
+    return [*around, rest]
