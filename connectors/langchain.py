@@ -1,0 +1,148 @@
+"""LangChain: a retriever and a Runnable that answers, over one KnowledgeBase."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+try:
+    from langchain_core.documents import Document as LangChainDocument
+    from langchain_core.retrievers import BaseRetriever
+    from langchain_core.runnables import Runnable, RunnableLambda, RunnableSerializable
+    from langchain_core.runnables.config import RunnableConfig
+except ImportError as error:
+    raise ImportError(
+        "lclm_rag.connectors.langchain needs LangChain: pip install 'lclm-rag[langchain]'."
+    ) from error
+
+from pydantic import ConfigDict
+
+from lclm_rag.answer import Answer, Hit
+from lclm_rag.decoding import Sampling
+from lclm_rag.documents import Document
+from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
+from lclm_rag.retrieval import Filter
+
+__all__ = ["LatentAnswer", "LatentRetriever", "to_documents"]
+
+Filters = Filter | dict[str, Any] | None
+Asked = str | dict[str, Any]
+
+
+class LatentRetriever(BaseRetriever):
+    """The best passages for a question, best first, as LangChain documents.
+
+    A document's id is the passage's key, "report#3". Beside the passage's own metadata stand
+    passage_document_id, passage_ordinal, passage_start and passage_end (characters of the document) and
+    passage_score. `invoke` and `bind` take one call's own top_k and filters.
+    """
+
+    knowledge_base: KnowledgeBase
+    top_k: int = DEFAULT_TOP_K
+    filters: Filters = None
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: Any = None, **own: Any
+    ) -> list[LangChainDocument]:
+        arguments = {"top_k": self.top_k, "filters": self.filters, **own}
+        return [_document(hit) for hit in self.knowledge_base.retrieve(query, **arguments)]
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: Any = None, **own: Any
+    ) -> list[LangChainDocument]:
+        return await asyncio.to_thread(self._get_relevant_documents, query, **own)
+
+
+class LatentAnswer(RunnableSerializable[Asked, str]):
+    """Question in, text of the answer out; a stream gives it in pieces as they are written.
+
+    It retrieves by itself. The question is a string, or a dict with "question" and this one question's
+    own "top_k", "filters" or "sampling"; `invoke` and `bind` take these as well. `with_sources()` gives
+    the whole `Answer`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    knowledge_base: KnowledgeBase
+    top_k: int = DEFAULT_TOP_K
+    filters: Filters = None
+    sampling: Sampling | None = None
+
+    def with_sources(self) -> Runnable[Asked, Answer]:
+        """The same as a Runnable that gives the `Answer`: text, sources, usage, timings."""
+        return RunnableLambda(self._query, self._aquery, name="LatentAnswerWithSources")
+
+    def invoke(self, input: Asked, config: RunnableConfig | None = None, **own: Any) -> str:
+        return self._call_with_config(lambda a: self._query(a, **own).text, input, config)
+
+    async def ainvoke(self, input: Asked, config: RunnableConfig | None = None, **own: Any) -> str:
+        async def text(asked: Asked) -> str:
+            return (await self._aquery(asked, **own)).text
+
+        return await self._acall_with_config(text, input, config)
+
+    def stream(
+        self, input: Asked, config: RunnableConfig | None = None, **own: Any
+    ) -> Iterator[str]:
+        def pieces(inputs: Iterator[Asked]) -> Iterator[str]:
+            for asked in inputs:
+                yield from self.knowledge_base.stream(**self._arguments(asked, own))
+
+        yield from self._transform_stream_with_config(iter([input]), pieces, config)
+
+    async def astream(
+        self, input: Asked, config: RunnableConfig | None = None, **own: Any
+    ) -> AsyncIterator[str]:
+        async def inputs() -> AsyncIterator[Asked]:
+            yield input
+
+        async def pieces(inputs: AsyncIterator[Asked]) -> AsyncIterator[str]:
+            async for asked in inputs:
+                stream = self.knowledge_base.astream(**self._arguments(asked, own))
+                async with aclosing(stream):  # type: ignore[type-var]  # It is a generator.
+                    async for piece in stream:
+                        yield piece
+
+        stream = self._atransform_stream_with_config(inputs(), pieces, config)
+        async with aclosing(stream):  # type: ignore[type-var]
+            async for piece in stream:
+                yield piece
+
+    def _query(self, asked: Asked, **own: Any) -> Answer:
+        return self.knowledge_base.query(**self._arguments(asked, own))
+
+    async def _aquery(self, asked: Asked, **own: Any) -> Answer:
+        return await self.knowledge_base.aquery(**self._arguments(asked, own))
+
+    def _arguments(self, asked: Asked, own: Mapping[str, Any]) -> dict[str, Any]:
+        given = {**(asked if isinstance(asked, dict) else {"question": asked}), **own}
+        defaults = {"top_k": self.top_k, "filters": self.filters, "sampling": self.sampling}
+        if alien := next((key for key in given if key not in {"question", *defaults}), None):
+            raise ValueError(f"LatentAnswer takes question, {', '.join(defaults)}; not {alien!r}.")
+        if not isinstance(given.get("question"), str):
+            raise ValueError('LatentAnswer takes a string, or a dict with the string "question".')
+        return {**defaults, **given}
+
+
+def to_documents(documents: Iterable[LangChainDocument]) -> Iterator[Document]:
+    """LangChain's documents as those that `KnowledgeBase.add` takes.
+
+    Raises ValueError where one has no id, as loaders leave it: documents are told apart by it.
+    """
+    for number, document in enumerate(documents, start=1):
+        if not document.id:
+            raise ValueError(f"LangChain document {number} has no id; set `id` on each document.")
+        yield Document(document.id, document.page_content, document.metadata)
+
+
+def _document(hit: Hit) -> LangChainDocument:
+    place = {
+        "passage_document_id": hit.key.document_id,
+        "passage_ordinal": hit.key.ordinal,
+        "passage_start": hit.start,
+        "passage_end": hit.end,
+        "passage_score": hit.score,
+    }
+    return LangChainDocument(hit.text, id=str(hit.key), metadata={**hit.metadata, **place})
