@@ -200,7 +200,7 @@ def _prompt_passages(
     if form == "latents":
         latents = _latents(kb, rows, space)
     return [
-        PromptPassage(row.passage.key, row.passage.text, vectors)
+        PromptPassage(row.passage.key, row.passage.content, vectors)
         for row, vectors in zip(rows, latents, strict=True)
     ]
 

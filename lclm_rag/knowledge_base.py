@@ -79,6 +79,7 @@ class KnowledgeBase:
         codec: CodecName = "bf16",
         space: Space = "encoder",
         passage_tokens: int | None = None,
+        contextual_headers: bool = False,
         instruction: str = DEFAULT_INSTRUCTION,
         embedder: str | None = None,
         qdrant_url: str | None = None,
@@ -92,7 +93,8 @@ class KnowledgeBase:
 
         checkpoint: folder, hub id, or "bundled". codec: "bf16" or "fp16". space: "encoder" (smaller,
         survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
-        default one encoder window. embedder: a sentence-transformers model for hybrid retrieval
+        default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front
+        of each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers model for hybrid retrieval
         (default: BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index.
         decoder, decoder_options, device, dtype: as for `open`.
         """
@@ -117,6 +119,7 @@ class KnowledgeBase:
             embedder=embedder,
             qdrant_url=qdrant_url,
             collection=(collection or f"lclm-{path.resolve().name}") if qdrant_url else None,
+            contextual_headers=contextual_headers,
         )
         layout = Layout(
             codec=codec,
@@ -281,14 +284,21 @@ class KnowledgeBase:
 
         A document whose text and metadata are unchanged is skipped. An error, a duplicate id among
         them too, leaves the last version as it stands. split: False makes each document one passage,
-        however long: for what was split elsewhere. `on_progress` gets the running totals.
+        however long and without a header: for what was split elsewhere. `on_progress` gets the running
+        totals.
         """
         from lclm_rag.indexing.local import add_documents
 
         self.index  # noqa: B018  In use elsewhere? Better known now than after the work.
         with self.store.writer() as writer:
-            passage_tokens = self.settings.passage_tokens if split else None
-            report = add_documents(writer, documents, self.compressor, passage_tokens, on_progress)
+            report = add_documents(
+                writer,
+                documents,
+                self.compressor,
+                passage_tokens=self.settings.passage_tokens if split else None,
+                contextual_headers=self.settings.contextual_headers,
+                on_progress=on_progress,
+            )
             self._show(writer.commit())
         return report
 

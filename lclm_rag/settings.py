@@ -13,7 +13,7 @@ from lclm_rag.errors import KnowledgeBaseError
 
 __all__ = ["Settings", "read_settings", "write_json", "write_settings"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Settings:
     checkpoint: folder, hub id or "bundled". passage_tokens: most encoder tokens in a passage.
     qdrant_url, collection: where the passage index is; None: embedded, in the folder.
     embedder: name or path of a sentence-transformers model; None: BM25 alone.
+    contextual_headers: whether passages carry title and headings.
     """
 
     checkpoint: str
@@ -31,6 +32,7 @@ class Settings:
     embedder: str | None
     qdrant_url: str | None
     collection: str | None
+    contextual_headers: bool
     format: int = _FORMAT
 
 

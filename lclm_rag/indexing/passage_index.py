@@ -102,7 +102,7 @@ def _build(
         drop_collection(qdrant_url, str(collection))
     shutil.rmtree(folder / "edge", ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    sample = [row.passage.text for row in itertools.islice(store.passages(), _AVERAGED)]
+    sample = [row.passage.content for row in itertools.islice(store.passages(), _AVERAGED)]
     bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
     name = embedder.name if embedder else None
     _write_state(folder, _State(None, bm25, name))
@@ -155,7 +155,7 @@ def _keys(rows: Iterable[StoredPassage]) -> Iterator[PassageKey]:
 
 
 def _entries(rows: Iterable[StoredPassage]) -> Iterator[IndexEntry]:
-    return (IndexEntry(r.passage.key, r.passage.text, r.passage.metadata) for r in rows)
+    return (IndexEntry(r.passage.key, r.passage.content, r.passage.metadata) for r in rows)
 
 
 def _read_state(folder: Path) -> _State | None:

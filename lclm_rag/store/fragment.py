@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fragment", "Layout", "StoredPassage", "key_hash", "write_fragment"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ROWS_PER_BATCH = 256
 
 
@@ -53,8 +53,10 @@ class Layout:
                 pa.field("start", pa.int64(), nullable=False),
                 pa.field("end", pa.int64(), nullable=False),
                 pa.field("tokens", pa.int32(), nullable=False),
-                pa.field("text", pa.string(), nullable=False),
-                pa.field("metadata", pa.string(), nullable=False),
+                pa.field("header", pa.string(), nullable=False),
+                # Large: the rows of a batch may hold more than 2 GiB of either.
+                pa.field("text", pa.large_string(), nullable=False),
+                pa.field("metadata", pa.large_string(), nullable=False),
                 pa.field("document_hash", pa.binary(32), nullable=False),
                 pa.field("latents", pa.large_list(pa.field("item", latent, nullable=False))),
             ],
@@ -66,7 +68,7 @@ class Layout:
 class StoredPassage:
     """A passage as the store keeps it.
 
-    tokens: source tokens (of the encoder's tokenizer). document_hash: `Document.content_hash()`.
+    tokens: source tokens (of the encoder's tokenizer), its header's among them. document_hash: `Document.content_hash()`.
     latents: [n_latents, width]; when read, in the codec's dtype and backed by the memory map.
     """
 
@@ -120,6 +122,7 @@ def _to_batch(rows: Sequence[StoredPassage], layout: Layout, schema: pa.Schema) 
         "start": [p.start for p in passages],
         "end": [p.end for p in passages],
         "tokens": [row.tokens for row in rows],
+        "header": [p.header for p in passages],
         "text": [p.text for p in passages],
         "metadata": [json.dumps(dict(p.metadata), ensure_ascii=False) for p in passages],
         "document_hash": [row.document_hash for row in rows],
@@ -170,7 +173,8 @@ class Fragment:
         """One passage. Its latents are a view of the mapped file, valid as long as they are held."""
         batch, i = self._locate(row)
         values = {
-            n: batch.column(n)[i].as_py() for n in ("start", "end", "tokens", "text", "metadata")
+            n: batch.column(n)[i].as_py()
+            for n in ("start", "end", "tokens", "header", "text", "metadata")
         }
         passage = Passage(
             key=self.key(row),
@@ -178,6 +182,7 @@ class Fragment:
             end=values["end"],
             text=values["text"],
             metadata=json.loads(values["metadata"]),
+            header=values["header"],
         )
         return StoredPassage(
             passage, values["tokens"], self.document_hash(row), self._latents(batch, i)

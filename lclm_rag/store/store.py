@@ -27,7 +27,7 @@ from lclm_rag.store.manifest import (
 __all__ = ["LatentStore", "StoreWriter"]
 
 _FRAGMENT_BYTES = 64 * 2**20
-"""A writer starts a new fragment once the latents it holds reach this size."""
+"""A writer starts a new fragment once the latents, texts and metadata it holds reach this size."""
 
 Place = tuple[str, int]
 """Fragment name and row."""
@@ -187,7 +187,7 @@ class StoreWriter:
     def add(self, row: StoredPassage) -> None:
         """Add a passage; its key must be new, or deleted by this writer before."""
         self._pending.append(row)
-        self._pending_bytes += row.latents.nbytes
+        self._pending_bytes += row.latents.nbytes + row.passage.characters
         if self._pending_bytes >= _FRAGMENT_BYTES:
             self._write_pending()
 

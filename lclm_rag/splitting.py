@@ -1,0 +1,201 @@
+"""Documents → passages: stretches of at most so many encoder tokens, cut where the text allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from lclm_rag.documents import Document, Passage, PassageKey
+from lclm_rag.headings import Headings
+
+__all__ = ["TokenOffsets", "split_document"]
+
+TokenOffsets = Callable[[str], Sequence[tuple[int, int]]]
+"""text -> the character span of each of its tokens, in order."""
+
+Span = tuple[int, int, str]
+"""Start and end of a passage, and its header."""
+
+_PARAGRAPH = re.compile(r"\n\s*\n\s*")
+_SENTENCE = re.compile(
+    r"""
+    [.!?…؟۔।॥]
+    (?<! \b (?: Mr | Ms | Dr | St | No | vs | Jr | Sr ) \. )
+    (?<! \b (?: Mrs | Gen | Col | Rev | Fig | Vol ) \. )
+    (?<! \b Prof \. )
+    (?<! \b [A-Z] \. )  # the initials of a name
+    ["'”’»)\]]* \s+
+    | [。！？｡．]+ ["'”’」』）】]* \s*  # scripts that put no space between sentences
+    """,
+    re.VERBOSE,
+)
+_LINE = re.compile(r"\n\s*")
+_WORD = re.compile(r"\s+")
+_INK = re.compile(r"\S")
+
+
+def split_document(
+    document: Document,
+    token_offsets: TokenOffsets,
+    passage_tokens: int,
+    *,
+    contextual_headers: bool = False,
+) -> Iterator[Passage]:
+    """Split a document into passages of at most `passage_tokens` encoder tokens, one after another.
+
+    A passage ends, by preference, before a Markdown heading, after a paragraph, a sentence, a line or a
+    word: at the last of the first of these that there is in the second half of what fits. Where there
+    is none it ends after a whole character as a reader sees it (a letter with its accents, a flag).
+    Passages follow each other without gap or overlap, so that their texts joined give the document's
+    text; only white space may make a passage longer, because a passage is never blank.
+
+    contextual_headers: each passage has a header, "Title > Heading > Heading below it": the document's
+    metadata `title`, then the headings above. It counts towards `passage_tokens`, and may take half of
+    them; where it would take more, its outermost parts are left out.
+
+    Raises ValueError where `passage_tokens` is smaller than what one character takes.
+    """
+    if passage_tokens < 1:
+        raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
+    title = document.metadata.get("title") if contextual_headers else None
+    titles = [" ".join(title.split())] if isinstance(title, str) and title.strip() else []
+    headings = Headings(document.text)
+
+    def header(start: int) -> str:
+        parts = [*titles, *headings.path(start)] if contextual_headers else []
+        return _shortened(parts, token_offsets, passage_tokens // 2)
+
+    spans = _spans(document.text, header, headings, token_offsets, passage_tokens)
+    for ordinal, (start, end, above) in enumerate(_join_blank(document.text, spans)):
+        yield Passage(
+            key=PassageKey(document.id, ordinal),
+            start=start,
+            end=end,
+            text=document.text[start:end],
+            metadata=document.metadata,
+            header=above,
+        )
+
+
+def _spans(
+    text: str,
+    header: Callable[[int], str],
+    headings: Headings,
+    token_offsets: TokenOffsets,
+    passage_tokens: int,
+) -> Iterator[Span]:
+    start = 0
+    reach = passage_tokens * 6
+    while start < len(text):
+        above = header(start)
+        prefix = f"{above}\n" if above else ""
+        end, fitted = _next_bound(
+            text, start, reach, prefix, headings, token_offsets, passage_tokens
+        )
+        yield start, end, above
+        start = end
+        # What fits next is likely as long; to look much further is tokenizing in vain.
+        reach = fitted + fitted // 4 + 16
+
+
+def _next_bound(
+    text: str,
+    start: int,
+    reach: int,
+    prefix: str,
+    headings: Headings,
+    token_offsets: TokenOffsets,
+    passage_tokens: int,
+) -> tuple[int, int]:
+    """Where the passage that begins at `start`, below `prefix`, ends (exclusive), in characters; and how
+    many characters would have fitted.
+
+    reach: how many characters to look at first.
+    """
+    while True:
+        piece = text[start : start + reach]
+        offsets = token_offsets(prefix + piece)
+        if len(offsets) > passage_tokens or start + reach >= len(text):
+            break
+        reach *= 2
+    if len(offsets) <= passage_tokens:
+        return len(text), len(piece)
+    # Characters that several tokens share (byte-level tokens of one character) are never cut.
+    limit = offsets[passage_tokens][0] - len(prefix)
+    if limit <= 0:
+        raise _too_small(passage_tokens, piece[:1])
+    heading = headings.last_between(start + limit // 2, start + limit)
+    end = heading - start if heading is not None else _preferred_break(piece, limit)
+    # A text cut elsewhere may tokenize a little longer: shrink until it fits.
+    while len(token_offsets(prefix + piece[:end])) > passage_tokens:
+        if end == 1:
+            raise _too_small(passage_tokens, piece[:1])
+        end = _preferred_break(piece, end - 1)
+    return start + end, limit
+
+
+def _too_small(passage_tokens: int, character: str) -> ValueError:
+    return ValueError(
+        f"passage_tokens is {passage_tokens}, but one character of {character!r} takes more tokens "
+        "than that; use a larger passage_tokens."
+    )
+
+
+def _preferred_break(piece: str, limit: int) -> int:
+    """The best place to end in the second half of piece[:limit]; from 1 to `limit`."""
+    for pattern in (_PARAGRAPH, _SENTENCE, _LINE, _WORD):
+        ends = [match.end() for match in pattern.finditer(piece, limit // 2, limit)]
+        if pattern is _SENTENCE:
+            # "e.g. this", "3.5 approx. three": a sentence does not begin with a small letter.
+            ends = [end for end in ends if not piece[end : end + 1].islower()]
+        if ends:
+            return _whole_character(piece, ends[-1])
+    return _whole_character(piece, limit)
+
+
+def _whole_character(piece: str, end: int) -> int:
+    """The last place up to `end` that is not within what a reader sees as one character.
+
+    Longer ones than 64 code points (letters under towers of accents) are cut like anything else.
+    """
+    if piece[end - 1 : end + 1].isascii() and piece[end - 1 : end + 1] != "\r\n":
+        return end
+    import regex
+
+    begin = max(0, end - 64)
+    last = begin
+    for match in regex.finditer(r"\X", piece, pos=begin):
+        if match.end() > end:
+            break
+        last = match.end()
+    return last if last > begin else end
+
+
+def _join_blank(text: str, spans: Iterator[Span]) -> Iterator[Span]:
+    """Passages of nothing but white space join the one before (the first joins the next)."""
+    held: Span | None = None
+    held_blank = False
+    for start, end, header in spans:
+        blank = not _INK.search(text, start, end)
+        if held is None:
+            held, held_blank = (start, end, header), blank
+        elif held_blank:
+            held, held_blank = (held[0], end, header), blank
+        elif blank:
+            held = (held[0], end, held[2])
+        else:
+            yield held
+            held = (start, end, header)
+    if held is not None:
+        yield held
+
+
+def _shortened(parts: list[str], token_offsets: TokenOffsets, most_tokens: int) -> str:
+    """The parts as one line of at most so many tokens; the outermost parts go first."""
+    while parts:
+        header = " > ".join(parts)
+        # No tokenizer's tokens are this long on average: spares tokenizing what is far too long.
+        if len(header) <= most_tokens * 24 and len(token_offsets(f"{header}\n")) <= most_tokens:
+            return header
+        parts = parts[1:]
+    return ""
