@@ -1,0 +1,150 @@
+"""LatentCollectionIndex: latents beside a Qdrant collection that LlamaIndex's QdrantVectorStore filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.embeddings import BaseEmbedding
+from llama_index.core.indices import VectorStoreIndex
+from llama_index.core.schema import BaseNode, Document
+from llama_index.core.vector_stores import MetadataFilters
+
+from lclm_rag import KnowledgeBase
+from lclm_rag.connectors.llama_index.index import LatentIndex
+from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K
+
+if TYPE_CHECKING:
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+
+__all__ = ["LatentCollectionIndex"]
+
+_SCROLLED = 256
+"""Points that are read from the collection at once."""
+
+
+class LatentCollectionIndex(LatentIndex):
+    """A knowledge base whose passages are the nodes of a Qdrant collection.
+
+    The collection is read, and left as it is: retrieval is its own, by the vectors that are in it, and the
+    latents come from the knowledge base. Nodes that came after the last `sync` go into prompts as text.
+
+    embed_model: the one that the collection was filled with; default `Settings.embed_model`.
+    """
+
+    def __init__(
+        self,
+        knowledge_base: KnowledgeBase,
+        vector_store: QdrantVectorStore,
+        embed_model: BaseEmbedding | None = None,
+        *,
+        callback_manager: CallbackManager | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__(
+            knowledge_base, callback_manager=callback_manager, show_progress=show_progress
+        )
+        self._collection = vector_store
+        self._retrieving = VectorStoreIndex.from_vector_store(
+            vector_store, embed_model, callback_manager=callback_manager
+        )
+
+    @classmethod
+    def from_vector_store(
+        cls,
+        vector_store: QdrantVectorStore,
+        path: str | Path,
+        *,
+        embed_model: BaseEmbedding | None = None,
+        callback_manager: CallbackManager | None = None,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> LatentCollectionIndex:
+        """Compress the nodes of a collection into a knowledge base at `path`; one that is there already is
+        brought up to date.
+
+        options: as for `KnowledgeBase.create`, or `open` where it is there.
+        """
+        is_there = (Path(path) / "kb.json").is_file()
+        kb = (KnowledgeBase.open if is_there else KnowledgeBase.create)(path, **options)
+        index = cls(
+            kb,
+            vector_store,
+            embed_model,
+            callback_manager=callback_manager,
+            show_progress=show_progress,
+        )
+        index.sync()
+        return index
+
+    def sync(self) -> None:
+        """Bring the latents up to the collection: only new and changed nodes are compressed, and those that
+        are gone are deleted."""
+        seen: set[str] = set()
+
+        def nodes() -> Iterator[BaseNode]:
+            for node in _nodes(self._collection):
+                seen.add(node.node_id)
+                yield node
+
+        self._add_nodes(nodes())
+        rows = self.knowledge_base.store.passages()
+        gone = {row.passage.key.document_id for row in rows} - seen
+        if gone:
+            self.knowledge_base.delete(sorted(gone))
+
+    def as_retriever(  # type: ignore[override]
+        self,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        verbose: bool = False,
+    ) -> BaseRetriever:
+        """The collection's own."""
+        return self._retrieving.as_retriever(
+            similarity_top_k=similarity_top_k, filters=filters, verbose=verbose
+        )
+
+    def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        raise _read_only()
+
+    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        raise _read_only()
+
+    def delete_ref_doc(
+        self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        raise _read_only()
+
+    def delete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        raise _read_only()
+
+    def _replace(self, documents: Sequence[Document], **insert_kwargs: Any) -> None:
+        raise _read_only()
+
+
+def _read_only() -> ValueError:
+    return ValueError(
+        "This index stands beside a Qdrant collection: change the collection through its vector store, and "
+        "call sync()."
+    )
+
+
+def _nodes(vector_store: QdrantVectorStore) -> Iterator[BaseNode]:
+    """Every node of the collection, a batch at a time, without vectors."""
+    offset = None
+    while True:
+        points, offset = vector_store.client.scroll(
+            vector_store.collection_name,
+            limit=_SCROLLED,
+            offset=offset,
+            with_payload=True,
+            with_vectors=False,
+        )
+        yield from vector_store.parse_to_query_result(points).nodes or ()
+        if offset is None:
+            return

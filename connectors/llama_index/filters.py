@@ -1,0 +1,81 @@
+"""LlamaIndex's metadata filters → this library's, which reach Qdrant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llama_index.core.vector_stores import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+
+from lclm_rag import field
+from lclm_rag.retrieval import And, Filter, In, Not, Or
+
+__all__ = ["to_filter"]
+
+# value → filter on a field; for ANY, ALL and CONTAINS a list matches where one of its elements does.
+_ONE: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
+    FilterOperator.EQ: lambda key, value: field(key) == value,
+    FilterOperator.NE: lambda key, value: field(key) != value,
+    FilterOperator.GT: lambda key, value: field(key) > value,
+    FilterOperator.GTE: lambda key, value: field(key) >= value,
+    FilterOperator.LT: lambda key, value: field(key) < value,
+    FilterOperator.LTE: lambda key, value: field(key) <= value,
+    FilterOperator.CONTAINS: lambda key, value: field(key) == value,
+    FilterOperator.TEXT_MATCH: lambda key, value: field(key).contains(value),
+}
+_MANY: dict[FilterOperator, Callable[[str, list[Any]], Filter]] = {
+    FilterOperator.IN: lambda key, values: In(key, tuple(values)),
+    FilterOperator.NIN: lambda key, values: Not(In(key, tuple(values))),
+    FilterOperator.ANY: lambda key, values: In(key, tuple(values)),
+    FilterOperator.ALL: lambda key, values: And(tuple(field(key) == v for v in values)),
+}
+
+
+def to_filter(filters: MetadataFilters | None) -> Filter | None:
+    """The same condition as a filter of `lclm_rag.retrieval`; None where there is none.
+
+    TEXT_MATCH finds substrings, upper and lower case told apart. Raises ValueError for what Qdrant cannot
+    do: TEXT_MATCH_INSENSITIVE, and an order of strings.
+    """
+    if filters is None or not filters.filters:
+        return None
+    parts = tuple(
+        to_filter(part) or And(()) if isinstance(part, MetadataFilters) else _one(part)
+        for part in filters.filters
+    )
+    match filters.condition:
+        case FilterCondition.AND | None:
+            return And(parts)
+        case FilterCondition.OR:
+            return Or(parts)
+        case FilterCondition.NOT:  # None of them, as LlamaIndex's stores read it.
+            return Not(Or(parts))
+    raise ValueError(f"Metadata filters cannot be joined by {filters.condition!r}.")
+
+
+def _one(given: MetadataFilter) -> Filter:
+    key, value, operator = given.key, given.value, given.operator
+    if operator == FilterOperator.IS_EMPTY:
+        return field(key).is_missing()
+    if operator in _ONE:
+        if isinstance(value, list):
+            raise ValueError(
+                f"The filter {key!r} {operator.value} takes one value, not the list {value!r}; use "
+                "FilterOperator.IN for any of them."
+            )
+        return _ONE[operator](key, value)
+    if operator in _MANY:
+        if not isinstance(value, list):
+            raise ValueError(f"The filter {key!r} {operator.value} takes a list, not {value!r}.")
+        return _MANY[operator](key, value)
+    raise ValueError(
+        f"The filter {key!r} {operator.value} cannot be put to Qdrant; store the field in lower case and "
+        "use FilterOperator.TEXT_MATCH."
+        if operator == FilterOperator.TEXT_MATCH_INSENSITIVE
+        else f"The filter {key!r} has the operator {operator.value}, which Qdrant does not have."
+    )

@@ -1,0 +1,360 @@
+"""LatentIndex: a knowledge base with the feel of LlamaIndex's own indexes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
+from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.indices.managed.base import BaseManagedIndex
+from llama_index.core.ingestion import run_transformations
+from llama_index.core.llms.llm import LLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.schema import BaseNode, Document, TransformComponent
+from llama_index.core.storage.docstore.types import RefDocInfo
+from llama_index.core.utils import get_tqdm_iterable
+from llama_index.core.vector_stores import MetadataFilters
+
+from lclm_rag import KnowledgeBase
+from lclm_rag.connectors.llama_index.chat_engines import make_chat_engine
+from lclm_rag.connectors.llama_index.llm import LatentLLM
+from lclm_rag.connectors.llama_index.nodes import from_node, ref_doc_id_of, to_document, to_node
+from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
+from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
+from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
+
+__all__ = ["LatentIndex"]
+
+_logger = logging.getLogger(__name__)
+
+
+class LatentIndex(BaseManagedIndex):
+    """Documents in a knowledge base: retrieved by Qdrant, answered from their latents.
+
+    Without `transformations` a document is split by the knowledge base, as `lclm-rag build` would, and
+    replaces one of the same id. With them (node parsers, extractors, …) they make the nodes, and each node
+    is compressed as it is; what has no text is refused. The text alone is compressed, not the metadata.
+
+    Every change is one atomic version of the store. Documents lie in the knowledge base only: the docstore
+    of the storage context stays empty.
+
+    knowledge_base: it stays open; close it, or the index, with `close`. nodes: inserted at once.
+    """
+
+    index_struct_cls = IndexDict
+
+    def __init__(
+        self,
+        knowledge_base: KnowledgeBase,
+        nodes: Sequence[BaseNode] | None = None,
+        *,
+        transformations: list[TransformComponent] | None = None,
+        callback_manager: CallbackManager | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__(
+            index_struct=IndexDict(summary=f"lclm-rag knowledge base {knowledge_base.path}"),
+            callback_manager=callback_manager,
+            show_progress=show_progress,
+            # Anything but nothing: LlamaIndex would take its own settings, a SentenceSplitter, in its place.
+            transformations=transformations or [_as_they_are],
+        )
+        self.knowledge_base = knowledge_base
+        self._transformations = transformations or []
+        self.llm = LatentLLM(knowledge_base, callback_manager=self._callback_manager)
+        if nodes:
+            self.insert_nodes(nodes)
+
+    @classmethod
+    def from_documents(  # type: ignore[override]  # A knowledge base needs a path.
+        cls,
+        documents: Iterable[Document],
+        path: str | Path,
+        *,
+        show_progress: bool = False,
+        callback_manager: CallbackManager | None = None,
+        transformations: list[TransformComponent] | None = None,
+        **options: Any,
+    ) -> LatentIndex:
+        """Compress documents into a new knowledge base at `path`.
+
+        options: as for `KnowledgeBase.create`: checkpoint, codec, space, passage_tokens, embedder, decoder,
+        device, …. Where it fails, nothing is left in `path`.
+        """
+        kb = KnowledgeBase.create(path, **options)
+        try:
+            index = cls(
+                kb,
+                transformations=transformations,
+                callback_manager=callback_manager,
+                show_progress=show_progress,
+            )
+            with index._callback_manager.as_trace("index_construction"):
+                index._add(documents)
+        except BaseException:
+            kb.close()
+            shutil.rmtree(path)
+            raise
+        return index
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | Path,
+        *,
+        transformations: list[TransformComponent] | None = None,
+        callback_manager: CallbackManager | None = None,
+        **options: Any,
+    ) -> LatentIndex:
+        """Open an existing knowledge base, whatever built it. options: as for `KnowledgeBase.open`."""
+        kb = KnowledgeBase.open(path, **options)
+        return cls(kb, transformations=transformations, callback_manager=callback_manager)
+
+    def close(self) -> None:
+        """Close the knowledge base."""
+        self.knowledge_base.close()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def as_retriever(  # type: ignore[override]  # No **kwargs: a misspelt one is told.
+        self,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        verbose: bool = False,
+    ) -> BaseRetriever:
+        return LatentRetriever(
+            self.knowledge_base,
+            similarity_top_k,
+            filters,
+            self._callback_manager,
+            self._object_map,
+            verbose,
+        )
+
+    def as_query_engine(  # type: ignore[override]
+        self,
+        llm: LLM | None = None,
+        *,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
+        text_qa_template: BasePromptTemplate | None = None,
+        response_mode: str = "compact",
+        streaming: bool = False,
+    ) -> LatentQueryEngine:
+        """llm: a LatentLLM, with other sampling, say. response_mode: "compact" (one pass) alone."""
+        if response_mode not in ("compact", "simple_summarize"):
+            raise ValueError(
+                f"Latents are answered from in one pass, not by response_mode {response_mode!r}; for that, "
+                "give text to the same model: get_response_synthesizer(llm=index.llm, response_mode=…)."
+            )
+        return LatentQueryEngine(
+            self.as_retriever(similarity_top_k, filters),
+            LatentSynthesizer(
+                self._latent_llm(llm), text_qa_template, streaming, self._callback_manager
+            ),
+            list(node_postprocessors or []),
+            self._callback_manager,
+        )
+
+    def as_chat_engine(  # type: ignore[override]
+        self,
+        chat_mode: ChatMode = ChatMode.BEST,
+        llm: LLM | None = None,
+        *,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        streaming: bool = False,
+        **engine_options: Any,
+    ) -> BaseChatEngine:
+        """As other indexes': "context", "condense_plus_context" (also "best"), "condense_question", "simple".
+
+        engine_options: of LlamaIndex's engine: memory, chat_history, system_prompt, context_template (or
+        context_prompt), node_postprocessors, …. streaming: of the query engine in "condense_question".
+        """
+        llm = self._latent_llm(llm)
+        engine: BaseChatEngine = make_chat_engine(
+            ChatMode(chat_mode),
+            llm,
+            self.as_retriever(similarity_top_k, filters),
+            self.as_query_engine(
+                llm, similarity_top_k=similarity_top_k, filters=filters, streaming=streaming
+            ),
+            **engine_options,
+        )
+        engine.callback_manager = self._callback_manager
+        return engine
+
+    def _latent_llm(self, llm: LLM | None) -> LatentLLM:
+        if llm is None:
+            return self.llm
+        if isinstance(llm, LatentLLM):
+            return llm
+        raise ValueError(
+            f"Latents are read by the checkpoint's own decoder, not by {type(llm).__name__}; leave llm out, "
+            "or give text to your model: RetrieverQueryEngine.from_args(index.as_retriever(), llm=…)."
+        )
+
+    @property
+    def ref_doc_info(self) -> dict[str, RefDocInfo]:
+        """Document id → its nodes and metadata. Reads the whole store."""
+        found: dict[str, RefDocInfo] = {}
+        for row in self.knowledge_base.store.passages():
+            node = to_node(row.passage)
+            info = found.setdefault(ref_doc_id_of(row.passage), RefDocInfo(metadata=node.metadata))
+            info.node_ids.append(node.node_id)
+        return found
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        with self._callback_manager.as_trace("insert"):
+            self._add([document], **insert_kwargs)
+
+    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Compress nodes; one of the same id is replaced."""
+        with self._callback_manager.as_trace("insert_nodes"):
+            self._insert(nodes, **insert_kwargs)
+
+    def delete_ref_doc(
+        self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        """Delete a document and its nodes. As LlamaIndex does, an unknown one is only warned of."""
+        gone = self._documents_of({ref_doc_id})
+        if not gone:
+            _logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
+            return
+        self.knowledge_base.delete(gone)
+
+    def delete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        """Raises KnowledgeBaseError where one of them is not there, or is a passage of a document that the
+        knowledge base has split: that is deleted as a whole, by `delete_ref_doc`."""
+        self.knowledge_base.delete(node_ids)
+
+    def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
+        self.delete_nodes([node_id])
+
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Replace a document and its nodes; one that is not there is inserted."""
+        with self._callback_manager.as_trace("update_ref_doc"):
+            self._replace([document], **update_kwargs.get("insert_kwargs", {}))
+
+    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """Insert what is new and replace what has changed, in text or metadata; True for each of those."""
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            fresh = self._unchanged(documents)
+            changed = [document.id_ not in fresh for document in documents]
+            stale = [d for d, is_changed in zip(documents, changed, strict=True) if is_changed]
+            if stale:
+                self._replace(stale, **update_kwargs.get("insert_kwargs", {}))
+            return changed
+
+    def _replace(self, documents: Sequence[Document], **insert_kwargs: Any) -> None:
+        before = self._documents_of({document.id_ for document in documents})
+        written = self._add(documents, **insert_kwargs)
+        # After, so that an interruption leaves a document twice rather than not at all.
+        gone = [document_id for document_id in before if document_id not in written]
+        if gone:
+            self.knowledge_base.delete(gone)
+
+    def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        for node in nodes:
+            self._keep_object(node)
+        self._add_nodes(nodes)
+
+    def _add(self, documents: Iterable[Document], **insert_kwargs: Any) -> set[str]:
+        """Returns the ids under which they are in the knowledge base."""
+        if self._transformations:
+            nodes = run_transformations(
+                list(documents),
+                self._transformations,
+                show_progress=self._show_progress,
+                **insert_kwargs,
+            )
+            self._insert(nodes)
+            return {node.node_id for node in nodes}
+        written: set[str] = set()
+
+        def converted() -> Iterator[Any]:
+            for document in get_tqdm_iterable(documents, self._show_progress, "Compressing"):
+                written.add(document.node_id)
+                yield to_document(document)
+
+        self.knowledge_base.add(converted())
+        return written
+
+    def _add_nodes(self, nodes: Iterable[BaseNode]) -> None:
+        shown = get_tqdm_iterable(nodes, self._show_progress, "Compressing")
+        self.knowledge_base.add((from_node(node) for node in shown), split=False)
+
+    def _keep_object(self, node: BaseNode) -> None:
+        """What an IndexNode points to stays in this process where it cannot be written down."""
+        target = getattr(node, "obj", None)
+        if target is not None and not isinstance(target, BaseNode):
+            self._object_map[node.index_id] = target  # type: ignore[attr-defined]
+            node.obj = None  # type: ignore[attr-defined]
+
+    def _documents_of(self, ref_doc_ids: set[str]) -> list[str]:
+        """Documents of the knowledge base that are, or are nodes of, these LlamaIndex documents."""
+        if not self._transformations:
+            store = self.knowledge_base.store
+            own = [i for i in ref_doc_ids if store.document_hash(i) is not None]
+            if len(own) == len(ref_doc_ids):
+                return own
+        rows = (row.passage for row in self.knowledge_base.store.passages())
+        found = {p.key.document_id: None for p in rows if ref_doc_id_of(p) in ref_doc_ids}
+        return list(found)
+
+    def _unchanged(self, documents: Sequence[Document]) -> set[str]:
+        """Ids of the documents that are in the knowledge base just so."""
+        store = self.knowledge_base.store
+        if not self._transformations:
+            hashes = {d.id_: to_document(d).content_hash() for d in documents}
+            return {i for i, content in hashes.items() if store.document_hash(i) == content}
+        wanted = {document.id_: document.hash for document in documents}
+        found: dict[str, str | None] = {}
+        for row in store.passages():
+            source = to_node(row.passage).source_node
+            if source is not None:
+                found[source.node_id] = source.hash
+        return {i for i, content in wanted.items() if found.get(i) == content}
+
+    # --- the same for event loops -----------------------------------------------------------------
+
+    async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
+        await asyncio.to_thread(self.insert, document, **insert_kwargs)
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
+
+    async def adelete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        await asyncio.to_thread(self.delete_nodes, node_ids)
+
+    async def adelete_ref_doc(
+        self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
+
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        await asyncio.to_thread(self.update_ref_doc, document, **update_kwargs)
+
+    async def arefresh_ref_docs(
+        self, documents: Sequence[Document], **update_kwargs: Any
+    ) -> list[bool]:
+        return await asyncio.to_thread(self.refresh_ref_docs, documents, **update_kwargs)
+
+
+def _as_they_are(nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+    return nodes

@@ -1,0 +1,308 @@
+"""LatentLLM: a checkpoint's decoder as a LlamaIndex LLM, for text and for passages as latents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.llms.generic_utils import (
+    achat_to_completion_decorator,
+    astream_chat_to_completion_decorator,
+    chat_to_completion_decorator,
+    stream_chat_to_completion_decorator,
+)
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import LLM
+from llama_index.core.schema import MetadataMode, NodeWithScore
+
+from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling, SoftPrompt
+from lclm_rag.asking import GivenPassage
+from lclm_rag.connectors.llama_index.nodes import known_key
+from lclm_rag.decoding import Decoder, all_answered, astripped, load_decoder, stripped
+from lclm_rag.prompting import PASSAGES, PromptTemplate, chat_ids
+
+__all__ = ["PASSAGES", "LatentLLM"]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A chat ready to be decoded. passages: what of it the response tells."""
+
+    prompt: SoftPrompt
+    sampling: Sampling
+    passages: dict[str, list[str]]
+
+
+class LatentLLM(LLM):
+    """The decoder of a knowledge base, or of a checkpoint, as a LlamaIndex LLM.
+
+    It takes chats of text, from agents, chat engines and other synthesizers. Given `nodes=` with a chat in
+    one of whose messages stands `PASSAGES`, it puts those nodes there: as latents where the knowledge base
+    knows them, else as text. What became of each node, and the usage, is in the response's `raw`.
+
+    knowledge_base: one, or its folder. checkpoint, decoder: in place of a knowledge base, what to decode
+    with (see `KnowledgeBase.open`); it then takes text only, and is loaded here.
+    Each call takes max_tokens, temperature, top_p and seed in place of the ones given here.
+    """
+
+    knowledge_base: str | None = Field(description="Folder of the knowledge base.")
+    checkpoint: str = Field(description="Folder, hub id or 'bundled'.")
+    decoder: str = Field(description="'transformers', 'vllm' or the URL of a vLLM server.")
+    max_tokens: int = Field(description="Longest answer, in tokens.")
+    temperature: float = Field(description="0 is greedy.")
+    top_p: float = Field(description="Share of probability to sample from.")
+    seed: int | None = Field(description="Makes sampling repeatable.")
+
+    _kb: KnowledgeBase | None = PrivateAttr(default=None)
+    _loaded: Decoder | None = PrivateAttr(default=None)
+    _checkpoint: Checkpoint = PrivateAttr()
+    _template: PromptTemplate = PrivateAttr()
+
+    def __init__(
+        self,
+        knowledge_base: KnowledgeBase | str | Path | None = None,
+        *,
+        checkpoint: str = "bundled",
+        decoder: str | Decoder = "transformers",
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        **llm_options: Any,
+    ) -> None:
+        Sampling(max_tokens, temperature, top_p, seed)  # Refuses bad values.
+        kb = knowledge_base
+        if isinstance(kb, str | Path):
+            kb = KnowledgeBase.open(kb, decoder=decoder)
+        loaded = None
+        if kb is not None:
+            opened = kb.checkpoint
+        elif isinstance(decoder, str):
+            opened = Checkpoint.open(checkpoint)
+            loaded = load_decoder(decoder, opened)
+        else:
+            opened, loaded = decoder.checkpoint, decoder
+        own: dict[str, Any] = {
+            "knowledge_base": None if kb is None else str(kb.path),
+            "checkpoint": opened.name,
+            "decoder": decoder if isinstance(decoder, str) else type(decoder).__name__,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+        }
+        super().__init__(**own, **llm_options)
+        self._kb, self._loaded, self._checkpoint = kb, loaded, opened
+        self._template = PromptTemplate.of(opened) if kb is None else kb.template
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "LatentLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        source = self._kb or self._loaded
+        assert source is not None
+        return LLMMetadata(
+            context_window=source.context_length,
+            num_output=self.max_tokens,
+            is_chat_model=True,
+            model_name=self.checkpoint,
+        )
+
+    @property
+    def instruction(self) -> str:
+        """The first line of the prompts that the knowledge base itself makes."""
+        return self._template.instruction
+
+    # --- chat -----------------------------------------------------------------------------------
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._chat(messages, **kwargs)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return self._stream_chat(messages, **kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await self._achat(messages, **kwargs)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        return await self._astream_chat(messages, **kwargs)
+
+    # --- complete: a chat of one message ---------------------------------------------------------
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return chat_to_completion_decorator(self._chat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        return stream_chat_to_completion_decorator(self._stream_chat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        return await achat_to_completion_decorator(self._achat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        return await astream_chat_to_completion_decorator(self._astream_chat)(prompt, **kwargs)
+
+    # --- the four ways, without events ------------------------------------------------------------
+
+    def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        prepared = self._prepare(messages, **kwargs)
+        results = self._decoder().complete([prepared.prompt], prepared.sampling)
+        return _response(prepared, all_answered(results)[0])
+
+    async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        prepared = await asyncio.to_thread(self._prepare, messages, **kwargs)
+        decoder = await asyncio.to_thread(self._decoder)
+        results = await decoder.acomplete([prepared.prompt], prepared.sampling)
+        return _response(prepared, all_answered(results)[0])
+
+    def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        prepared = self._prepare(messages, **kwargs)
+        decoder = self._decoder()
+
+        def pieces() -> Generator[ChatResponse, None, None]:
+            text = ""
+            for piece in stripped(decoder.stream(prepared.prompt, prepared.sampling)):
+                text += piece
+                yield _piece(text, piece)
+            yield self._end(prepared, text)
+
+        return pieces()
+
+    async def _astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        prepared = await asyncio.to_thread(self._prepare, messages, **kwargs)
+        decoder = await asyncio.to_thread(self._decoder)
+
+        async def pieces() -> AsyncGenerator[ChatResponse, None]:
+            text = ""
+            async with aclosing(decoder.astream(prepared.prompt, prepared.sampling)) as stream:
+                async for piece in astripped(stream):
+                    text += piece
+                    yield _piece(text, piece)
+            yield self._end(prepared, text)
+
+        return pieces()
+
+    def _decoder(self) -> Decoder:
+        """Loaded when first needed, where it is a knowledge base's."""
+        found = self._loaded if self._kb is None else self._kb.decoder
+        assert found is not None
+        return found
+
+    def _prepare(
+        self,
+        messages: Sequence[ChatMessage],
+        nodes: Sequence[NodeWithScore] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> _Prepared:
+        sampling = Sampling(
+            max_tokens=self.max_tokens if max_tokens is None else max_tokens,
+            temperature=self.temperature if temperature is None else temperature,
+            top_p=self.top_p if top_p is None else top_p,
+            seed=self.seed if seed is None else seed,
+        )
+        chat = [(str(message.role.value), _words(message)) for message in messages]
+        if nodes is None:
+            prompt = SoftPrompt(chat_ids(self._checkpoint, self._template, chat))
+            return _Prepared(prompt, sampling, {})
+        if self._kb is None:
+            raise ValueError(
+                "This LatentLLM has no knowledge base to find nodes in: LatentLLM(knowledge_base=…)."
+            )
+        given = _given(nodes, self._kb)
+        passages = list(given.values())
+        assembled = self._kb.assemble_chat(chat, passages, max_tokens=sampling.max_tokens)
+        used = set(assembled.used)
+        told: dict[str, list[str]] = {"latents": [], "text": [], "left_out": []}
+        for node_id, passage in given.items():
+            form = "text" if passage.stored is None else "latents"
+            told[form if passage.place in used else "left_out"].append(node_id)
+        return _Prepared(assembled.prompt, sampling, told)
+
+    def _end(self, prepared: _Prepared, text: str) -> ChatResponse:
+        """The last response of a stream, with the usage; the answer's tokens are counted in its text."""
+        tokens = self._checkpoint.inert_decoder_tokenizer.encode(text, add_special_tokens=False)
+        return _piece(text, "", _raw(prepared, len(tokens.ids)))
+
+
+def _given(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, GivenPassage]:
+    """Node id → passage, best first. In the prompt they stand as in their documents, whatever their rank, so
+    that the same nodes are the same prefix."""
+    best_first = {scored.node.node_id: scored.node for scored in nodes}
+    reading_order = sorted(
+        best_first.values(),
+        key=lambda n: (n.ref_doc_id or n.node_id, getattr(n, "start_char_idx", 0) or 0, n.node_id),
+    )
+    places = {node.node_id: PassageKey("", i) for i, node in enumerate(reading_order)}
+    given = {}
+    for node_id, node in best_first.items():
+        stored = known_key(node, kb)
+        text = node.get_content(metadata_mode=MetadataMode.LLM)
+        given[node_id] = GivenPassage(places[node_id], text, stored)
+    return given
+
+
+def _words(message: ChatMessage) -> str:
+    if any(block.block_type != "text" for block in message.blocks):
+        raise ValueError("LatentLLM takes text only; a message has a block of another kind.")
+    return message.content or ""
+
+
+def _response(prepared: _Prepared, completion: Completion) -> ChatResponse:
+    raw = _raw(prepared, len(completion.token_ids))
+    raw["finish_reason"] = completion.finish_reason
+    raw["usage"]["cached_positions"] = completion.cached_positions
+    return _piece(completion.text.strip(), None, raw)
+
+
+def _raw(prepared: _Prepared, generated: int) -> dict[str, Any]:
+    prompt = prepared.prompt
+    usage = {
+        "prompt_tokens": prompt.positions,
+        "completion_tokens": generated,
+        "total_tokens": prompt.positions + generated,
+        "latents": prompt.latent_count,
+    }
+    return {"usage": usage, "passages": prepared.passages}
+
+
+def _piece(text: str, delta: str | None, raw: dict[str, Any] | None = None) -> ChatResponse:
+    message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+    return ChatResponse(message=message, delta=delta, raw=raw)

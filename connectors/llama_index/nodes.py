@@ -1,0 +1,101 @@
+"""LlamaIndex's documents and nodes ⇄ documents and passages of a knowledge base.
+
+A LlamaIndex document that this library splits becomes a document of the knowledge base; its passages come
+back as nodes with the id "<document id>#<ordinal>". A node that something else has split off becomes a
+document of one passage, by its own id, and comes back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
+
+from lclm_rag import Document, Passage, PassageKey
+from lclm_rag.knowledge_base import KnowledgeBase
+
+__all__ = ["REF_DOC_ID", "from_node", "known_key", "ref_doc_id_of", "to_document", "to_node"]
+
+REF_DOC_ID = "ref_doc_id"
+"""Metadata key by which the passage of a node names the document it is part of, as in LlamaIndex's vector
+stores; filters may use it."""
+
+_NODE = "_node"
+"""Metadata key of what a node is beside its text and metadata."""
+
+
+def to_document(document: BaseNode) -> Document:
+    """A LlamaIndex document, to be split by this library. Only its text is compressed."""
+    return Document(document.node_id, _text(document), document.metadata)
+
+
+def from_node(node: BaseNode) -> Document:
+    """A node, to be added with `split=False`. Only its text is compressed, not its metadata."""
+    kept: dict[str, Any] = doc_to_json(node)
+    data = kept["__data__"]
+    for name in ("text", "text_resource", "metadata", "embedding"):
+        data.pop(name, None)
+    metadata = {**node.metadata, _NODE: kept}
+    if node.ref_doc_id is not None:
+        metadata[REF_DOC_ID] = node.ref_doc_id
+    return Document(node.node_id, _text(node), metadata)
+
+
+def to_node(passage: Passage, siblings: Iterable[PassageKey] = ()) -> BaseNode:
+    """A passage as a node. siblings: keys of passages of the same document that may be its neighbours."""
+    metadata = {k: v for k, v in passage.metadata.items() if k not in (_NODE, REF_DOC_ID)}
+    kept: Any = passage.metadata.get(_NODE)
+    if kept is not None:
+        node: BaseNode = json_to_doc(kept)
+        node.metadata = metadata
+        node.set_content(passage.text)
+        return node
+    document_id, ordinal = passage.key
+    relationships: dict[NodeRelationship, Any] = {
+        NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document_id)
+    }
+    for kind, neighbour in (
+        (NodeRelationship.PREVIOUS, PassageKey(document_id, ordinal - 1)),
+        (NodeRelationship.NEXT, PassageKey(document_id, ordinal + 1)),
+    ):
+        if neighbour in siblings:
+            relationships[kind] = RelatedNodeInfo(node_id=str(neighbour))
+    return TextNode(
+        id_=str(passage.key),
+        text=passage.text,
+        metadata=metadata,
+        start_char_idx=passage.start,
+        end_char_idx=passage.end,
+        relationships=relationships,
+    )
+
+
+def ref_doc_id_of(passage: Passage) -> str:
+    """The LlamaIndex document that a passage is part of; a node without one stands for itself."""
+    return str(passage.metadata.get(REF_DOC_ID, passage.key.document_id))
+
+
+def known_key(node: BaseNode, knowledge_base: KnowledgeBase) -> PassageKey | None:
+    """The key of the passage that a node is; None where the store lacks it, or holds another text."""
+    store = knowledge_base.store
+    document_id, _, ordinal = node.node_id.rpartition("#")
+    keys = [PassageKey(node.node_id, 0)]
+    if document_id and ordinal.isdecimal():
+        keys.append(PassageKey(document_id, int(ordinal)))
+    for key in keys:
+        # A postprocessor may have given the node another text than was compressed.
+        if key in store and store.read([key])[0].passage.text == _text(node):
+            return key
+    return None
+
+
+def _text(node: BaseNode) -> str:
+    return node.get_content(metadata_mode=MetadataMode.NONE)

@@ -1,0 +1,60 @@
+"""LatentRetriever: the passages of a knowledge base as nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores import MetadataFilters
+
+from lclm_rag import KnowledgeBase, Passage, PassageKey
+from lclm_rag.connectors.llama_index.filters import to_filter
+from lclm_rag.connectors.llama_index.nodes import to_node
+
+__all__ = ["DEFAULT_TOP_K", "LatentRetriever"]
+
+DEFAULT_TOP_K = 8
+
+
+class LatentRetriever(BaseRetriever):
+    """Retrieves from a knowledge base, best first; the nodes carry text, metadata and scores, no latents.
+
+    similarity_top_k: how many. filters: LlamaIndex's metadata filters; Qdrant applies them.
+    Raises ValueError where a filter cannot be put to Qdrant.
+    """
+
+    def __init__(
+        self,
+        knowledge_base: KnowledgeBase,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        if similarity_top_k < 1:
+            raise ValueError(f"similarity_top_k must be at least 1, not {similarity_top_k}.")
+        self.knowledge_base = knowledge_base
+        self.similarity_top_k = similarity_top_k
+        self.filters = filters
+        self._filter = to_filter(filters)
+        super().__init__(callback_manager, object_map, verbose=verbose)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        # A query transform (HyDE, say) may have put other words to search for than the question's.
+        question = "\n".join(query_bundle.embedding_strs)
+        kb = self.knowledge_base
+        nodes = []
+        for hit in kb.retrieve(question, self.similarity_top_k, self._filter):
+            document_id, ordinal = hit.key
+            around = (PassageKey(document_id, ordinal - 1), PassageKey(document_id, ordinal + 1))
+            passage = Passage(hit.key, hit.start, hit.end, hit.text, hit.metadata)
+            node = to_node(passage, [key for key in around if key in kb.store])
+            nodes.append(NodeWithScore(node=node, score=hit.score))
+        return nodes
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

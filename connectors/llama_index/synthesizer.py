@@ -1,0 +1,172 @@
+"""LatentSynthesizer: any retriever's nodes and a question → an answer, decoded from latents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore, QueryType
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+
+from lclm_rag.connectors.llama_index.llm import PASSAGES, LatentLLM
+
+__all__ = ["LatentSynthesizer"]
+
+
+class LatentSynthesizer(BaseSynthesizer):
+    """Answers in one pass. Nodes that the knowledge base knows go in as latents, others as text.
+
+    A node is known where its id and its text are those of a passage in the store. What became of each node
+    is in `response.metadata["lclm_rag"]`: lists of node ids under "latents", "text" and "left_out" (no room
+    in the decoder's context), and "usage"; of a stream, once it has ended.
+
+    llm: a LatentLLM over the knowledge base. text_qa_template: with {context_str} and {query_str}; the
+    default is the prompt that the knowledge base itself uses.
+    """
+
+    def __init__(
+        self,
+        llm: LatentLLM,
+        text_qa_template: BasePromptTemplate | None = None,
+        streaming: bool = False,
+        callback_manager: CallbackManager | None = None,
+        empty_response: str | None = None,
+    ) -> None:
+        super().__init__(
+            llm=llm,
+            callback_manager=callback_manager or llm.callback_manager,
+            streaming=streaming,
+            empty_response=empty_response,
+        )
+        self._latent_llm = llm
+        self._text_qa_template = text_qa_template or _default_template(llm)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "LatentSynthesizer"
+
+    @property
+    def streaming(self) -> bool:
+        return self._streaming
+
+    def without_streaming(self) -> LatentSynthesizer:
+        """The same, with whole answers."""
+        return LatentSynthesizer(
+            self._latent_llm,
+            self._text_qa_template,
+            callback_manager=self._callback_manager,
+            empty_response=self._empty_response,
+        )
+
+    def _get_prompts(self) -> PromptDictType:
+        return {"text_qa_template": self._text_qa_template}
+
+    def _update_prompts(self, prompts_dict: PromptDictType) -> None:
+        if "text_qa_template" in prompts_dict:
+            self._text_qa_template = prompts_dict["text_qa_template"]
+
+    def synthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        told: dict[str, Any] = {}
+        response = super().synthesize(
+            query, nodes, additional_source_nodes, nodes_=nodes, told_=told, **response_kwargs
+        )
+        return _with(response, told)
+
+    async def asynthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        told: dict[str, Any] = {}
+        response = await super().asynthesize(
+            query, nodes, additional_source_nodes, nodes_=nodes, told_=told, **response_kwargs
+        )
+        return _with(response, told)
+
+    def get_response(
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        nodes_: Sequence[NodeWithScore] = (),
+        told_: dict[str, Any] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TEXT_TYPE:
+        """nodes_: references, as `synthesize` hands them on. told_: filled with what became of them."""
+        messages = self._messages(query_str, response_kwargs)
+        told = {} if told_ is None else told_
+        if self._streaming:
+            return _texts(self._latent_llm.stream_chat(messages, nodes=nodes_), told)
+        return _text(self._latent_llm.chat(messages, nodes=nodes_), told)
+
+    async def aget_response(
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        nodes_: Sequence[NodeWithScore] = (),
+        told_: dict[str, Any] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TEXT_TYPE:
+        messages = self._messages(query_str, response_kwargs)
+        told = {} if told_ is None else told_
+        if self._streaming:
+            return _atexts(await self._latent_llm.astream_chat(messages, nodes=nodes_), told)
+        return _text(await self._latent_llm.achat(messages, nodes=nodes_), told)
+
+    def _messages(self, query_str: str, template_values: dict[str, Any]) -> Any:
+        if PASSAGES in query_str:
+            raise ValueError(f"The question holds {PASSAGES!r}, which marks the place of passages.")
+        return self._latent_llm._get_messages(
+            self._text_qa_template, context_str=PASSAGES, query_str=query_str, **template_values
+        )
+
+
+def _default_template(llm: LatentLLM) -> PromptTemplate:
+    return PromptTemplate(f"{llm.instruction}\n\n{{context_str}}\nQuestion: {{query_str}}")
+
+
+def _text(response: ChatResponse, told: dict[str, Any]) -> str:
+    _tell(response, told)
+    return response.message.content or ""
+
+
+def _texts(
+    responses: Generator[ChatResponse, None, None], told: dict[str, Any]
+) -> Generator[str, None, None]:
+    for response in responses:
+        _tell(response, told)
+        if response.delta:
+            yield response.delta
+
+
+async def _atexts(
+    responses: AsyncGenerator[ChatResponse, None], told: dict[str, Any]
+) -> AsyncGenerator[str, None]:
+    async for response in responses:
+        _tell(response, told)
+        if response.delta:
+            yield response.delta
+
+
+def _tell(response: ChatResponse, told: dict[str, Any]) -> None:
+    if response.raw is not None:
+        told.update(response.raw["passages"], usage=response.raw["usage"])
+
+
+def _with(response: RESPONSE_TYPE, told: dict[str, Any]) -> RESPONSE_TYPE:
+    if response.metadata is not None:  # There is none where there were no nodes.
+        response.metadata["lclm_rag"] = told
+    return response
