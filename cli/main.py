@@ -15,6 +15,7 @@ from lclm_rag.cli.ask import chat, generate, query
 from lclm_rag.cli.corpus import add, build, delete
 from lclm_rag.cli.demo import demo
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
+from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.state import doctor, info
 from lclm_rag.errors import LclmRagError, LockedError
 
@@ -50,7 +51,7 @@ class _ToStderr(logging.Handler):
         click.echo(record.getMessage(), err=True)
 
 
-for command in (build, add, delete, query, chat, generate, info, demo, doctor):
+for command in (build, add, delete, query, chat, generate, mcp, info, demo, doctor):
     cli.add_command(command)
 
 

@@ -1,0 +1,104 @@
+"""mcp."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
+from lclm_rag.cli.options import decoder_options, kb_option, sampling_options
+
+__all__ = ["mcp"]
+
+
+@click.command()
+@kb_option
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Passages to retrieve, where the client does not say.",
+)
+@click.option(
+    "--http",
+    "port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Serve over HTTP on 127.0.0.1, at /mcp.  [default: over stdin and stdout]",
+)
+@sampling_options
+@decoder_options
+def mcp(
+    kb: Path,
+    top_k: int,
+    port: int | None,
+    decoder: str,
+    decoder_options: dict[str, Any],
+    device: str,
+    dtype: str,
+    **sampling: Any,
+) -> None:
+    """Serve a knowledge base to agents over MCP: the tools search, ask and expand.
+
+    The client starts it and ends it. Needs pip install 'lclm-rag[mcp]'.
+
+    \b
+    Examples:
+      lclm-rag mcp --kb kb/
+      lclm-rag mcp --kb kb/ --decoder http://localhost:8000/v1 --top-k 4
+      lclm-rag mcp --kb kb/ --http 8765
+    What a client's configuration needs:
+      {"mcpServers": {"notes": {"command": "lclm-rag", "args": ["mcp", "--kb", "/path/to/kb"]}}}
+    """
+    from lclm_rag.connectors.mcp import mcp_server
+    from lclm_rag.decoding import Sampling
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    # MCP's SDK logs what reaches the root; ours has its own way to stderr.
+    logging.getLogger("lclm_rag").propagate = False
+    with KnowledgeBase.open(
+        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+    ) as knowledge_base:
+        knowledge_base.index  # noqa: B018  In use elsewhere? Better said now than to the client.
+        server = mcp_server(knowledge_base, top_k=top_k, sampling=Sampling(**sampling))
+        try:
+            if port is None:
+                _in_a_thread(lambda: server.run("stdio"))
+            else:
+                click.echo(f"Serving at http://127.0.0.1:{port}/mcp", err=True)
+                _in_a_thread(lambda: server.run("streamable-http", host="127.0.0.1", port=port))
+        except (KeyboardInterrupt, SystemExit) as end:
+            knowledge_base.close()
+            _leave(end)
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    """Wait for it here, where a signal can end the wait: a read of stdin cannot be interrupted."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _leave(end: KeyboardInterrupt | SystemExit) -> NoReturn:
+    """At once: Python itself would wait for the answer that is being written in another thread."""
+    if isinstance(end, SystemExit):
+        os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+    click.echo("Interrupted.", err=True)
+    os._exit(EXIT_INTERRUPTED)

@@ -1,0 +1,166 @@
+"""An MCP server over one KnowledgeBase: the tools `search`, `ask` and `expand`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+try:
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.types import ToolAnnotations
+except ImportError as error:
+    raise ImportError(
+        "lclm_rag.connectors.mcp needs MCP's Python SDK: pip install 'lclm-rag[mcp]'."
+    ) from error
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from lclm_rag import __version__
+from lclm_rag.answer import Hit
+from lclm_rag.decoding import Sampling
+from lclm_rag.documents import PassageKey
+from lclm_rag.errors import LclmRagError
+from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
+from lclm_rag.retrieval import And, parse_filter
+
+__all__ = ["mcp_server"]
+
+EXCERPT = 300  # characters
+
+# The least values stand in the schema alone: a wrong one gets the knowledge base's own sentence.
+TopK = Annotated[int, Field(description="Passages to retrieve.", json_schema_extra={"minimum": 1})]
+Count = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+Filters = Annotated[
+    list[str],
+    Field(
+        description="Conditions on metadata that must all hold: lang=en, lang=en,de (one of these), "
+        'lang!=en, year>=2020. What stands in quotes is a string: year="2020".'
+    ),
+]
+
+
+class Place(TypedDict):
+    """A passage: its document, its place in it counted from 0, its characters [start, end) in it."""
+
+    document_id: str
+    ordinal: int
+    start: int
+    end: int
+    score: float
+    metadata: dict[str, Any]
+
+
+class FoundPassage(Place):
+    text: str
+
+
+class Found(TypedDict):
+    passages: Annotated[list[FoundPassage], Field(description="Best first.")]
+
+
+class Source(Place):
+    excerpt: Annotated[str, Field(description=f"At most {EXCERPT} characters; see `expand`.")]
+
+
+class Answered(TypedDict):
+    answer: str
+    complete: Annotated[bool, Field(description="False where the answer was cut for its length.")]
+    sources: Annotated[list[Source], Field(description="What the answer rests on, best first.")]
+    left_out: Annotated[list[str], Field(description="Passages for which there was no room.")]
+    usage: dict[str, int | None]
+
+
+class Expanded(TypedDict):
+    document_id: str
+    first_ordinal: int
+    last_ordinal: int
+    start: int
+    end: int
+    text: str
+
+
+def mcp_server(
+    knowledge_base: KnowledgeBase, *, top_k: int = DEFAULT_TOP_K, sampling: Sampling | None = None
+) -> MCPServer[Any]:
+    """A server that is ready to run: `mcp_server(kb).run("stdio")`.
+
+    top_k: where a client does not say. sampling: of every answer.
+    """
+    default_top_k, kb = top_k, knowledge_base
+    server: MCPServer[Any] = MCPServer(
+        "lclm-rag",
+        version=__version__,
+        instructions="A knowledge base of documents. `ask` answers a question from it and names its "
+        "sources; `search` gives the passages themselves; `expand` gives a passage word for word, with "
+        "what stands before and after it.",
+        log_level="WARNING",
+    )
+    reading = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
+
+    @server.tool(annotations=reading)
+    async def search(query: str, top_k: TopK = default_top_k, filters: Filters = []) -> Found:  # noqa: B006
+        """Find the passages of the knowledge base that fit a query best, with their whole text."""
+        with _said():
+            hits = await asyncio.to_thread(kb.retrieve, query, top_k, _all(filters))
+        return {"passages": [{**_place(hit), "text": hit.text} for hit in hits]}
+
+    @server.tool(annotations=reading)
+    async def ask(question: str, top_k: TopK = default_top_k, filters: Filters = []) -> Answered:  # noqa: B006
+        """Answer a question from the knowledge base, and name the passages that the answer rests on."""
+        with _said():
+            answer = await kb.aquery(question, top_k, _all(filters), sampling=sampling)
+        return {
+            "answer": answer.text,
+            "complete": answer.complete,
+            "sources": [{**_place(hit), "excerpt": hit.text[:EXCERPT]} for hit in answer.sources],
+            "left_out": [str(key) for key in answer.left_out],
+            "usage": asdict(answer.usage),
+        }
+
+    @server.tool(annotations=reading)
+    async def expand(
+        document_id: str, ordinal: Count, before: Count = 0, after: Count = 0
+    ) -> Expanded:
+        """Read a passage word for word, with so many passages before and after it, as one text."""
+        key = PassageKey(document_id, ordinal)
+        with _said():
+            passages = await asyncio.to_thread(kb.expand, key, before, after)
+        first, last = passages[0], passages[-1]
+        return {
+            "document_id": document_id,
+            "first_ordinal": first.key.ordinal,
+            "last_ordinal": last.key.ordinal,
+            "start": first.start,
+            "end": last.end,
+            "text": "".join(passage.text for passage in passages),
+        }
+
+    return server
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Errors that a person can act on reach the client in their own words."""
+    try:
+        yield
+    except (LclmRagError, ValueError, OSError, ImportError) as error:
+        raise ToolError(str(error)) from error
+
+
+def _all(expressions: list[str]) -> And | None:
+    return And(tuple(parse_filter(text) for text in expressions)) if expressions else None
+
+
+def _place(hit: Hit) -> Place:
+    return {
+        "document_id": hit.key.document_id,
+        "ordinal": hit.key.ordinal,
+        "start": hit.start,
+        "end": hit.end,
+        "score": hit.score,
+        "metadata": dict(hit.metadata),
+    }
