@@ -42,12 +42,15 @@ def to_filter(filters: MetadataFilters | None) -> Filter | None:
     TEXT_MATCH finds substrings, upper and lower case told apart. Raises ValueError for what Qdrant cannot
     do: TEXT_MATCH_INSENSITIVE, and an order of strings.
     """
-    if filters is None or not filters.filters:
+    if filters is None:
         return None
-    parts = tuple(
-        to_filter(part) or And(()) if isinstance(part, MetadataFilters) else _one(part)
+    translated = (
+        to_filter(part) if isinstance(part, MetadataFilters) else _one(part)
         for part in filters.filters
     )
+    parts = tuple(part for part in translated if part is not None)
+    if not parts:
+        return None
     match filters.condition:
         case FilterCondition.AND | None:
             return And(parts)
