@@ -1,0 +1,118 @@
+"""What Haystack's components share: a knowledge base, and documents on their way in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    from haystack import Document, default_from_dict, default_to_dict
+except ImportError as error:
+    raise ImportError(
+        "lclm_rag.connectors.haystack needs Haystack: pip install 'lclm-rag[haystack]'."
+    ) from error
+
+from lclm_rag.answer import Hit
+from lclm_rag.asking import GivenPassage
+from lclm_rag.connectors.haystack_filters import to_filter
+from lclm_rag.decoding import Completion, all_answered
+from lclm_rag.documents import PassageKey
+from lclm_rag.errors import PromptError
+from lclm_rag.knowledge_base import KnowledgeBase
+from lclm_rag.prompting import PASSAGES, SoftPrompt
+
+__all__ = ["Json", "Options", "OverKnowledgeBase", "prompt_of", "with_reply"]
+
+Json = dict[str, Any]
+Options = Json | None
+
+
+class OverKnowledgeBase:
+    """A component over a knowledge base: what is opened here is closed here."""
+
+    def _take(self, knowledge_base: KnowledgeBase | str | Path, **parameters: Any) -> None:
+        self._kb = knowledge_base if isinstance(knowledge_base, KnowledgeBase) else None
+        parameters["knowledge_base"] = str(knowledge_base) if self._kb is None else self._kb
+        self._parameters = parameters
+
+    @property
+    def kb(self) -> KnowledgeBase:
+        if self._kb is None:
+            given, options = self._parameters["knowledge_base"], self._parameters["open_options"]
+            self._kb = KnowledgeBase.open(given, **(options or {}))
+        return self._kb
+
+    def warm_up(self) -> None:
+        self.kb  # noqa: B018
+
+    def close(self) -> None:
+        """Close the knowledge base that was opened here."""
+        if self._kb is not None and self._kb is not self._parameters["knowledge_base"]:
+            self._kb.close()
+            self._kb = None
+
+    def to_dict(self) -> Json:
+        return default_to_dict(self, **self._parameters)
+
+    @classmethod
+    def from_dict(cls, data: Json) -> Any:
+        return default_from_dict(cls, data)
+
+    def _retrieve(self, query: str, top_k: int | None, filters: Options) -> Json:
+        top_k = self._parameters["top_k"] if top_k is None else top_k
+        chosen = to_filter(self._parameters["filters"] if filters is None else filters)
+        return {"documents": [_document(hit) for hit in self.kb.retrieve(query, top_k, chosen)]}
+
+
+def _document(hit: Hit) -> Document:
+    """Its id is the passage's key, "report#3"."""
+    place = {
+        "passage_document_id": hit.key.document_id,
+        "passage_ordinal": hit.key.ordinal,
+        "passage_start": hit.start,
+        "passage_end": hit.end,
+    }
+    return Document(str(hit.key), hit.text, meta={**hit.metadata, **place}, score=hit.score)
+
+
+def prompt_of(
+    kb: KnowledgeBase, query: str, documents: Sequence[Document], max_tokens: int
+) -> tuple[SoftPrompt, Json]:
+    """The prompt that the knowledge base itself would make of these documents, best first, and what a
+    generator puts out beside its reply: the documents for which there was room, and meta."""
+    if not query.strip():
+        raise ValueError("The query is empty.")
+    given = {_passage(document, kb): document for document in documents}
+    chat = [("user", f"{kb.template.instruction}\n\n{PASSAGES}\nQuestion: {query}")]
+    made = kb.assemble_chat(chat, list(given), max_tokens=max_tokens)
+    used, left_out = (
+        [document for passage, document in given.items() if passage.place in places]
+        for places in (made.used, made.left_out)
+    )
+    usage = {"positions": made.prompt.positions, "latents": made.prompt.latent_count}
+    meta = {"usage": usage, "left_out": [document.id for document in left_out]}
+    return made.prompt, {"documents": used, "meta": [meta]}
+
+
+def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Json:
+    """What a generator puts out, from what the decoder gave for its prompt."""
+    (completion,) = all_answered(decoded)
+    (meta,) = output["meta"]
+    meta["finish_reason"] = completion.finish_reason
+    meta["usage"]["generated_tokens"] = len(completion.token_ids)
+    return {"replies": [completion.text.strip()], **output}
+
+
+def _passage(document: Document, knowledge_base: KnowledgeBase) -> GivenPassage:
+    """As latents where it is a passage of the knowledge base, and its text still that passage's.
+
+    Raises ValueError where it has no text.
+    """
+    if document.content is None:
+        raise ValueError(f"Haystack document {document.id} has no text.")
+    store, meta = knowledge_base.store, document.meta
+    key = PassageKey(meta.get("passage_document_id", ""), meta.get("passage_ordinal", 0))
+    if key in store and store.read([key])[0].passage.text == document.content:
+        return GivenPassage(key, document.content, stored=key)
+    return GivenPassage(PassageKey(document.id, 0), document.content, stored=None)
