@@ -38,6 +38,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine, TransformQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode, TransformComponent
 from llama_index.core.vector_stores import (
     FilterCondition,
@@ -175,6 +177,46 @@ def test_source_nodes_carry_scores_metadata_spans_and_neighbours(
             assert (node.next_node is None) == (place == len(keys) - 1)
         found = LatentIndex(kb).as_query_engine(similarity_top_k=10).query("zebras sentence")
         assert found.source_nodes[0].node.metadata["lang"] == "en"
+
+
+def test_retrievers_of_llamaindex_take_ours_inside_them(
+    index: LatentIndex, knowledge_base: KnowledgeBase, answered: list[FactQuestion]
+) -> None:
+    fused = QueryFusionRetriever(
+        [index.as_retriever(3), LatentRetriever(knowledge_base, 2)],
+        llm=index.llm,
+        num_queries=1,
+        similarity_top_k=3,
+        mode=FUSION_MODES.RECIPROCAL_RANK,
+    )
+    engine = RetrieverQueryEngine(fused, LatentSynthesizer(index.llm))
+    response = engine.query(answered[0].question)
+    assert str(response) == answered[0].answer
+    assert len(response.metadata["lclm_rag"]["latents"]) == 3
+
+
+def test_the_event_loop_goes_on_while_a_query_is_answered(
+    index: LatentIndex, questions: list[FactQuestion]
+) -> None:
+    async def ticks_meanwhile() -> int:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        engine = index.as_query_engine(similarity_top_k=4, streaming=True)
+        response = await engine.aquery(questions[0].question)
+        async for _ in response.async_response_gen():  # type: ignore[union-attr]
+            pass
+        ticking.cancel()
+        return ticks
+
+    # Every step of the query that ran on the loop would be one tick: there are some dozens.
+    assert asyncio.run(ticks_meanwhile()) > 1000
 
 
 # --- between retrieval and synthesis ----------------------------------------------------------------

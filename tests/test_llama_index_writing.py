@@ -121,12 +121,30 @@ def test_an_index_is_opened_by_its_path(
 def test_a_corpus_that_fails_leaves_nothing_behind(
     tmp_path: Path, documents: list[Document]
 ) -> None:
-    with pytest.raises(ValueError, match="'bad' is empty"):
-        LatentIndex.from_documents([*documents, Document(text=" ", doc_id="bad")], tmp_path / "kb")
     odd = Document(text="x", metadata={"x": {1, 2}})
     with pytest.raises(ValueError, match="holds a set"):
-        LatentIndex.from_documents([odd], tmp_path / "kb")
+        LatentIndex.from_documents([*documents, odd], tmp_path / "kb")
     assert not (tmp_path / "kb").exists()
+
+
+def test_what_has_no_text_is_left_out_and_told(
+    make_index: MakeIndex, documents: list[Document], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = make_index([Document(text=" ", doc_id="blank page"), documents[0]])
+    index.insert(Document(text="", doc_id="nothing"))
+    index.insert_nodes([TextNode(id_="empty", text="\n"), TextNode(id_="n", text="A node.")])
+    assert ids(index) == {documents[0].id_, "n"}
+    for name in ("blank page", "nothing", "empty"):
+        assert f"{name} has no text; it is left out." in caplog.text
+
+
+def test_an_index_may_begin_empty(make_index: MakeIndex, documents: list[Document]) -> None:
+    index = make_index([])
+    assert index.as_query_engine().query("Who?").response == "Empty Response"
+    index.insert(documents[0])
+    assert ids(index) == {documents[0].id_}
+    by_nodes = LatentIndex(index.knowledge_base, nodes=[TextNode(id_="n", text="A node.")])
+    assert ids(by_nodes) == {documents[0].id_, "n"}
 
 
 WAYS: list[list[TransformComponent] | None] = [

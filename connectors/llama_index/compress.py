@@ -12,7 +12,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, TransformComponent
 
 from lclm_rag import KnowledgeBase, KnowledgeBaseError
-from lclm_rag.connectors.llama_index.nodes import from_node
+from lclm_rag.connectors.llama_index.nodes import add_to
 
 __all__ = ["LatentCompressor"]
 
@@ -67,8 +67,7 @@ class LatentCompressor(TransformComponent):
         return cls(**own, **kwargs)
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        if nodes:
-            self._kb.add((from_node(node) for node in nodes), split=False)
+        add_to(self._kb, nodes, split=False)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from llama_index.core.vector_stores import MetadataFilters
 from lclm_rag import KnowledgeBase
 from lclm_rag.connectors.llama_index.chat_engines import make_chat_engine
 from lclm_rag.connectors.llama_index.llm import LatentLLM
-from lclm_rag.connectors.llama_index.nodes import from_node, ref_doc_id_of, to_document, to_node
+from lclm_rag.connectors.llama_index.nodes import add_to, ref_doc_id_of, to_document, to_node
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
 from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
@@ -41,7 +41,8 @@ class LatentIndex(BaseManagedIndex):
 
     Without `transformations` a document is split by the knowledge base, as `lclm-rag build` would, and
     replaces one of the same id. With them (node parsers, extractors, …) they make the nodes, and each node
-    is compressed as it is; what has no text is refused. The text alone is compressed, not the metadata.
+    is compressed as it is. The text alone is compressed, not the metadata; what has no text is left out, with
+    a warning.
 
     Every change is one atomic version of the store. Documents lie in the knowledge base only: the docstore
     of the storage context stays empty.
@@ -283,19 +284,12 @@ class LatentIndex(BaseManagedIndex):
             )
             self._insert(nodes)
             return {node.node_id for node in nodes}
-        written: set[str] = set()
-
-        def converted() -> Iterator[Any]:
-            for document in get_tqdm_iterable(documents, self._show_progress, "Compressing"):
-                written.add(document.node_id)
-                yield to_document(document)
-
-        self.knowledge_base.add(converted())
-        return written
+        shown = get_tqdm_iterable(documents, self._show_progress, "Compressing")
+        return add_to(self.knowledge_base, shown, split=True)
 
     def _add_nodes(self, nodes: Iterable[BaseNode]) -> None:
         shown = get_tqdm_iterable(nodes, self._show_progress, "Compressing")
-        self.knowledge_base.add((from_node(node) for node in shown), split=False)
+        add_to(self.knowledge_base, shown, split=False)
 
     def _keep_object(self, node: BaseNode) -> None:
         """What an IndexNode points to stays in this process where it cannot be written down."""

@@ -117,7 +117,7 @@ class LatentLLM(LLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        source = self._kb or self._loaded
+        source = self._loaded if self._kb is None else self._kb  # An empty knowledge base is false.
         assert source is not None
         return LLMMetadata(
             context_window=source.context_length,

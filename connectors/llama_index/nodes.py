@@ -7,7 +7,9 @@ document of one passage, by its own id, and comes back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from llama_index.core.schema import (
@@ -22,11 +24,21 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 from lclm_rag import Document, Passage, PassageKey
 from lclm_rag.knowledge_base import KnowledgeBase
 
-__all__ = ["REF_DOC_ID", "from_node", "known_key", "ref_doc_id_of", "to_document", "to_node"]
+__all__ = [
+    "REF_DOC_ID",
+    "add_to",
+    "from_node",
+    "known_key",
+    "ref_doc_id_of",
+    "to_document",
+    "to_node",
+]
 
 REF_DOC_ID = "ref_doc_id"
 """Metadata key by which the passage of a node names the document it is part of, as in LlamaIndex's vector
 stores; filters may use it."""
+
+_logger = logging.getLogger(__name__)
 
 _NODE = "_node"
 """Metadata key of what a node is beside its text and metadata."""
@@ -47,6 +59,28 @@ def from_node(node: BaseNode) -> Document:
     if node.ref_doc_id is not None:
         metadata[REF_DOC_ID] = node.ref_doc_id
     return Document(node.node_id, _text(node), metadata)
+
+
+def add_to(knowledge_base: KnowledgeBase, items: Iterable[BaseNode], *, split: bool) -> set[str]:
+    """Add LlamaIndex documents (split) or nodes, in one version; returns their ids.
+
+    Items without text have nothing to compress: as LlamaIndex's node parsers do, they are passed over, with
+    a warning that names them.
+    """
+    written: set[str] = set()
+
+    def documents() -> Iterator[Document]:
+        for item in items:
+            if _text(item).strip():
+                written.add(item.node_id)
+                yield to_document(item) if split else from_node(item)
+            else:
+                _logger.warning("%s has no text; it is left out.", item.node_id)
+
+    stream = documents()
+    if (first := next(stream, None)) is not None:
+        knowledge_base.add(chain([first], stream), split=split)
+    return written
 
 
 def to_node(passage: Passage, siblings: Iterable[PassageKey] = ()) -> BaseNode:
