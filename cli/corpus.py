@@ -20,16 +20,28 @@ if TYPE_CHECKING:
 __all__ = ["add", "build", "delete"]
 
 
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
+    """The names between commas; none for an empty text, None where the option is not given."""
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
 _corpus_options = together(
-    click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.argument("corpus", nargs=-1, required=True),
     kb_option,
-    click.option("--text-field", default="text", show_default=True, help="JSONL/Parquet."),
-    click.option("--id-field", default="id", show_default=True, help="JSONL/Parquet."),
     click.option(
-        "--metadata-field",
-        "metadata_fields",
-        multiple=True,
-        help="JSONL/Parquet: keep only these as metadata (default: every plain value).",
+        "--text-column",
+        default="text",
+        show_default=True,
+        help="Where records (JSONL, CSV, Parquet, …) have their text.",
+    ),
+    click.option(
+        "--id-column", default="id", show_default=True, help="Where records have their id."
+    ),
+    click.option(
+        "--metadata-columns",
+        metavar="NAME,NAME…",
+        callback=_names,
+        help="Keep only these of a record as metadata.  [default: all scalars and lists of scalars]",
     ),
     click.option(
         "--on-error",
@@ -62,17 +74,23 @@ _corpus_options = together(
     "--passage-tokens", type=click.IntRange(min=1), help="Longest passage.  [default: one window]"
 )
 @click.option(
+    "--contextual-headers",
+    is_flag=True,
+    help="Put title and headings in front of each passage, as in 'Guide > Northern line'.",
+)
+@click.option(
     "--embedder", help="sentence-transformers model: hybrid retrieval instead of BM25 alone."
 )
 @click.option("--qdrant-url", help="Keep the passage index on this Qdrant server.")
 @click.option("--collection", help="Name of the collection on that server.")
 def build(
-    corpus: tuple[Path, ...],
+    corpus: tuple[str, ...],
     kb: Path,
     checkpoint: str | None,
     codec: Any,
     space: Any,
     passage_tokens: int | None,
+    contextual_headers: bool,
     embedder: str | None,
     qdrant_url: str | None,
     collection: str | None,
@@ -82,13 +100,23 @@ def build(
 ) -> int:
     """Compress a CORPUS into a new knowledge base.
 
-    CORPUS: folders of text and Markdown, single files, JSONL and Parquet files.
+    CORPUS, one or more of:
+
+    \b
+      a folder          text, Markdown, HTML, PDF, DOCX; or a Parquet or Arrow data set
+      a quoted glob     'notes/**/*.md', 'dumps/*.jsonl.gz'
+      a file            any of these; JSONL and CSV, also .gz and .zst; Parquet; Arrow
+      a data set        a folder of Dataset.save_to_disk, or hf://OWNER/NAME/CONFIG:SPLIT
+      -                 JSONL on standard input; records must have ids
+
+    Files, folders and globs may lie in an object store: s3://bucket/notes, gs://, abfs://.
 
     \b
     Examples:
-      lclm-rag build notes/ --kb kb/
-      lclm-rag build articles.jsonl --kb kb/ --text-field body --id-field url
+      lclm-rag build notes/ --kb kb/ --contextual-headers
+      lclm-rag build articles.jsonl.gz --kb kb/ --text-column body --id-column url
       lclm-rag build wiki.parquet --kb kb/ --checkpoint latent-context/0.6b-4b-LCLM-16x
+      zcat dump.gz | jq -c '{id, text}' | lclm-rag build - --kb kb/
     """
     from lclm_rag.checkpoint import BUNDLED
     from lclm_rag.knowledge_base import KnowledgeBase
@@ -101,6 +129,7 @@ def build(
         codec=codec,
         space=space,
         passage_tokens=passage_tokens,
+        contextual_headers=contextual_headers,
         embedder=embedder,
         qdrant_url=qdrant_url,
         collection=collection,
@@ -117,10 +146,10 @@ def build(
 
 @click.command()
 @_corpus_options
-def add(corpus: tuple[Path, ...], kb: Path, device: str, dtype: str, **reading: Any) -> int:
+def add(corpus: tuple[str, ...], kb: Path, device: str, dtype: str, **reading: Any) -> int:
     """Add a CORPUS to a knowledge base; documents of the same id are replaced.
 
-    Unchanged documents cost next to nothing.
+    Unchanged documents cost next to nothing. CORPUS is as for lclm-rag build.
 
     \b
     Example:
@@ -134,10 +163,10 @@ def add(corpus: tuple[Path, ...], kb: Path, device: str, dtype: str, **reading: 
 
 def _add(
     knowledge_base: KnowledgeBase,
-    corpus: tuple[Path, ...],
-    text_field: str,
-    id_field: str,
-    metadata_fields: tuple[str, ...],
+    corpus: tuple[str, ...],
+    text_column: str,
+    id_column: str,
+    metadata_columns: list[str] | None,
     on_error: Any,
     as_json: bool,
 ) -> int:
@@ -148,9 +177,9 @@ def _add(
     ignored: list[str] = []
     documents = read_corpus(
         corpus,
-        text_field=text_field,
-        id_field=id_field,
-        metadata_fields=metadata_fields or None,
+        text_column=text_column,
+        id_column=id_column,
+        metadata_columns=metadata_columns,
         on_error=on_error,
         on_skip=skipped.append,
         on_ignore=ignored.append,
@@ -159,7 +188,7 @@ def _add(
         task = progress.add_task("compressing", total=count_documents(corpus), note="")
 
         def show(report: AddReport) -> None:
-            done = report.added + report.updated + report.unchanged
+            done = report.added + report.updated + report.unchanged + len(skipped)
             progress.update(task, completed=done, note=f"{report.latents:,} latents")
 
         report = knowledge_base.add(documents, on_progress=show)

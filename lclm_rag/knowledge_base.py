@@ -94,8 +94,9 @@ class KnowledgeBase:
         checkpoint: folder, hub id, or "bundled". codec: "bf16" or "fp16". space: "encoder" (smaller,
         survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
         default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front
-        of each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers model for hybrid retrieval
-        (default: BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index.
+        of each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers
+        model for hybrid retrieval (default: BM25 alone). qdrant_url, collection: a Qdrant server in place
+        of the embedded index.
         decoder, decoder_options, device, dtype: as for `open`.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout

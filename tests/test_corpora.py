@@ -132,11 +132,12 @@ def test_what_a_folder_holds_beside_text_is_told_and_never_skipped_in_silence(
     assert [message.removeprefix(f"{tmp_path}/") for message in told] == [
         ".git: not read, it is hidden.",
         ".hidden.txt: not read, it is hidden.",
-        "README: not read, its name does not end in .txt, .md, .markdown or .rst.",
+        "README: not read, it is of no kind that can be read.",
         "loop: not read, it is a link to a folder.",
-        "photo.png: not read, its name does not end in .txt, .md, .markdown or .rst.",
+        "photo.png: not read, it is of no kind that can be read.",
         "pipe.txt: not read, it is not a plain file.",
-        "rows.jsonl: not read, only text is read from a folder: give this file by its own path.",
+        "rows.jsonl: not read, only texts are read from a folder: name this file, or all such as "
+        f"'{tmp_path}/**/*.jsonl'.",
     ]
 
 
@@ -211,16 +212,18 @@ def test_a_file_name_that_is_not_utf8_is_an_error_that_can_be_printed(tmp_path: 
 def test_jsonl_gives_a_document_for_each_line(tmp_path: Path) -> None:
     records = [
         {"id": "one", "text": "First.", "lang": "en", "year": 1999, "score": 0.5, "draft": False},
-        {"id": 2, "text": "Second.", "lang": None, "tags": ["a"], "nested": {"a": 1}},
+        {"id": 2, "text": "Second.", "lang": None, "tags": ["a", 1, True, None], "none": []},
+        {"id": 3, "text": "No.", "nested": {"a": 1}, "vector": [1, 0.5], "deep": [["a"]]},
         {"text": "Third."},
         {"id": None, "text": "Fourth."},
     ]
     path = write_jsonl(tmp_path / "c.jsonl", records)
     assert list(read_corpus([path])) == [
         Document("one", "First.", {"lang": "en", "year": 1999, "score": 0.5, "draft": False}),
-        Document("2", "Second."),
-        Document("c.jsonl:3", "Third."),
-        Document("c.jsonl:4", "Fourth."),
+        Document("2", "Second.", {"tags": ["a", 1, True, None], "none": []}),
+        Document("3", "No."),
+        Document("c.jsonl:4", "Third."),
+        Document("c.jsonl:5", "Fourth."),
     ]
 
 
@@ -242,18 +245,18 @@ def test_line_separators_inside_a_json_text_do_not_end_the_line(tmp_path: Path) 
 def test_other_fields_can_hold_text_and_id(tmp_path: Path) -> None:
     record = {"id": "not this", "doc": "x1", "body": "The text.", "text": "short"}
     path = write_jsonl(tmp_path / "c.jsonl", [record])
-    assert read_one(path, text_field="body", id_field="doc") == Document(
+    assert read_one(path, text_column="body", id_column="doc") == Document(
         "x1", "The text.", {"id": "not this", "text": "short"}
     )
 
 
-def test_only_the_metadata_fields_that_were_asked_for_are_kept(tmp_path: Path) -> None:
+def test_only_the_metadata_columns_that_were_asked_for_are_kept(tmp_path: Path) -> None:
     record: dict[str, object]
     record = {"id": "a", "text": "t", "lang": "en", "year": 1, "metadata": {"site": "s", "x": [1]}}
     path = write_jsonl(tmp_path / "c.jsonl", [record])
-    document = read_one(path, metadata_fields=["site", "lang", "not there", "id"])
+    document = read_one(path, metadata_columns=["site", "lang", "not there", "id"])
     assert document.metadata == {"site": "s", "lang": "en", "id": "a"}
-    assert read_one(path, metadata_fields=[]).metadata == {}
+    assert read_one(path, metadata_columns=[]).metadata == {}
 
 
 def test_an_object_called_metadata_counts_as_further_fields(tmp_path: Path) -> None:
@@ -262,10 +265,10 @@ def test_an_object_called_metadata_counts_as_further_fields(tmp_path: Path) -> N
         "text": "t",
         "lang": "en",
         "site": None,
-        "metadata": {"id": "inner", "lang": "de", "site": "s", "none": None, "list": []},
+        "metadata": {"id": "inner", "lang": "de", "site": "s", "none": None, "list": ["x"]},
     }
     path = write_jsonl(tmp_path / "c.jsonl", [record])
-    assert read_one(path).metadata == {"id": "inner", "lang": "en", "site": "s"}
+    assert read_one(path).metadata == {"id": "inner", "lang": "en", "site": "s", "list": ["x"]}
 
 
 def test_a_metadata_field_that_is_no_object_is_metadata_like_any_other(tmp_path: Path) -> None:
@@ -330,18 +333,18 @@ def test_long_lists_of_fields_are_cut(tmp_path: Path) -> None:
     assert "'f11' and 88 more; say which" in error_of(path)
 
 
-def test_a_field_asked_for_as_metadata_that_is_not_scalar_is_an_error(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "c.jsonl", [{"text": "t", "tags": ["a"], "metadata": {"a": 1}}])
-    expected = f"{path}, line 1: field 'tags' was asked for as metadata but is a list;"
-    assert error_of(path, metadata_fields=["tags"]).startswith(expected)
-    expected = f"{path}, line 1: field 'metadata' was asked for as metadata but is an object;"
-    assert error_of(path, metadata_fields=["metadata"]).startswith(expected)
+def test_a_field_asked_for_as_metadata_may_hold_anything_that_json_can(tmp_path: Path) -> None:
+    record = {"text": "t", "vector": [1, 0.5], "author": {"name": "A", "born": None}, "x": 1}
+    path = write_jsonl(tmp_path / "c.jsonl", [record | {"metadata": {"deep": [["a"]]}}])
+    kept = {"vector": [1, 0.5], "author": {"name": "A", "born": None}, "deep": [["a"]]}
+    assert read_one(path, metadata_columns=["vector", "author", "deep"]).metadata == kept
+    assert read_one(path, metadata_columns=["metadata"]).metadata == {"metadata": {"deep": [["a"]]}}
 
 
-def test_an_id_field_chosen_by_name_must_be_there(tmp_path: Path) -> None:
+def test_an_id_column_chosen_by_name_must_be_there(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"text": "t", "doc_id": "x"}])
     expected = f"{path}, line 1: no id in field 'docid', the fields are 'text' and 'doc_id'; give"
-    assert error_of(path, id_field="docid").startswith(expected)
+    assert error_of(path, id_column="docid").startswith(expected)
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -358,13 +361,15 @@ def test_parquet_gives_a_document_for_each_row(tmp_path: Path) -> None:
             "score": [0.5, float("nan")],
             "draft": [False, None],
             "embedding": [[1.0], [2.0]],
+            "tags": [["a", "b"], None],
             "raw": [b"x", b"y"],
             "none": pa.nulls(2),
-            "metadata": [{"site": "s", "lang": "de", "tags": ["a"]}, {"site": None, "lang": "de"}],
+            "metadata": [{"site": "s", "lang": "de", "at": {"x": 1}}, {"site": None, "lang": "de"}],
         },
     )
     metadata: dict[str, MetadataValue]
     metadata = {"lang": "en", "year": 1999, "score": 0.5, "draft": False, "site": "s"}
+    metadata["tags"] = ["a", "b"]
     assert list(read_corpus([path])) == [
         Document("one", "First.", metadata),
         Document("c.parquet:2", "Second.", {"lang": "de"}),
@@ -401,7 +406,7 @@ def test_parquet_columns_asked_for_by_name(tmp_path: Path) -> None:
         tmp_path / "c.parquet",
         {"doc": [7], "text": ["t"], "a": [1], "b": [2], "metadata": [{"a": 3, "site": "s"}]},
     )
-    document = read_one(path, id_field="doc", metadata_fields=["a", "site"])
+    document = read_one(path, id_column="doc", metadata_columns=["a", "site"])
     assert document == Document("7", "t", {"a": 1, "site": "s"})
 
 
@@ -412,11 +417,11 @@ def test_parquet_columns_asked_for_by_name(tmp_path: Path) -> None:
         ({"text": [1]}, {}, ": column 'text' is int64, not text; cast"),
         ({"text": [b"t"]}, {}, ": column 'text' is binary, not text; cast"),
         ({"text": ["t"], "id": [1.5]}, {}, ": column 'id' is double, which cannot be an id; cast"),
-        ({"text": ["t"]}, {"id_field": "doc"}, ": no column 'doc', only 'text'; say which"),
-        ({"text": ["t"]}, {"metadata_fields": ["lagn"]}, ": no column 'lagn', which was asked"),
+        ({"text": ["t"]}, {"id_column": "doc"}, ": no column 'doc', only 'text'; say which"),
+        ({"text": ["t"]}, {"metadata_columns": ["lagn"]}, ": no column 'lagn', which was asked"),
         (
-            {"text": ["t"], "v": [[1]]},
-            {"metadata_fields": ["v"]},
+            {"text": ["t"], "v": [[b"x"]]},
+            {"metadata_columns": ["v"]},
             ": column 'v' was asked for as metadata but is list<",
         ),
         ({"text": pa.array([None], pa.string())}, {}, ", row 1: field 'text' is null, not text"),
@@ -489,14 +494,16 @@ def test_kinds_of_files_can_be_mixed_and_come_in_the_order_given(tmp_path: Path)
     [
         ("nowhere", "nowhere: no such file or folder; check the path."),
         ("nowhere.jsonl", "nowhere.jsonl: no such file or folder; check the path."),
-        ("a.pdf", "a.pdf: not a kind of file that can be read; give"),
-        ("a.jsonl.gz", "a.jsonl.gz: not a kind of file that can be read; give"),
+        ("a.png", "a.png: not a kind of file that can be read; give"),
+        ("a.txt.gz", "a.txt.gz: not a kind of file that can be read; give"),
+        ("*.rtf", "*.rtf: no file that can be read has such a name; check"),
+        ("**/*.png", "**/*.png: no file that can be read has such a name; check"),
     ],
 )
 def test_a_wrong_path_is_refused_at_once_even_where_errors_are_skipped(
     tmp_path: Path, name: str, problem: str, on_error: Any
 ) -> None:
-    write_files(tmp_path, {"a.pdf": "x", "a.jsonl.gz": "x", "good.txt": "g"})
+    write_files(tmp_path, {"a.png": "x", "a.txt.gz": "x", "good.txt": "g"})
     for call in (lambda p: read_corpus(p, on_error=on_error), count_documents):
         with pytest.raises(CorpusError) as caught:
             call([tmp_path / "good.txt", tmp_path / name])
@@ -508,8 +515,8 @@ def test_wrong_arguments_are_refused_at_once(tmp_path: Path) -> None:
         read_corpus([])
     with pytest.raises(ValueError, match='on_error is "fail" or "skip"'):
         read_corpus([tmp_path], on_error="ignore")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="metadata_fields is a list of names"):
-        read_corpus([tmp_path], metadata_fields="lang")
+    with pytest.raises(ValueError, match="metadata_columns is a list of names"):
+        read_corpus([tmp_path], metadata_columns="lang")
 
 
 def empty_folder(path: Path) -> Path:
@@ -660,7 +667,7 @@ def test_there_is_no_count_where_it_would_take_long_or_fail(
     write_files(tmp_path, {"bad.parquet": b"not this" * 10, "l.jsonl": '{"text": "a"}\n'})
     assert count_documents([tmp_path / "bad.parquet"]) is None
     assert count_documents([tmp_path / "l.jsonl"]) == 1
-    monkeypatch.setattr("lclm_rag.connectors.corpora.reading._JSONL_BYTES_TO_COUNT", 10)
+    monkeypatch.setattr("lclm_rag.connectors.corpora.counting._BYTES_TO_COUNT", 10)
     assert count_documents([tmp_path / "l.jsonl"]) is None
 
 

@@ -1,8 +1,9 @@
-"""Corpora on disk → documents: folders of text and Markdown, JSONL, Parquet."""
+"""Corpora → documents: folders, globs, files and data sets, here or in an object store, and records."""
 
 from __future__ import annotations
 
-from lclm_rag.connectors.corpora.reading import count_documents, read_corpus
-from lclm_rag.connectors.corpora.records import CorpusError
+from lclm_rag.connectors.corpora.counting import count_documents
+from lclm_rag.connectors.corpora.problems import CorpusError
+from lclm_rag.connectors.corpora.reading import documents_from_records, read_corpus
 
-__all__ = ["CorpusError", "count_documents", "read_corpus"]
+__all__ = ["CorpusError", "count_documents", "documents_from_records", "read_corpus"]

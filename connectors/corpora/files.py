@@ -1,88 +1,214 @@
-"""Text and Markdown files → documents, one for each file."""
+"""The files of a folder, a glob or a single path, and what kind each is of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import itemgetter
 from pathlib import Path
+from typing import Literal
 
-from lclm_rag.connectors.corpora.records import (
-    CorpusError,
-    Item,
-    NotRead,
-    is_unicode,
-    not_utf8,
-    shown,
-    unreadable,
-)
-from lclm_rag.documents import Document
+from lclm_rag.connectors.corpora.locations import COMPRESSIONS, Location
+from lclm_rag.connectors.corpora.problems import CorpusError, NotRead, shown, unreadable
 
-__all__ = ["RECORD_SUFFIXES", "TEXT_SUFFIXES", "read_folder", "read_text_file", "text_files"]
+__all__ = [
+    "SUFFIXES",
+    "CorpusFile",
+    "Files",
+    "Kind",
+    "corpus_files",
+    "has_wildcard",
+    "kind_of",
+    "split_glob",
+]
 
-TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+Kind = Literal["text", "document", "jsonl", "csv", "parquet", "arrow"]
+
+SUFFIXES: dict[str, Kind] = {
+    ".txt": "text",
+    ".md": "text",
+    ".markdown": "text",
+    ".rst": "text",
+    ".html": "document",
+    ".htm": "document",
+    ".pdf": "document",
+    ".docx": "document",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_TEXTS = frozenset[Kind]({"text", "document"})
+_TABLES = frozenset[Kind]({"parquet", "arrow"})
 
 
-def read_folder(folder: Path) -> Iterator[Item]:
-    """A document for each text file below the folder; its id is the path from there, with "/"."""
-    for found in text_files(folder):
-        yield 0, _document(folder, found) if isinstance(found, str) else found
+@dataclass(frozen=True)
+class CorpusFile:
+    """A file of a corpus. name: its path below `root`, with "/"; ids are made of it."""
+
+    root: Location
+    name: str
+    kind: Kind
+
+    @property
+    def path(self) -> Location:
+        return self.root / self.name
 
 
-def read_text_file(path: Path) -> Iterator[Item]:
-    """The one document that a text file is; its id is the file's name."""
-    yield 0, _document(path.parent, path.name)
+@dataclass(frozen=True)
+class Files:
+    """What one path of the user's stands for.
 
-
-def text_files(folder: Path) -> Iterator[str | CorpusError | NotRead]:
-    """The paths of all text files below the folder, in a fixed order; NotRead for all else.
-
-    In memory are the names in the folders on the way to the present one, no more. Links to files
-    are read; links to folders are not followed, because they can lead in circles.
+    pattern: the parts of a glob below `root`; None: everything below it. single: the one file in
+    `root`, whatever it is.
     """
-    pending = [""]
+
+    root: Location
+    pattern: tuple[str, ...] | None = None
+    single: str | None = None
+
+    def __str__(self) -> str:
+        """As the user wrote it."""
+        below = (self.single,) if self.single else self.pattern or ()
+        return shown(self.root / "/".join(below) if below else self.root)
+
+
+def kind_of(name: str) -> Kind | None:
+    """By the name's end; None for a kind that cannot be read. Only lines may be packed."""
+    path = Path(name.lower())
+    if path.suffix in COMPRESSIONS:
+        inner = SUFFIXES.get(Path(path.stem).suffix)
+        return inner if inner in ("jsonl", "csv") else None
+    return SUFFIXES.get(path.suffix)
+
+
+def has_wildcard(part: str) -> bool:
+    return any(sign in part for sign in "*?[")
+
+
+def split_glob(path: Location) -> Files:
+    """The part before the first wildcard, to which ids are relative, and the rest."""
+    parts = path.parts
+    fixed = next(i for i, part in enumerate(parts) if has_wildcard(part))
+    if isinstance(path, Path):
+        return Files(Path(*parts[:fixed]), parts[fixed:])
+    root = path
+    for _ in parts[fixed:]:
+        root = root.parent
+    return Files(root, parts[fixed:])
+
+
+def corpus_files(files: Files) -> Iterator[CorpusFile | CorpusError | NotRead]:
+    """All files that are meant, in a fixed order; NotRead for what is left out by rule.
+
+    A folder of Parquet and Arrow files alone gives these, any other its texts; a glob gives what
+    matches. In memory are the names in the folders on the way to the present one, no more. Links to
+    files are read; links to folders are not followed, because they can lead in circles.
+    """
+    if files.single is not None:
+        kind = kind_of(files.single)
+        if kind is not None:
+            yield CorpusFile(files.root, files.single, kind)
+        return
+    wanted = frozenset[Kind](SUFFIXES.values())
+    if files.pattern is None:
+        wanted = _TABLES if _is_data_set(files) else _TEXTS
+    for found in _walk(files):
+        if isinstance(found, str):
+            kind = kind_of(found)
+            if kind in wanted:
+                yield CorpusFile(files.root, found, kind)
+            else:
+                reason = _why_not(files.root, found, wanted)
+                yield NotRead(f"{shown(files.root / found)}: not read, {reason}.")
+        else:
+            yield found
+
+
+def _is_data_set(folder: Files) -> bool:
+    """Whether the folder's files are Parquet and Arrow, with no text among them."""
+    tables = False
+    for found in _walk(folder):
+        kind = kind_of(found) if isinstance(found, str) else None
+        if kind in _TEXTS:
+            return False
+        tables = tables or kind in _TABLES
+    return tables
+
+
+def _walk(files: Files) -> Iterator[str | CorpusError | NotRead]:
+    """Paths below the root, of files of any kind, in order."""
+    pending: list[tuple[str, Location]] = [("", files.root)]
     while pending:
-        relative = pending.pop()
-        path = folder / relative
+        relative, path = pending.pop()
         try:
-            if relative and (reason := _why_not(path)):
+            is_folder = path.is_dir()
+            if relative and not _is_meant(files.pattern, relative, is_folder):
+                continue
+            if relative and (reason := _why_passed_over(path, is_folder, files.pattern is None)):
                 yield NotRead(f"{shown(path)}: not read, {reason}.")
-            elif path.is_dir():
-                names = sorted((entry.name for entry in path.iterdir()), reverse=True)
-                pending.extend(f"{relative}/{name}" if relative else name for name in names)
+            elif is_folder:
+                above = f"{relative}/" if relative else ""
+                entries = ((above + entry.name, entry) for entry in path.iterdir())
+                pending.extend(sorted(entries, key=itemgetter(0), reverse=True))
             else:
                 yield relative
         except OSError as error:
             yield unreadable(path, error)
 
 
-def _why_not(path: Path) -> str | None:
-    """Why a folder's entry is not read; None where it is."""
-    if path.name.startswith("."):
+def _is_meant(pattern: tuple[str, ...] | None, relative: str, is_folder: bool) -> bool:
+    """Whether a glob means this file, or may mean one in this folder."""
+    if pattern is None:
+        return True
+    parts = tuple(relative.split("/"))
+    return _may_hold(pattern, parts) if is_folder else _matches(pattern, parts)
+
+
+def _matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        inside = not parts[0].startswith(".") and _matches(pattern, parts[1:])
+        return inside or _matches(pattern[1:], parts)
+    return _name_matches(pattern[0], parts[0]) and _matches(pattern[1:], parts[1:])
+
+
+def _may_hold(pattern: tuple[str, ...], folder: tuple[str, ...]) -> bool:
+    if not pattern or not folder:
+        return bool(pattern)
+    if pattern[0] == "**":
+        inside = not folder[0].startswith(".") and _may_hold(pattern, folder[1:])
+        return inside or _may_hold(pattern[1:], folder)
+    return _name_matches(pattern[0], folder[0]) and _may_hold(pattern[1:], folder[1:])
+
+
+def _name_matches(pattern: str, name: str) -> bool:
+    """As in a shell, where hidden names are meant only by patterns that begin with a dot."""
+    return fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
+
+
+def _why_passed_over(path: Location, is_folder: bool, skip_hidden: bool) -> str | None:
+    """Why an entry is not looked at; None where it is."""
+    if skip_hidden and path.name.startswith("."):
         return "it is hidden"
-    if path.is_dir():
+    if is_folder:
         return "it is a link to a folder" if path.is_symlink() else None
-    suffix = path.suffix.lower()
-    if suffix in RECORD_SUFFIXES:
-        return "only text is read from a folder: give this file by its own path"
-    if suffix not in TEXT_SUFFIXES:
-        return f"its name does not end in {', '.join(TEXT_SUFFIXES[:-1])} or {TEXT_SUFFIXES[-1]}"
     # A pipe would block for ever. A broken link is not left out: it stands for a text that is lost.
-    if path.exists() and not path.is_file():
+    if isinstance(path, Path) and path.exists() and not path.is_file():
         return "it is not a plain file"
     return None
 
 
-def _document(folder: Path, relative: str) -> Document | CorpusError:
-    path = folder / relative
-    try:
-        data = path.read_bytes()
-        text = data.decode().removeprefix("\ufeff")
-    except OSError as error:
-        return unreadable(path, error)
-    except UnicodeDecodeError as error:
-        return CorpusError(f"{shown(path)}: {not_utf8(error)}; convert the file to UTF-8.")
-    if not text.strip():
-        return CorpusError(f"{shown(path)}: the file is empty; remove it or give it text.")
-    if not is_unicode(relative):
-        return CorpusError(f"{shown(path)}: the file's name is not UTF-8; rename the file.")
-    return Document(id=relative, text=text, metadata={"source": relative})
+def _why_not(root: Location, name: str, wanted: frozenset[Kind]) -> str:
+    if kind_of(name) is None:
+        return "it is of no kind that can be read"
+    if wanted == _TABLES:
+        return "only Parquet and Arrow files are read from a folder of these: name this file"
+    glob = shown(root / f"**/*{Path(name).suffix}")
+    return f"only texts are read from a folder: name this file, or all such as '{glob}'"

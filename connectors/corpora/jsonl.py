@@ -5,49 +5,56 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from typing import BinaryIO
 
-from lclm_rag.connectors.corpora.records import (
-    CorpusError,
-    Fields,
-    Item,
-    document_from_record,
-    not_utf8,
-    shown,
-    unreadable,
-)
+from lclm_rag.connectors.corpora.locations import Location, open_bytes
+from lclm_rag.connectors.corpora.problems import CorpusError, Item, not_utf8, shown, unreadable
+from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.documents import Document
 
-__all__ = ["count_lines", "read_jsonl"]
+__all__ = ["count_lines", "read_jsonl", "read_lines"]
 
 
-def read_jsonl(path: Path, fields: Fields) -> Iterator[Item]:
+def read_jsonl(path: Location, name: str, columns: Columns) -> Iterator[Item]:
+    """A document for each line that is not blank; without an id its id is "<name>:<line>"."""
+    number = 0
+    try:
+        with open_bytes(path) as lines:
+            for number, item in read_lines(lines, name, shown(path), columns):
+                yield number, item
+    except OSError as error:
+        yield 0, unreadable(path, error, f" after line {number}" if number else "")
+
+
+def read_lines(lines: BinaryIO, name: str | None, where: str, columns: Columns) -> Iterator[Item]:
     """A document for each line that is not blank; one line at a time is in memory.
 
     Lines end at "\\n" only: other line separators may stand inside a JSON string.
+    name: None where records must have ids of their own. Raises OSError.
     """
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if line.strip():
-                    yield number, _document(line, fields, path, number)
-    except OSError as error:
-        yield 0, unreadable(path, error)
+    number = 0
+    while line := lines.readline():
+        number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.isspace() and line:
+            default_id = None if name is None else f"{name}:{number}"
+            item = _document(line, columns, default_id, f"{where}, line {number}")
+            del line  # It may be long, and the document is worked on before the next is read.
+            yield number, item
 
 
-def count_lines(path: Path) -> int:
+def count_lines(path: Location) -> int:
     """Lines that are not blank; raises OSError."""
     with path.open("rb") as lines:
         return sum(not line.isspace() for line in lines)
 
 
-def _document(line: bytes, fields: Fields, path: Path, number: int) -> Document | CorpusError:
-    where = f"{shown(path)}, line {number}"
+def _document(
+    line: bytes, columns: Columns, default_id: str | None, where: str
+) -> Document | CorpusError:
     try:
-        record = _record(line, where)
-        return document_from_record(record, fields, f"{path.name}:{number}", where)
+        return document_from_record(_record(line, where), columns, default_id, where)
     except CorpusError as error:
         return error
 

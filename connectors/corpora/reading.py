@@ -1,66 +1,90 @@
-"""read_corpus and count_documents: whatever files are named, one stream of documents."""
+"""Whatever is named, one stream of documents."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from hashlib import blake2b
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lclm_rag.connectors.corpora.folder import (
-    RECORD_SUFFIXES,
-    TEXT_SUFFIXES,
-    read_folder,
-    read_text_file,
-    text_files,
-)
-from lclm_rag.connectors.corpora.jsonl import count_lines, read_jsonl
-from lclm_rag.connectors.corpora.records import (
-    CorpusError,
-    Fields,
-    Item,
-    name_list,
-    shown,
-    unreadable,
-)
+from lclm_rag.connectors.corpora import delimited, jsonl
+from lclm_rag.connectors.corpora.files import CorpusFile, corpus_files
+from lclm_rag.connectors.corpora.hugging_face import HubDataset, SavedDataset, read_splits
+from lclm_rag.connectors.corpora.problems import CorpusError, Item, name_list, shown
+from lclm_rag.connectors.corpora.records import Columns, read_records
+from lclm_rag.connectors.corpora.sources import Source, Stdin, find_sources
+from lclm_rag.connectors.corpora.texts import read_text
 from lclm_rag.documents import Document
+from lclm_rag.seen_ids import SeenIds
 
-__all__ = ["count_documents", "read_corpus"]
+__all__ = ["documents_from_records", "read_corpus"]
 
 _logger = logging.getLogger(__name__)
 
-# Counting lines reads the file: a second or so up to here.
-_JSONL_BYTES_TO_COUNT = 1 << 30
+OnError = Literal["fail", "skip"]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where items come from: a file or data set whose `unit`s are numbered, or a folder of texts (None)."""
+
+    where: str
+    unit: str | None
+
+    def place(self, document_id: str, number: int) -> str:
+        if self.unit is None:
+            return shown(self.where + document_id)
+        return f"{self.where}, {self.unit} {number}"
+
+
+Part = tuple[_Origin, Iterator[Item]]
 
 
 def read_corpus(
     paths: str | Path | Sequence[str | Path],
     *,
-    text_field: str = "text",
-    id_field: str = "id",
-    metadata_fields: Sequence[str] | None = None,
-    on_error: Literal["fail", "skip"] = "fail",
-    on_skip: Callable[[str], None] | None = None,
-    on_ignore: Callable[[str], None] | None = None,
+    text_column: str = "text",
+    id_column: str = "id",
+    metadata_columns: Sequence[str] | None = None,
+    on_error: OnError = "fail",
+    on_skip: Tell | None = None,
+    on_ignore: Tell | None = None,
 ) -> Iterator[Document]:
-    """Stream the documents of folders, text and Markdown files, JSONL and Parquet files.
+    """Stream the documents of folders, globs, files, data sets, object stores and standard input.
 
-    One document, JSONL line or small Parquet batch at a time is in memory, and about 100 bytes for
-    each id seen. Order and ids are the same in every run over the same files.
+    One document, line or small batch of rows at a time is in memory, whatever the size of the corpus.
+    Order and ids are the same in every run over the same files.
 
-    - Folders are read with all below them: .txt, .md, .markdown and .rst. The id is the path
-      relative to the folder, with "/"; metadata is {"source": that path}. Hidden files, links to
-      folders and all other files are not read, and `on_ignore` is told of each. A text file may also
-      be named by itself; its id is its name.
-    - JSONL (.jsonl, .ndjson) and Parquet (.parquet): the text is in `text_field`. The id is in
-      `id_field`, a text or a whole number; where "id" is missing or null it is "<file name>:<line
-      or row, from 1>", but a field other than "id" that is named here must be there. Metadata is
-      every other scalar field, or `metadata_fields` only. An object in the field `metadata` counts
-      as further fields; where a name is in both, the record's own field counts. Null and NaN are
-      left out, and so is what is not scalar, unless `metadata_fields` asks for it: that is an
-      error, as is a Parquet file without a column that `metadata_fields` names.
-    - Text is UTF-8; a byte order mark is removed.
+    What `paths` may name:
+
+    - A folder: the texts below it, one document each. Text and Markdown (.txt, .md, .markdown, .rst)
+      stand as they are; HTML, PDF and DOCX (.html, .htm, .pdf, .docx) become Markdown, with the extra
+      `documents`. The id is the path below the folder, with "/"; metadata is {"source": that path},
+      and the `title` of HTML. A folder of Parquet and Arrow files alone is a data set: all its rows;
+      the folders of a Hive-partitioned one ("lang=en") are metadata. Hidden files, links to folders
+      and other files are not read, and `on_ignore` is told of each.
+    - A glob, "notes/**/*.md", "rows/*.jsonl.gz": the files that match, of all kinds. Ids are relative
+      to the part before the first wildcard.
+    - JSONL (.jsonl, .ndjson) and CSV (.csv, .tsv; the first row names the columns), also packed by
+      gzip or zstd (.jsonl.gz, .csv.zst); Parquet (.parquet) and Arrow (.arrow, .feather, .ipc). The
+      text is in `text_column`. The id is in `id_column`, a text or a whole number; where "id" is
+      missing or null it is "<file name>:<line or row, from 1>", but a column other than "id" that is
+      named here must be there. Metadata is every other scalar or list of scalars, or
+      `metadata_columns` only, which may also be objects and lists of anything; lists with decimal
+      numbers are taken for vectors, and are kept only where they are named. An object in the field
+      `metadata` counts as further fields; where a name is in both, the record's own field counts.
+      Null and NaN are left out. Times become ISO 8601 texts (to the microsecond), decimals floats;
+      what comes from CSV stays text, and empty values are missing.
+    - A folder written by `datasets.Dataset.save_to_disk`, or a data set on the hub as
+      "hf://OWNER/NAME", "hf://OWNER/NAME:SPLIT", "hf://OWNER/NAME/CONFIG:SPLIT", with the extra
+      `datasets`. Without a split, all of them.
+    - "-": JSONL on standard input, whose records must have ids.
+    - Any of these files, folders and globs (with * alone) in an object store: s3://, gs://, abfs://.
+
+    Text is UTF-8; a byte order mark is removed.
 
     on_error: what becomes of a bad file or record. "fail" raises CorpusError; "skip" tells
         `on_skip` and goes on.
@@ -70,80 +94,105 @@ def read_corpus(
 
     Raises CorpusError at once where `paths` names nothing, something that is not there or a kind
     of file that is not supported; while iterating, for bad files and records and for ids that come
-    twice; at the end, where there was no document at all. Raises ValueError for a wrong argument.
+    twice; at the end, where there was no document at all. Raises ValueError for a wrong argument, and
+    ImportError, at once, where an extra is missing.
     """
+    columns = _columns(text_column, id_column, metadata_columns)
+    tell = _teller(on_error, on_skip)
+    sources = find_sources(paths)
+    parts = (part for source in sources for part in _parts(source, columns))
+    return _documents(parts, name_list(map(str, sources)), tell, on_ignore or _warn)
+
+
+def documents_from_records(
+    records: Iterable[Mapping[str, object]],
+    *,
+    text_column: str = "text",
+    id_column: str = "id",
+    metadata_columns: Sequence[str] | None = None,
+    name: str | None = None,
+    on_error: OnError = "fail",
+    on_skip: Tell | None = None,
+) -> Iterator[Document]:
+    """Stream the documents of records in memory: a `datasets.Dataset`, rows of a database, dicts.
+
+    Columns, on_error and on_skip as for `read_corpus`. name: of the records; one without an id gets
+    "<name>:<number, from 1>". None: each must have an id, because a number says nothing of what the
+    next call will bring.
+    """
+    columns = _columns(text_column, id_column, metadata_columns)
+    part = (_Origin(name or "records", "record"), read_records(records, name, columns))
+    return _documents(iter([part]), name or "the records", _teller(on_error, on_skip), _warn)
+
+
+def _columns(text: str, id: str, metadata: Sequence[str] | None) -> Columns:
+    if isinstance(metadata, str):
+        raise ValueError(f"metadata_columns is a list of names, not the text {metadata!r}.")
+    return Columns(text, id, None if metadata is None else tuple(metadata))
+
+
+def _teller(on_error: OnError, on_skip: Tell | None) -> Tell | None:
+    """What is told of an error; None where it is raised."""
     if on_error not in ("fail", "skip"):
         raise ValueError(f'on_error is "fail" or "skip", not {on_error!r}.')
-    if isinstance(metadata_fields, str):
-        raise ValueError(f"metadata_fields is a list of names, not the text {metadata_fields!r}.")
-    fields = Fields(
-        text=text_field,
-        id=id_field,
-        metadata=None if metadata_fields is None else tuple(metadata_fields),
-    )
-    tell = on_skip or _warn if on_error == "skip" else None
-    return _documents(_sources(paths), fields, tell, on_ignore or _warn)
+    return (on_skip or _warn) if on_error == "skip" else None
 
 
-def count_documents(paths: str | Path | Sequence[str | Path]) -> int | None:
-    """How many documents `read_corpus` would find if all were well: for a progress bar.
-
-    Counts files in folders, lines of JSONL and the rows in Parquet footers. None where that takes
-    long (more than 1 GiB of JSONL), cannot be done twice (a pipe) or fails.
-
-    Raises CorpusError where `paths` names nothing, something that is not there or a kind of file
-    that is not supported.
-    """
-    sources = _sources(paths)
-    if not all(path.is_dir() or path.is_file() for path in sources):
-        return None
-    try:
-        jsonl_bytes = sum(path.stat().st_size for path in sources if _is_jsonl(path))
-        if jsonl_bytes > _JSONL_BYTES_TO_COUNT:
-            return None
-        return sum(map(_count, sources))
-    except (OSError, ValueError):
-        return None
+def _parts(source: Source, columns: Columns) -> Iterator[Part]:
+    if isinstance(source, Stdin):
+        lines = jsonl.read_lines(sys.stdin.buffer, None, "stdin", columns)
+        yield _Origin("stdin", "line"), lines
+    elif isinstance(source, SavedDataset | HubDataset):
+        for where, items in read_splits(source, columns):
+            yield _Origin(where, "row"), items
+    else:
+        for found in corpus_files(source):
+            if isinstance(found, CorpusFile):
+                yield _read(found, columns)
+            else:
+                yield _Origin(shown(source.root), None), iter([(0, found)])
 
 
-def _sources(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    sources = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not sources:
-        raise CorpusError("No corpus is named; give at least one folder or file.")
-    supported = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
-    for path in sources:
-        try:
-            is_there, is_folder = path.exists(), path.is_dir()
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if not is_there:
-            raise CorpusError(f"{shown(path)}: no such file or folder; check the path.")
-        if not is_folder and path.suffix.lower() not in supported:
-            raise CorpusError(
-                f"{shown(path)}: not a kind of file that can be read; "
-                f"give a folder or a file whose name ends in {', '.join(supported)}."
-            )
-    return sources
+def _read(file: CorpusFile, columns: Columns) -> Part:
+    match file.kind:
+        case "jsonl":
+            lines = jsonl.read_jsonl(file.path, file.name, columns)
+            return _Origin(shown(file.path), "line"), lines
+        case "csv":
+            rows = delimited.read_csv(file.path, file.name, columns)
+            return _Origin(shown(file.path), "line"), rows
+        case "parquet" | "arrow":
+            # pyarrow comes in only here: most commands and many corpora do without it.
+            from lclm_rag.connectors.corpora import arrow
+
+            read = arrow.read_parquet if file.kind == "parquet" else arrow.read_arrow
+            return _Origin(shown(file.path), "row"), read(file, columns)
+        case "text" | "document":
+            root = "" if file.root == Path() else f"{file.root}/"
+            return _Origin(root, None), iter([(0, read_text(file))])
 
 
 def _documents(
-    sources: list[Path],
-    fields: Fields,
-    skip: Callable[[str], None] | None,
-    ignore: Callable[[str], None],
+    parts: Iterator[Part], named: str, skip: Tell | None, ignore: Tell
 ) -> Iterator[Document]:
-    # Where each id was first seen, packed into one number; of the id itself only a hash is kept.
-    seen: dict[bytes, int] = {}
-    left_out = 0
-    for index, path in enumerate(sources):
-        for number, item in _items(path, fields):
+    seen = SeenIds()
+    origins: list[_Origin] = []
+    documents = left_out = 0
+    for origin, items in parts:
+        # The texts of a folder have one origin, so that the list does not grow with them.
+        if not origins or origins[-1] != origin:
+            origins.append(origin)
+        for number, item in items:
             if isinstance(item, Document):
-                key = blake2b(item.id.encode(), digest_size=12).digest()
-                first = seen.setdefault(key, here := number * len(sources) + index)
-                if first == here:
+                first = seen.first(item.id, len(origins) - 1, number)
+                if first is None:
+                    documents += 1
                     yield item
                     continue
-                item = _duplicate(item.id, sources, first, here)
+                item = CorpusError(
+                    f"{origin.place(item.id, number)}: the id {item.id!r} was already used in "
+                    f"{origins[first[0]].place(item.id, first[1])}; give each document an id of its own."
+                )
             left_out += 1
             if not isinstance(item, CorpusError):
                 ignore(item.message)
@@ -151,62 +200,11 @@ def _documents(
                 raise item
             else:
                 skip(str(item))
-    if not seen:
+    if not documents:
         raise CorpusError(
-            f"No document was found in {name_list(map(shown, sources))} ({left_out} files or "
-            "records were left out); name a corpus that has text."
+            f"No document was found in {named} ({left_out} files or records were left out); name a "
+            "corpus that has text."
         )
-
-
-def _items(path: Path, fields: Fields) -> Iterator[Item]:
-    if path.is_dir():
-        return read_folder(path)
-    if _is_jsonl(path):
-        return read_jsonl(path, fields)
-    if _is_parquet(path):
-        # pyarrow comes in only here: most commands and many corpora do without it.
-        from lclm_rag.connectors.corpora.parquet import read_parquet
-
-        return read_parquet(path, fields)
-    return read_text_file(path)
-
-
-def _count(path: Path) -> int:
-    if path.is_dir():
-        return sum(isinstance(found, str) for found in text_files(path))
-    if _is_jsonl(path):
-        return count_lines(path)
-    if _is_parquet(path):
-        from lclm_rag.connectors.corpora.parquet import count_rows
-
-        return count_rows(path)
-    return 1
-
-
-def _is_jsonl(path: Path) -> bool:
-    return path.suffix.lower() in (".jsonl", ".ndjson")
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
-def _duplicate(document_id: str, sources: list[Path], first: int, here: int) -> CorpusError:
-    then, now = (_place(document_id, sources, packed) for packed in (first, here))
-    return CorpusError(
-        f"{now}: the id {document_id!r} was already used in {then}; "
-        "give each document an id of its own."
-    )
-
-
-def _place(document_id: str, sources: list[Path], packed: int) -> str:
-    number, index = divmod(packed, len(sources))
-    path = sources[index]
-    if path.is_dir():
-        return shown(path / document_id)
-    if not number:
-        return shown(path)
-    return f"{shown(path)}, {'row' if _is_parquet(path) else 'line'} {number}"
 
 
 def _warn(message: str) -> None:

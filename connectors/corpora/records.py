@@ -1,53 +1,33 @@
-"""One record (a JSON object, a Parquet row) → one document, or an error that says what is wrong."""
+"""One record (a JSON object, a row of a table) → one document, or an error that says what is wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import date, time
+from decimal import Decimal
 
+from lclm_rag.connectors.corpora.problems import (
+    CorpusError,
+    Item,
+    is_unicode,
+    kind_of_value,
+    name_list,
+)
 from lclm_rag.documents import Document, MetadataValue
-from lclm_rag.errors import LclmRagError
 
-__all__ = [
-    "CorpusError",
-    "Fields",
-    "Item",
-    "NotRead",
-    "document_from_record",
-    "is_unicode",
-    "name_list",
-    "not_utf8",
-    "shown",
-    "unreadable",
-]
+__all__ = ["Columns", "document_from_record", "read_records"]
 
-_DEFAULT_ID_FIELD = "id"
-_NAMES_SHOWN = 12
-
-
-class CorpusError(LclmRagError, ValueError):
-    """A corpus cannot be read as asked: one sentence names file, line or row, and what to do."""
+_DEFAULT_ID_COLUMN = "id"
 
 
 @dataclass(frozen=True)
-class NotRead:
-    """A file or folder that is left out by rule, not because it is broken: "path: reason"."""
+class Columns:
+    """Which field of a record (column of a table) holds what.
 
-    message: str
-
-
-Item = tuple[int, Document | CorpusError | NotRead]
-"""What a reader finds: the line or row, from 1 (0: a whole file), and what came of it.
-
-Errors are handed on as values, because a generator that raises cannot go on to the next record.
-"""
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Which field of a record holds what; `metadata` None stands for all other scalar fields."""
+    metadata: the names to keep; None: every other field that holds a scalar or a list of scalars.
+    """
 
     text: str
     id: str
@@ -55,83 +35,98 @@ class Fields:
 
     @property
     def id_is_required(self) -> bool:
-        """An id field chosen by hand must be there: a misspelt one must not go unnoticed."""
-        return self.id != _DEFAULT_ID_FIELD
+        """An id column chosen by hand must be there: a misspelt one must not go unnoticed."""
+        return self.id != _DEFAULT_ID_COLUMN
+
+
+def read_records(records: Iterable[object], name: str | None, columns: Columns) -> Iterator[Item]:
+    """A document for each mapping; without an id of its own its id is "<name>:<number>".
+
+    name None: records must have ids.
+    """
+    for number, record in enumerate(records, 1):
+        where = f"record {number}" if name is None else f"{name}, record {number}"
+        try:
+            if not isinstance(record, Mapping):
+                raise CorpusError(
+                    f"{where}: {kind_of_value(record)}; give mappings of names to values."
+                )
+            default_id = None if name is None else f"{name}:{number}"
+            yield number, document_from_record(record, columns, default_id, where)
+        except CorpusError as error:
+            yield number, error
 
 
 def document_from_record(
-    record: Mapping[str, object], fields: Fields, default_id: str, where: str
+    record: Mapping[str, object], columns: Columns, default_id: str | None, where: str
 ) -> Document:
-    """The document that a record stands for; `where` ("file, line 3") begins every CorpusError."""
+    """The document that a record stands for; `where` ("file, line 3") begins every CorpusError.
+
+    default_id: for a record without an id; None where it must have one.
+    """
     return Document(
-        id=_id(record, fields, default_id, where),
-        text=_text(record, fields, where),
-        metadata=_metadata(record, fields, where),
+        id=_id(record, columns, default_id, where),
+        text=_text(record, columns, where),
+        metadata=_metadata(record, columns, where),
     )
 
 
-def _text(record: Mapping[str, object], fields: Fields, where: str) -> str:
-    if fields.text not in record:
+def _text(record: Mapping[str, object], columns: Columns, where: str) -> str:
+    if columns.text not in record:
         raise CorpusError(
-            f"{where}: no field {fields.text!r}, only {name_list(record)}; "
-            "say which field holds the text."
+            f"{where}: no field {columns.text!r}, only {name_list(record)}; "
+            "say which field holds the text (--text-column)."
         )
-    text = record[fields.text]
+    text = record[columns.text]
     if not isinstance(text, str):
         raise CorpusError(
-            f"{where}: field {fields.text!r} is {_kind(text)}, not text; "
-            "mend the record or say which field holds the text."
+            f"{where}: field {columns.text!r} is {kind_of_value(text)}, not text; "
+            "mend the record or say which field holds the text (--text-column)."
         )
     if not text.strip():
         raise CorpusError(
-            f"{where}: field {fields.text!r} is empty; leave the record out or give it text."
+            f"{where}: field {columns.text!r} is empty; leave the record out or give it text."
         )
-    _require_unicode(text, fields.text, where)
+    _require_unicode(text, columns.text, where)
     return text
 
 
-def _id(record: Mapping[str, object], fields: Fields, default_id: str, where: str) -> str:
-    value = record.get(fields.id)
+def _id(record: Mapping[str, object], columns: Columns, default_id: str | None, where: str) -> str:
+    value = record.get(columns.id)
     if value is None:
-        if fields.id_is_required:
+        if default_id is None or columns.id_is_required:
             raise CorpusError(
-                f"{where}: no id in field {fields.id!r}, the fields are {name_list(record)}; "
-                "give the record an id or say which field holds it."
+                f"{where}: no id in field {columns.id!r}, the fields are {name_list(record)}; "
+                "give the record an id or say which field holds it (--id-column)."
             )
         return default_id
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise CorpusError(
-            f"{where}: the id in field {fields.id!r} is {_kind(value)}; "
+            f"{where}: the id in field {columns.id!r} is {kind_of_value(value)}; "
             "make it a text or a whole number."
         )
     if value == "":
         raise CorpusError(
-            f"{where}: the id in field {fields.id!r} is empty; give the record an id."
+            f"{where}: the id in field {columns.id!r} is empty; give the record an id."
         )
-    _require_unicode(str(value), fields.id, where)
+    _require_unicode(str(value), columns.id, where)
     return str(value)
 
 
-def _metadata(record: Mapping[str, object], fields: Fields, where: str) -> dict[str, MetadataValue]:
-    values = _metadata_candidates(record, fields)
-    names = values.keys() if fields.metadata is None else fields.metadata
-    metadata: dict[str, MetadataValue] = {}
-    for name in names:
-        value = values.get(name)
-        if value is None:
-            continue
-        if isinstance(value, str | int | float | bool):
-            _require_storable(value, name, where)
-            metadata[name] = value
-        elif fields.metadata is not None:
-            raise CorpusError(
-                f"{where}: field {name!r} was asked for as metadata but is {_kind(value)}; "
-                "metadata holds texts, numbers and booleans."
-            )
-    return metadata
+def _metadata(
+    record: Mapping[str, object], columns: Columns, where: str
+) -> dict[str, MetadataValue]:
+    values = _metadata_candidates(record, columns)
+    if columns.metadata is None:
+        wanted = {name: value for name, value in values.items() if _is_kept_unasked(value)}
+    else:
+        wanted = {name: values[name] for name in columns.metadata if name in values}
+    for name in wanted:
+        _require_unicode(name, name, where)
+    return {name: _as_json(value, name, where) for name, value in wanted.items()}
 
 
-def _metadata_candidates(record: Mapping[str, object], fields: Fields) -> dict[str, object]:
+def _metadata_candidates(record: Mapping[str, object], columns: Columns) -> dict[str, object]:
     """The fields of the record and of an object in its field `metadata`, without nulls and NaN.
 
     Where a name is in both, the record's own field counts. NaN is how data frames write "missing".
@@ -139,8 +134,8 @@ def _metadata_candidates(record: Mapping[str, object], fields: Fields) -> dict[s
     inner = record.get("metadata")
     own = (
         record.items()
-        if fields.metadata is not None
-        else ((k, v) for k, v in record.items() if k not in (fields.text, fields.id))
+        if columns.metadata is not None
+        else ((k, v) for k, v in record.items() if k not in (columns.text, columns.id))
     )
     merged: dict[str, object] = {}
     for items in (inner.items() if isinstance(inner, Mapping) else (), own):
@@ -148,14 +143,47 @@ def _metadata_candidates(record: Mapping[str, object], fields: Fields) -> dict[s
     return merged
 
 
-def _require_storable(value: MetadataValue, name: str, where: str) -> None:
-    _require_unicode(name, name, where)
-    if isinstance(value, str):
-        _require_unicode(value, name, where)
-    elif isinstance(value, float) and math.isinf(value):
-        raise CorpusError(
-            f"{where}: field {name!r} is infinite, which metadata cannot hold; use a finite number."
+def _is_kept_unasked(value: object) -> bool:
+    """Scalars and lists of them; not lists with decimal numbers, which are vectors of some model."""
+    if isinstance(value, list):
+        return all(
+            part is None or (_is_scalar(part) and not isinstance(part, float)) for part in value
         )
+    return _is_scalar(value)
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float | Decimal | date | time)
+
+
+def _as_json(value: object, name: str, where: str) -> MetadataValue:
+    """Times as ISO 8601, decimals as floats, NaN as null; CorpusError for what JSON cannot hold."""
+    match value:
+        case str():
+            _require_unicode(value, name, where)
+            return value
+        case float() | Decimal():
+            number = float(value)
+            if math.isinf(number):
+                raise CorpusError(
+                    f"{where}: field {name!r} is infinite, which metadata cannot hold; "
+                    "use a finite number."
+                )
+            return None if math.isnan(number) else number
+        case None | bool() | int():
+            return value
+        case date() | time():
+            return value.isoformat()
+        case list() | tuple():
+            return [_as_json(part, name, where) for part in value]
+        case Mapping():
+            for key in value:
+                _require_unicode(str(key), name, where)
+            return {str(key): _as_json(part, name, where) for key, part in value.items()}
+    raise CorpusError(
+        f"{where}: field {name!r} was asked for as metadata but holds {kind_of_value(value)}; "
+        "metadata holds what JSON can."
+    )
 
 
 def _require_unicode(text: str, name: str, where: str) -> None:
@@ -164,57 +192,3 @@ def _require_unicode(text: str, name: str, where: str) -> None:
             f"{where}: field {name!r} has half a surrogate pair, which UTF-8 cannot hold; "
             "mend the escapes \\ud800 to \\udfff in it."
         )
-
-
-def is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8; JSON and file names may hold what cannot."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}, from 0)"
-
-
-def unreadable(path: Path, error: OSError) -> CorpusError:
-    reason = error.strerror or str(error)
-    return CorpusError(f"{shown(path)}: cannot be read ({reason}); check the file and its rights.")
-
-
-def shown(path: Path) -> str:
-    """The path as text that can always be printed, whatever bytes the file name is made of."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def name_list(names: Iterable[str]) -> str:
-    """'a', 'b' and 'c'; long lists are cut."""
-    quoted = [repr(name) for name in names]
-    if not quoted:
-        return "nothing"
-    if len(quoted) > _NAMES_SHOWN:
-        quoted[_NAMES_SHOWN:] = [f"{len(quoted) - _NAMES_SHOWN} more"]
-    return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int():
-            return "a whole number"
-        case float():
-            return "a decimal number"
-        case str():
-            return "a text"
-        case Mapping():
-            return "an object"
-        case list():
-            return "a list"
-    return f"a {type(value).__name__}"

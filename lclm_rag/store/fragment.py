@@ -68,7 +68,8 @@ class Layout:
 class StoredPassage:
     """A passage as the store keeps it.
 
-    tokens: source tokens (of the encoder's tokenizer), its header's among them. document_hash: `Document.content_hash()`.
+    tokens: source tokens (of the encoder's tokenizer), its header's among them. document_hash:
+    `Document.content_hash()`.
     latents: [n_latents, width]; when read, in the codec's dtype and backed by the memory map.
     """
 

@@ -1,0 +1,115 @@
+"""Which columns of a table are read, and whether their types will do. Importing this imports pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from lclm_rag.connectors.corpora.problems import CorpusError, name_list
+from lclm_rag.connectors.corpora.records import Columns
+
+__all__ = ["needed_columns"]
+
+
+def needed_columns(
+    schema: pa.Schema, columns: Columns, where: str, elsewhere: Iterable[str] = ()
+) -> list[str]:
+    """The columns to read; CorpusError where one is missing or has a type that cannot be used.
+
+    elsewhere: names that each row gets from somewhere else.
+    """
+    types = {field.name: field.type for field in schema}
+    _check_text_and_id(types, columns, where)
+    inner = {f.name: f.type for f in _struct_fields(types.get("metadata"))}
+    known = {**inner, **types}
+    for name in columns.metadata or ():
+        if name in elsewhere and name not in known:
+            continue
+        if name not in known:
+            raise CorpusError(
+                f"{where}: no column {name!r}, which was asked for as metadata, "
+                f"only {name_list([*types, *inner])}; leave it out or name another."
+            )
+        if not _is_json(known[name]):
+            raise CorpusError(
+                f"{where}: column {name!r} was asked for as metadata but is {known[name]}; "
+                "metadata holds what JSON can, and times."
+            )
+    unasked = [name for name, kind in types.items() if _is_kept_unasked(kind)]
+    wanted = unasked if columns.metadata is None else columns.metadata
+    needed = {columns.text, columns.id, *wanted, *(("metadata",) if inner else ())}
+    return [name for name in types if name in needed]
+
+
+def _check_text_and_id(types: dict[str, pa.DataType], columns: Columns, where: str) -> None:
+    if columns.text not in types:
+        raise CorpusError(
+            f"{where}: no column {columns.text!r}, only {name_list(types)}; "
+            "say which column holds the text (--text-column)."
+        )
+    if not _is_text(types[columns.text]):
+        raise CorpusError(
+            f"{where}: column {columns.text!r} is {types[columns.text]}, not text; "
+            "cast it to string or say which column holds the text (--text-column)."
+        )
+    if columns.id not in types:
+        if columns.id_is_required:
+            raise CorpusError(
+                f"{where}: no column {columns.id!r}, only {name_list(types)}; "
+                "say which column holds the id (--id-column)."
+            )
+        return
+    kind = _value_type(types[columns.id])
+    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise CorpusError(
+            f"{where}: column {columns.id!r} is {types[columns.id]}, which cannot be an id; "
+            "cast it to string or say which column holds the id (--id-column)."
+        )
+
+
+def _struct_fields(kind: pa.DataType | None) -> list[pa.Field]:
+    return list(kind) if kind is not None and pa.types.is_struct(kind) else []
+
+
+def _is_kept_unasked(kind: pa.DataType) -> bool:
+    """Scalars and lists of them; not lists of decimal numbers, which are vectors of some model."""
+    item = _list_item(kind)
+    return _is_scalar(kind) or (
+        item is not None and _is_scalar(item) and not pa.types.is_floating(item)
+    )
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    """Whether metadata can hold it; binary and durations it cannot."""
+    item = _list_item(kind)
+    if item is not None:
+        return _is_json(item)
+    if pa.types.is_map(kind):
+        return _is_text(kind.key_type) and _is_json(kind.item_type)
+    if pa.types.is_struct(kind):
+        return all(_is_json(field.type) for field in kind)
+    return _is_scalar(kind)
+
+
+def _list_item(kind: pa.DataType) -> pa.DataType | None:
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return kind.value_type if any(check(kind) for check in checks) else None
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    kind = _value_type(kind)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    times = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp)
+    checks = (*numbers, *times, pa.types.is_boolean, pa.types.is_null, _is_text)
+    return any(check(kind) for check in checks)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(check(_value_type(kind)) for check in checks)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """Of a dictionary-encoded column, the type of the values that it stands for."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

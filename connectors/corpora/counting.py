@@ -1,0 +1,65 @@
+"""How many documents a corpus has, for a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lclm_rag.connectors.corpora import delimited, hugging_face, jsonl
+from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
+from lclm_rag.connectors.corpora.locations import COMPRESSIONS
+from lclm_rag.connectors.corpora.problems import NotRead
+from lclm_rag.connectors.corpora.sources import Source, find_sources
+
+__all__ = ["count_documents"]
+
+# Counting lines reads the file: a few seconds up to here.
+_BYTES_TO_COUNT = 1 << 30
+
+
+def count_documents(paths: str | Path | Sequence[str | Path]) -> int | None:
+    """How many documents `read_corpus` would find if all were well.
+
+    Counts the files in folders, the lines of JSONL, the rows of CSV, Parquet and Arrow. None where that
+    takes long (more than 1 GiB of lines in a file, packed files, object stores, the hub), cannot be done
+    twice (a pipe, standard input) or fails.
+
+    Raises CorpusError and ImportError as `read_corpus` does at once.
+    """
+    sources = find_sources(paths)
+    try:
+        counts = [_count(source) for source in sources]
+    except (OSError, ValueError):
+        return None
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _count(source: Source) -> int | None:
+    if isinstance(source, hugging_face.SavedDataset):
+        return hugging_face.count_rows(source)
+    if not isinstance(source, Files) or not isinstance(source.root, Path):
+        return None
+    total = 0
+    for found in corpus_files(source):
+        if isinstance(found, CorpusFile):
+            count = _count_file(found, source.root / found.name)
+            if count is None:
+                return None
+            total += count
+        elif not isinstance(found, NotRead):
+            return None
+    return total
+
+
+def _count_file(file: CorpusFile, path: Path) -> int | None:
+    if file.kind in ("text", "document"):
+        return 1
+    if not path.is_file() or path.suffix.lower() in COMPRESSIONS:
+        return None
+    if file.kind in ("parquet", "arrow"):
+        from lclm_rag.connectors.corpora import arrow
+
+        return arrow.count_rows(file)
+    if path.stat().st_size > _BYTES_TO_COUNT:
+        return None
+    return jsonl.count_lines(path) if file.kind == "jsonl" else delimited.count_rows(path)

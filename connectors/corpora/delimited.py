@@ -1,0 +1,126 @@
+"""CSV and TSV → documents: one for each row below the header."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from lclm_rag.connectors.corpora.locations import Location, open_bytes
+from lclm_rag.connectors.corpora.problems import (
+    CorpusError,
+    Item,
+    is_unicode,
+    name_list,
+    shown,
+    unreadable,
+)
+from lclm_rag.connectors.corpora.records import Columns, document_from_record
+from lclm_rag.documents import Document
+
+__all__ = ["count_rows", "read_csv"]
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+_LONGEST_VALUE = 1 << 27
+"""Characters. A quote that is never closed makes all that follows one value, and must end somewhere."""
+
+
+def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
+    """A document for each row; without an id its id is "<name>:<line>", the line where it begins.
+
+    The first row names the columns. Values are texts, an empty one is a missing one. One row at a time
+    is in memory.
+    """
+    line = 0
+    try:
+        with _open(path) as text:
+            rows = _rows(text, path)
+            header = _header(rows, columns, shown(path))
+            while True:
+                line = rows.line_num + 1
+                try:
+                    row = next(rows)
+                    if row:
+                        where = f"{shown(path)}, line {line}"
+                        yield line, _document(row, header, columns, f"{name}:{line}", where)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield line, _not_csv(path, line, error)
+    except CorpusError as error:
+        yield 0, error
+    except OSError as error:
+        yield 0, unreadable(path, error, f" after line {line - 1}" if line else "")
+
+
+def count_rows(path: Location) -> int:
+    """Rows below the header; raises OSError, or ValueError where the file is no CSV."""
+    with _open(path) as text:
+        try:
+            return max(0, sum(bool(row) for row in _rows(text, path)) - 1)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+
+
+def _open(path: Location) -> TextIO:
+    # Bytes that are not UTF-8 are let through as half surrogates, to be told of row by row.
+    return io.TextIOWrapper(
+        open_bytes(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
+
+
+def _rows(text: TextIO, path: Location) -> Reader:
+    csv.field_size_limit(max(_LONGEST_VALUE, csv.field_size_limit()))
+    is_tsv = ".tsv" in path.name.lower()
+    return csv.reader(text, delimiter="\t" if is_tsv else ",", strict=True)
+
+
+def _header(rows: Reader, columns: Columns, where: str) -> list[str]:
+    """The names in the first row; CorpusError where one that is needed is missing."""
+    try:
+        names: list[str] = next(rows, [])
+    except csv.Error as error:
+        raise CorpusError(f"{where}, line 1: not valid CSV ({error}); mend the header.") from error
+    needed = [columns.text, *([columns.id] if columns.id_is_required else ())]
+    needed += columns.metadata or ()
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise CorpusError(
+            f"{where}: no column {missing[0]!r}, only {name_list(names)}; the first row must name the "
+            "columns: say which to take (--text-column, --id-column, --metadata-columns)."
+        )
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise CorpusError(f"{where}: two columns are called {twice[0]!r}; rename one.")
+    return names
+
+
+def _document(
+    row: Sequence[str], header: list[str], columns: Columns, default_id: str, where: str
+) -> Document | CorpusError:
+    if len(row) != len(header):
+        return CorpusError(
+            f"{where}: {len(row)} values where the header has {len(header)}; mend the row, or quote "
+            "values that hold the separator."
+        )
+    if not all(map(is_unicode, row)):
+        return CorpusError(f"{where}: not UTF-8; convert the file to UTF-8.")
+    # There is no other way for CSV to say that something is missing.
+    record = {
+        name: value
+        for name, value in zip(header, row, strict=True)
+        if value or name in (columns.text, columns.id)
+    }
+    try:
+        return document_from_record(record, columns, default_id, where)
+    except CorpusError as error:
+        return error
+
+
+def _not_csv(path: Location, line: int, error: csv.Error) -> CorpusError:
+    return CorpusError(
+        f"{shown(path)}, line {line}: not valid CSV ({error}); a quote within a value is written twice, "
+        "and one that opens a value must close it."
+    )

@@ -1,0 +1,112 @@
+"""What can be wrong with a corpus, and how it is said: one sentence that names the place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from lclm_rag.documents import Document
+from lclm_rag.errors import LclmRagError
+
+if TYPE_CHECKING:
+    from lclm_rag.connectors.corpora.locations import Location
+
+__all__ = [
+    "CorpusError",
+    "Item",
+    "NotRead",
+    "first_line",
+    "is_unicode",
+    "kind_of_value",
+    "name_list",
+    "not_utf8",
+    "shown",
+    "unreadable",
+]
+
+_NAMES_SHOWN = 12
+
+
+class CorpusError(LclmRagError, ValueError):
+    """A corpus cannot be read as asked: one sentence names file, line or row, and what to do."""
+
+
+@dataclass(frozen=True)
+class NotRead:
+    """A file or folder that is left out by rule, not because it is broken: "path: reason"."""
+
+    message: str
+
+
+Item = tuple[int, Document | CorpusError | NotRead]
+"""What a reader finds: the line or row, from 1 (0: a whole file), and what came of it.
+
+Errors are handed on as values, because a generator that raises cannot go on to the next record.
+"""
+
+
+def unreadable(path: Location, error: OSError, after: str = "") -> CorpusError:
+    """after: what was read before, such as " after line 12"."""
+    reason = error.strerror or first_line(error)
+    return CorpusError(
+        f"{shown(path)}: cannot be read{after} ({reason}); check the file and its rights."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Messages of libraries may run over several lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}, from 0)"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; JSON and file names may hold what cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(path: Location | str) -> str:
+    """The path as text that can always be printed, whatever bytes the file name is made of."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def name_list(names: Iterable[str]) -> str:
+    """'a', 'b' and 'c'; long lists are cut."""
+    quoted = [repr(name) for name in names]
+    if not quoted:
+        return "nothing"
+    if len(quoted) > _NAMES_SHOWN:
+        quoted[_NAMES_SHOWN:] = [f"{len(quoted) - _NAMES_SHOWN} more"]
+    return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
+
+
+def kind_of_value(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int():
+            return "a whole number"
+        case float() | Decimal():
+            return "a decimal number"
+        case str():
+            return "a text"
+        case date() | time():
+            return "a time"
+        case Mapping():
+            return "an object"
+        case list():
+            return "a list"
+    return f"a {type(value).__name__}"

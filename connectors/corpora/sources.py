@@ -1,0 +1,108 @@
+"""What the paths of a corpus stand for: files, data sets, standard input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from lclm_rag.connectors.corpora.files import (
+    SUFFIXES,
+    CorpusFile,
+    Files,
+    corpus_files,
+    has_wildcard,
+    kind_of,
+    split_glob,
+)
+from lclm_rag.connectors.corpora.hugging_face import (
+    HubDataset,
+    SavedDataset,
+    is_saved_dataset,
+    parse_hub_uri,
+    require_datasets,
+)
+from lclm_rag.connectors.corpora.locations import Location, locate
+from lclm_rag.connectors.corpora.problems import CorpusError, shown, unreadable
+from lclm_rag.connectors.corpora.texts import require_converter
+
+__all__ = ["Source", "Stdin", "find_sources"]
+
+
+@dataclass(frozen=True)
+class Stdin:
+    """JSONL on standard input."""
+
+    def __str__(self) -> str:
+        return "stdin"
+
+
+Source = Files | SavedDataset | HubDataset | Stdin
+
+
+def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
+    """Raises CorpusError where nothing is named, or something that is not there or cannot be read;
+    ImportError where an extra is missing."""
+    named = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not named:
+        raise CorpusError("No corpus is named; give at least one folder or file.")
+    sources = [_source(str(path)) for path in named]
+    if sum(isinstance(source, Stdin) for source in sources) > 1:
+        raise CorpusError("-: standard input can be read only once; name it once.")
+    for source in sources:
+        if isinstance(source, SavedDataset | HubDataset):
+            require_datasets(str(source))
+        elif isinstance(source, Files) and util.find_spec("markitdown") is None:
+            # Looked for beforehand, so that no work is lost on what comes before.
+            for file in corpus_files(source):
+                if isinstance(file, CorpusFile):
+                    require_converter(file)
+    return sources
+
+
+def _source(text: str) -> Source:
+    if text == "-":
+        return Stdin()
+    if text.startswith("hf://"):
+        return parse_hub_uri(text)
+    path = locate(text)
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.exists():
+            return _single(path)
+        if any(map(has_wildcard, path.parts)):
+            return _glob(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    raise CorpusError(f"{shown(path)}: no such file or folder; check the path.")
+
+
+def _folder(path: Location) -> Source:
+    if not is_saved_dataset(path):
+        return Files(path)
+    if not isinstance(path, Path):
+        raise CorpusError(
+            f"{shown(path)}: a data set written by save_to_disk is read from a local folder only; copy "
+            f"it, or name its files: '{shown(path)}/*.arrow'."
+        )
+    return SavedDataset(path)
+
+
+def _single(path: Location) -> Source:
+    if kind_of(path.name) is None:
+        raise CorpusError(
+            f"{shown(path)}: not a kind of file that can be read; give a folder or a file whose name "
+            f"ends in {', '.join(SUFFIXES)}; .jsonl, .ndjson, .csv and .tsv also with .gz or .zst."
+        )
+    return Files(path.parent, single=path.name)
+
+
+def _glob(path: Location) -> Source:
+    files = split_glob(path)
+    if not any(isinstance(found, CorpusFile) for found in corpus_files(files)):
+        raise CorpusError(
+            f"{shown(path)}: no file that can be read has such a name; check the path."
+        )
+    return files

@@ -1,0 +1,111 @@
+"""A file that is one document: text as it stands; HTML, PDF and DOCX as Markdown, through markitdown."""
+
+from __future__ import annotations
+
+import io
+from importlib import util
+from pathlib import Path
+
+from lclm_rag.connectors.corpora.files import CorpusFile
+from lclm_rag.connectors.corpora.problems import (
+    CorpusError,
+    first_line,
+    is_unicode,
+    not_utf8,
+    shown,
+    unreadable,
+)
+from lclm_rag.documents import Document
+
+__all__ = ["read_text", "require_converter"]
+
+
+def read_text(file: CorpusFile) -> Document | CorpusError:
+    """The document that a file is. Its id is the file's name below the corpus's root.
+
+    Metadata is {"source": that name}, and for HTML {"title": …} where the page has one.
+    """
+    path = file.path
+    try:
+        with path.open("rb") as opened:
+            data = opened.read()
+        text, title = _converted(data, file) if file.kind == "document" else (_decoded(data), None)
+    except OSError as error:
+        return unreadable(path, error)
+    except UnicodeDecodeError as error:
+        return CorpusError(f"{shown(path)}: {not_utf8(error)}; convert the file to UTF-8.")
+    except CorpusError as error:
+        return error
+    if not text.strip():
+        if file.kind == "document" and data:
+            return CorpusError(
+                f"{shown(path)}: there is no text in it (a scan, perhaps); leave it out, or give a "
+                "version that has text."
+            )
+        return CorpusError(f"{shown(path)}: the file is empty; remove it or give it text.")
+    if not is_unicode(file.name):
+        return CorpusError(f"{shown(path)}: the file's name is not UTF-8; rename the file.")
+    metadata = {"source": file.name} | ({"title": title} if title else {})
+    return Document(id=file.name, text=text, metadata=metadata)
+
+
+def require_converter(file: CorpusFile) -> None:
+    """Raises ImportError where the file cannot be read without what is not installed."""
+    if file.kind == "document" and util.find_spec("markitdown") is None:
+        raise ImportError(_missing(file))
+
+
+def _missing(file: CorpusFile) -> str:
+    return (
+        f"{shown(file.path)}: HTML, PDF and DOCX need markitdown: pip install 'lclm-rag[documents]'"
+    )
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode().removeprefix("\ufeff")
+
+
+def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
+    """Markdown, and the title that HTML may have beside its text."""
+    try:
+        from markitdown import MissingDependencyException, StreamInfo
+        from markitdown.converters import DocxConverter, HtmlConverter, PdfConverter
+    except ImportError as error:
+        raise ImportError(_missing(file)) from error
+    if not data:
+        return "", None
+    suffix = Path(file.name).suffix.lower()
+    # The converters themselves, because MarkItDown would guess format and charset, by a model.
+    converters = {".pdf": PdfConverter, ".docx": DocxConverter}
+    charset = None if suffix in converters else _html_charset(data)
+    info = StreamInfo(extension=suffix, charset=charset)
+    try:
+        result = converters.get(suffix, HtmlConverter)().convert(io.BytesIO(data), info)
+    except MissingDependencyException as error:
+        raise ImportError(_missing(file)) from error
+    except Exception as error:  # Whatever the parsers below it raise on what is no such file.
+        raise CorpusError(
+            f"{shown(file.path)}: cannot be read as {suffix[1:].upper()} ({first_line(error)}); "
+            "mend the file or leave it out."
+        ) from error
+    return result.markdown, " ".join((result.title or "").split()) or None
+
+
+def _html_charset(data: bytes) -> str:
+    """UTF-8 where the bytes are that, else what the page says; UnicodeDecodeError where neither fits.
+
+    Never guessed: a guess turns letters into others in silence.
+    """
+    from bs4.dammit import EncodingDetector
+
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        _, marked = EncodingDetector.strip_byte_order_mark(data)
+        declared = marked or EncodingDetector.find_declared_encoding(data, is_html=True)
+        try:
+            data.decode(declared or "utf-8")
+        except LookupError:
+            data.decode()
+        return declared or "utf-8"
+    return "utf-8-sig"
