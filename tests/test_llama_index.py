@@ -58,6 +58,7 @@ from lclm_rag.connectors.llama_index import (
     LatentSynthesizer,
     to_filter,
 )
+from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.retrieval import matches
@@ -631,6 +632,44 @@ def test_the_other_chat_modes(index: LatentIndex, answered: list[FactQuestion], 
     assert [len(passages.get("latents", ())) for passages in told] == [3, 3, 0]
     with pytest.raises(ValueError, match="There is no chat mode 'react'"):
         index.as_chat_engine("react")
+
+
+# --- on every decoder -------------------------------------------------------------------------------
+
+
+def test_every_decoder_queries_streams_awaits_and_chats_alike(
+    tmp_path: Path,
+    sheets: list[FactSheet],
+    questions: list[FactQuestion],
+    index: LatentIndex,
+    each_decoder: Decoder,
+) -> None:
+    asked = [q.question for q in questions[:4]]
+    with KnowledgeBase.create(tmp_path / "kb", decoder=each_decoder) as kb:
+        kb.add(sheet.document for sheet in sheets)
+        here = LatentIndex(kb)
+        expected = [str(index.as_query_engine(similarity_top_k=3).query(q)) for q in asked]
+        whole = here.as_query_engine(similarity_top_k=3)
+        streaming = here.as_query_engine(similarity_top_k=3, streaming=True)
+
+        async def together() -> list[str]:
+            return [str(r) for r in await asyncio.gather(*(whole.aquery(q) for q in asked))]
+
+        async def streamed(question: str) -> str:
+            response: Any = await streaming.aquery(question)
+            return "".join([piece async for piece in response.async_response_gen()])
+
+        assert [str(whole.query(q)) for q in asked] == expected
+        assert asyncio.run(together()) == expected
+        assert "".join(streaming.query(asked[0]).response_gen) == expected[0]  # type: ignore[union-attr]
+        assert asyncio.run(streamed(asked[1])) == expected[1]
+        chats = [
+            i.as_chat_engine("context", similarity_top_k=3, context_template=CONTEXT)
+            for i in (index, here)
+        ]
+        for question in asked[:2]:
+            theirs, ours = (str(chat.chat(question)) for chat in chats)
+            assert ours == theirs
 
 
 # --- refused ----------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class LatentIndex(BaseManagedIndex):
         context_prompt), node_postprocessors, …. streaming: of the query engine in "condense_question".
         """
         llm = self._latent_llm(llm)
-        engine: BaseChatEngine = make_chat_engine(
+        engine = make_chat_engine(
             ChatMode(chat_mode),
             llm,
             self.as_retriever(similarity_top_k, filters),
@@ -192,7 +192,7 @@ class LatentIndex(BaseManagedIndex):
             **engine_options,
         )
         engine.callback_manager = self._callback_manager
-        return engine
+        return engine  # type: ignore[no-any-return]
 
     def _latent_llm(self, llm: LLM | None) -> LatentLLM:
         if llm is None:
