@@ -50,7 +50,7 @@ class HubDataset:
 def parse_hub_uri(uri: str) -> HubDataset:
     """Raises CorpusError where it is none."""
     path, _, split = uri.removeprefix("hf://").partition(":")
-    parts = path.strip("/").split("/")
+    parts = path.split("/")
     if not all(parts) or len(parts) > 3 or parts[0] == "datasets":
         raise CorpusError(
             f"{uri}: not the name of a data set; write hf://OWNER/NAME, hf://OWNER/NAME:SPLIT or "

@@ -79,8 +79,8 @@ class ObjectPath:
         return str(self.filesystem.get_file_info(self.path).type.name)
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """For reading from front to back."""
-        stream = self.filesystem.open_input_stream(self.path)
+        """For reading from front to back, packed as it is."""
+        stream = self.filesystem.open_input_stream(self.path, compression=None)
         return cast(BinaryIO, io.BufferedReader(stream, _BUFFER_BYTES))
 
 
