@@ -30,6 +30,17 @@ class Headings:
         index = bisect_right(self._starts, until) - 1
         return self._starts[index] if index >= 0 and self._starts[index] > after else None
 
+    def left_alone(self, start: int, end: int) -> int | None:
+        """Where a heading begins with which text[start:end] ends, though it begins with something else."""
+        index = bisect_left(self._starts, end) - 1
+        if index < 0 or self._starts[index] <= start:
+            return None
+        begin = self._starts[index]
+        line_end = self._text.find("\n", begin, end)
+        if line_end >= 0 and self._text[line_end:end].strip():
+            return None
+        return begin
+
     def path(self, position: int) -> list[str]:
         """The titles of the headings that a passage from `position` on stands under, outermost first.
 

@@ -45,7 +45,7 @@ def split_document(
 
     A passage ends, by preference, before a Markdown heading, after a paragraph, a sentence, a line or a
     word: at the last of the first of these that there is in the second half of what fits. Where there
-    is none it ends after a whole character as a reader sees it (a letter with its accents, a flag).
+    is none (and never between a heading and what it stands above) it ends after a whole character as a reader sees it (a letter with its accents, a flag).
     Passages follow each other without gap or overlap, so that their texts joined give the document's
     text; only white space may make a passage longer, because a passage is never blank.
 
@@ -124,13 +124,12 @@ def _next_bound(
     limit = offsets[passage_tokens][0] - len(prefix)
     if limit <= 0:
         raise _too_small(passage_tokens, piece[:1])
-    heading = headings.last_between(start + limit // 2, start + limit)
-    end = heading - start if heading is not None else _preferred_break(piece, limit)
+    end = _best_end(piece, start, limit, headings)
     # A text cut elsewhere may tokenize a little longer: shrink until it fits.
     while len(token_offsets(prefix + piece[:end])) > passage_tokens:
         if end == 1:
             raise _too_small(passage_tokens, piece[:1])
-        end = _preferred_break(piece, end - 1)
+        end = _best_end(piece, start, end - 1, headings)
     return start + end, limit
 
 
@@ -139,6 +138,16 @@ def _too_small(passage_tokens: int, character: str) -> ValueError:
         f"passage_tokens is {passage_tokens}, but one character of {character!r} takes more tokens "
         "than that; use a larger passage_tokens."
     )
+
+
+def _best_end(piece: str, start: int, limit: int, headings: Headings) -> int:
+    """Where in piece[:limit], which begins at `start` of the text, to end; from 1 to `limit`."""
+    heading = headings.last_between(start + limit // 2, start + limit)
+    end = heading - start if heading is not None else _preferred_break(piece, limit)
+    # What a heading stands above is in the next passage: there it belongs.
+    while (heading := headings.left_alone(start, start + end)) is not None:
+        end = heading - start
+    return end
 
 
 def _preferred_break(piece: str, limit: int) -> int:
