@@ -11,7 +11,10 @@ import pytest
 
 from lclm_rag import KnowledgeBase
 
-HEAVY = {"torch", "transformers", "vllm", "ray", "llama_index", "qdrant_client"}
+HEAVY = {
+    *("torch", "transformers", "vllm", "ray", "llama_index", "qdrant_client"),
+    *("datasets", "markitdown"),
+}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -32,6 +35,40 @@ def loaded_after(code: str) -> set[str]:
 )
 def test_no_model_library_is_loaded_by(code: str) -> None:
     assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize(
+    ("connector", "framework", "extra"),
+    [
+        ("langchain", "langchain_core", "langchain"),
+        ("haystack", "haystack", "haystack"),
+        ("haystack_base", "haystack", "haystack"),
+        ("haystack_filters", "haystack", "haystack"),
+        ("mcp", "mcp", "mcp"),
+        ("llama_index", "llama_index", "llama-index"),
+    ],
+)
+def test_a_connector_without_its_framework_names_the_extra(
+    connector: str, framework: str, extra: str
+) -> None:
+    code = f"import sys; sys.modules[{framework!r}] = None; import lclm_rag.connectors.{connector}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ImportError: ")
+    assert f"pip install 'lclm-rag[{extra}]'" in said
+
+
+def test_lclm_rag_mcp_without_its_extra_says_so_in_one_line(small_kb: KnowledgeBase) -> None:
+    small_kb.close()
+    arguments = ["mcp", "--kb", str(small_kb.path)]
+    code = (
+        f"import sys; sys.modules['mcp'] = None; from lclm_rag.cli import main; main({arguments})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("Error: ")
+    assert "pip install 'lclm-rag[mcp]'" in said
 
 
 def test_info_loads_no_model_library(small_kb: KnowledgeBase) -> None:

@@ -1,0 +1,230 @@
+"""`lclm-rag mcp`, as a client that starts it sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client, StdioServerParameters
+
+from lclm_rag import Document, KnowledgeBase
+from lclm_rag.cli.main import _run
+from lclm_rag.evaluation.fact_sheets import FactSheet
+
+COMMAND = [sys.executable, "-m", "lclm_rag.cli", "mcp", "--kb"]
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 0,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+
+
+def client(kb: Path, *options: str) -> Client:
+    return Client(StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], str(kb), *options]))
+
+
+@pytest.fixture
+def closed_kb(small_kb: KnowledgeBase) -> Path:
+    """Five fact sheets and a document of several passages, for another process."""
+    small_kb.close()
+    return small_kb.path
+
+
+def test_an_agent_searches_asks_and_expands(
+    small_kb: KnowledgeBase, sheets: list[FactSheet], caplog: pytest.LogCaptureFixture
+) -> None:
+    question = sheets[3].questions[0].question
+    text = "".join(f"Sentence {i} is about zebras and lions. " for i in range(400))
+    small_kb.add([Document("long", text, {"lang": "en", "year": 2021})])
+    hits, wanted = small_kb.retrieve(question, 2), small_kb.query(question, 2)
+    last = len(small_kb) - 6
+    assert last >= 2
+    small_kb.close()
+
+    async def session() -> tuple[Any, ...]:
+        async with client(small_kb.path, "--top-k", "2") as agent:
+
+            async def call(tool: str, **arguments: Any) -> Any:
+                result = await agent.call_tool(tool, arguments)
+                assert not result.is_error, result.content
+                # Clients of either kind get the same.
+                assert json.loads(result.content[0].text) == result.structured_content
+                return result.structured_content
+
+            return (
+                await call("search", query=question),
+                await call("ask", question=question),
+                await call("search", query="zebras", top_k=9, filters=["lang=en", "year>=2020"]),
+                await call("search", query="zebras", filters=["year<2020"]),
+                await call("expand", document_id="long", ordinal=1, before=1, after=99),
+                await call("expand", document_id="long", ordinal=1),
+                await agent.call_tool("ask", {"question": "why " * 20_000}),
+            )
+
+    searched, answered, filtered, nothing, whole, one, refused = asyncio.run(session())
+    assert [p["text"] for p in searched["passages"]] == [hit.text for hit in hits]
+    assert searched["passages"][0] == {
+        "document_id": sheets[3].document.id,
+        "ordinal": 0,
+        "start": hits[0].start,
+        "end": hits[0].end,
+        "score": hits[0].score,
+        "metadata": dict(sheets[3].document.metadata),
+        "text": sheets[3].document.text,
+    }
+    assert answered["answer"] == wanted.text
+    assert [s["document_id"] for s in answered["sources"]] == [
+        hit.key.document_id for hit in wanted.sources
+    ]
+    assert sheets[3].document.text.startswith(answered["sources"][0]["excerpt"])
+    assert answered["usage"]["latents"] == wanted.usage.latents
+    assert {p["document_id"] for p in filtered["passages"]} == {"long"}
+    assert nothing == {"passages": []}
+    assert (whole["first_ordinal"], whole["last_ordinal"]) == (0, last)
+    assert whole["text"] == text
+    assert one["text"] == text[one["start"] : one["end"]]
+    assert len(one["text"]) < len(text)
+    assert refused.is_error
+    assert refused.content[0].text.endswith("Shorten it.")
+    # As loading and running models does not write to stdout: the client logs what is no message.
+    assert not caplog.records
+
+
+def test_tools_say_what_they_take_and_errors_what_is_wrong(closed_kb: Path) -> None:
+    wrong = [
+        ("search", {"query": "x", "top_k": 0}, "top_k must be at least 1, not 0."),
+        ("search", {"query": "x", "filters": ["nonsense"]}, "The filter 'nonsense' cannot be read"),
+        ("search", {"query": " "}, "The question is empty."),
+        ("expand", {"document_id": "nobody", "ordinal": 3}, "There is no passage nobody#3"),
+        ("expand", {"document_id": "nobody", "ordinal": 3, "after": -1}, "cannot be negative"),
+        ("search", {}, "Field required"),
+    ]
+
+    async def session() -> tuple[Any, list[Any], Any]:
+        async with client(closed_kb, "--top-k", "3") as agent:
+            tools = (await agent.list_tools()).tools
+            errors = [await agent.call_tool(tool, given) for tool, given, _ in wrong]
+            return tools, errors, await agent.call_tool("search", {"query": "x"})
+
+    tools, errors, still = asyncio.run(session())
+    assert {tool.name for tool in tools} == {"search", "ask", "expand"}
+    for tool in tools:
+        assert tool.description
+        assert tool.output_schema
+        assert tool.annotations.read_only_hint
+    (search,) = (tool for tool in tools if tool.name == "search")
+    assert search.input_schema["properties"]["top_k"]["minimum"] == 1
+    assert search.input_schema["properties"]["top_k"]["default"] == 3
+    assert search.input_schema["required"] == ["query"]
+    for (_, _, message), result in zip(wrong, errors, strict=True):
+        assert result.is_error
+        assert message in result.content[0].text
+    assert not still.is_error
+
+
+def test_an_answer_that_takes_long_holds_nothing_up(closed_kb: Path, endless_question: str) -> None:
+    """Other calls are answered meanwhile, and the client may leave: 8000 tokens would take minutes."""
+
+    async def session() -> bool:
+        async with client(closed_kb, "--max-tokens", "8000") as agent:
+            await agent.call_tool("ask", {"question": "Who?", "top_k": 1})  # The decoder is loaded.
+            asking = asyncio.create_task(agent.call_tool("ask", {"question": endless_question}))
+            await agent.call_tool("search", {"query": "Who?"})
+            meanwhile = not asking.done()
+            asking.cancel()
+            return meanwhile
+
+    assert asyncio.run(session())
+
+
+def start(kb: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*COMMAND, str(kb), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Shells start background jobs, these tests among them, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def say(server: subprocess.Popen[bytes], *messages: dict[str, Any]) -> None:
+    assert server.stdin is not None
+    server.stdin.write("".join(json.dumps(message) + "\n" for message in messages).encode())
+    server.stdin.flush()
+
+
+def test_stdout_holds_the_protocol_alone_and_the_end_of_stdin_ends_it(closed_kb: Path) -> None:
+    call = {"name": "search", "arguments": {"query": "Who?", "top_k": 0}}
+    with start(closed_kb) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
+        say(server, INITIALIZE)
+        lines = [server.stdout.readline()]
+        say(server, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+        say(server, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+        lines.append(server.stdout.readline())
+        server.stdin.close()
+        lines += server.stdout.readlines()
+        said = server.stderr.read()
+    assert (server.returncode, said) == (0, b"")
+    assert [json.loads(line)["id"] for line in lines] == [0, 1]
+
+
+def test_an_interruption_ends_it_with_130_though_it_waits_for_stdin(closed_kb: Path) -> None:
+    with start(closed_kb) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        say(server, INITIALIZE)
+        server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        said = server.stderr.read().decode()
+    assert server.returncode == 130
+    assert said.splitlines()[-1] == "Interrupted."
+
+
+def test_over_http(closed_kb: Path, sheets: list[FactSheet]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    async def session(url: str) -> Any:
+        for _ in range(100):
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=5):
+                    break
+            except OSError:
+                await asyncio.sleep(0.2)
+        async with Client(url) as agent:
+            return await agent.call_tool("search", {"query": sheets[1].document.text, "top_k": 1})
+
+    with start(closed_kb, "--http", str(port)) as server:
+        found = asyncio.run(session(f"http://127.0.0.1:{port}/mcp"))
+        with start(
+            closed_kb
+        ) as second:  # The knowledge base is in use, and the client hears it at once.
+            assert second.stderr is not None
+            assert second.stderr.read().startswith(b"Error: ")
+        server.terminate()
+    assert (second.returncode, server.returncode) == (4, 143)
+    assert found.structured_content["passages"][0]["text"] == sheets[1].document.text
+
+
+def test_what_keeps_it_from_starting_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["mcp", "--kb", str(tmp_path)]) == 1
+    assert "is not a knowledge base" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""What tests of streams share: a decoder that tells whether it is still writing, a question for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lclm_rag import Completion, PromptError, Sampling, SoftPrompt
+from lclm_rag.decoding import Decoder
+from lclm_rag.evaluation.fact_sheets import FactSheet
+
+__all__ = ["WatchedDecoder", "of_several_words"]
+
+
+class WatchedDecoder(Decoder):
+    """A real decoder, watched. writing: whether a stream is neither at its end nor closed."""
+
+    def __init__(self, watched: Decoder) -> None:
+        self.checkpoint = watched.checkpoint
+        self.context_length = watched.context_length
+        self.takes_encoder_space = watched.takes_encoder_space
+        self.writing = False
+        self._watched = watched
+
+    def complete(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> list[Completion | PromptError]:
+        return self._watched.complete(prompts, sampling)
+
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+        self.writing = True
+        try:
+            yield from self._watched.stream(prompt, sampling)
+        finally:
+            self.writing = False
+
+
+def of_several_words(sheets: list[FactSheet]) -> str:
+    """A question whose answer is streamed in several pieces: transformers gives word after word."""
+    return next(q.question for sheet in sheets for q in sheet.questions if " " in q.answer)
