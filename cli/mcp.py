@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
+from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
 from lclm_rag.cli.options import decoder_options, kb_option, sampling_options
 
 __all__ = ["mcp"]
@@ -99,6 +99,7 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 def _leave(end: KeyboardInterrupt | SystemExit) -> NoReturn:
     """At once: Python itself would wait for the answer that is being written in another thread."""
     if isinstance(end, SystemExit):
-        os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+        # The HTTP server ends so, with a code of its own, where it cannot have the port; it has said why.
+        os._exit(EXIT_TERMINATED if end.code == EXIT_TERMINATED else EXIT_FAILED)
     click.echo("Interrupted.", err=True)
     os._exit(EXIT_INTERRUPTED)
