@@ -32,7 +32,8 @@ def info(kb: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) else value
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        shown = f"{value:,}" if is_count else value
         click.echo(f"{name.replace('_', ' '):24}{shown}")
 
 
@@ -61,6 +62,7 @@ def _facts(kb: Path) -> dict[str, Any]:
         "space": layout.space,
         "width": layout.width,
         "passage_tokens": settings.passage_tokens,
+        "contextual_headers": settings.contextual_headers,
         "passage_index": settings.qdrant_url or "embedded (Qdrant Edge)",
         "retrieval": f"BM25 + {settings.embedder}" if settings.embedder else "BM25",
     }
@@ -71,6 +73,8 @@ _OPTIONAL = {
     "sentence_transformers": ("sentence-transformers", "dense", "hybrid retrieval"),
     "vllm": ("vllm", "vllm", "decoding with vLLM"),
     "openai": ("openai", "client", "decoding on a vLLM server"),
+    "markitdown": ("markitdown", "documents", "corpora of HTML, PDF and DOCX"),
+    "datasets": ("datasets", "datasets", "Hugging Face data sets"),
     "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
     "ray": ("ray", "ray", "builds on many machines"),
 }

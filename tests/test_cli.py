@@ -205,6 +205,54 @@ def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -
     assert "exact match" in out
 
 
+def test_records_are_read_by_the_columns_that_are_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    lines = [{"url": f"u{i}", "body": f"Zebra {i}.", "tags": ["x"], "n": i} for i in range(4)]
+    lines[2]["body"] = " "
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    columns = ("--text-column", "body", "--id-column", "url", "--metadata-columns", "tags, n")
+    arguments = ("build", "-", "--kb", tmp_path / "kb", *columns, "--on-error", "skip", "--json")
+    code, out, err = run(*arguments)
+    result = json.loads(out)
+    assert code == 3
+    counts = ("added", "updated", "unchanged", "passages", "version")
+    assert [result[name] for name in counts] == [3, 0, 0, 3, 1]
+    assert result["tokens"] >= result["latents"] > 0
+    assert result["skipped"] == [
+        "stdin, line 3: field 'body' is empty; leave the record out or give it text."
+    ]
+    assert "skipped stdin, line 3: field 'body' is empty" in err
+    filters = ("--filter", "tags=x", "--filter", "n>=3")
+    code, out, _ = run("query", "--kb", tmp_path / "kb", "Zebra?", *filters, "--json")
+    assert [s["document_id"] for s in json.loads(out)["sources"]] == ["u3"]
+    (tmp_path / "one.csv").write_text("url,body,tags\nu3,Zebra three.,y\n")
+    arguments = ("add", tmp_path / "*.csv", "--kb", tmp_path / "kb", *columns[:4], "--json")
+    code, out, _ = run(*arguments)
+    assert (code, json.loads(out)["updated"], json.loads(out)["skipped"]) == (0, 1, [])
+
+
+def test_a_build_with_contextual_headers_finds_by_the_title(run: Run, tmp_path: Path) -> None:
+    folder, kb = tmp_path / "pages", tmp_path / "kb"
+    folder.mkdir()
+    page = "<html><head><title>Zebra handbook</title></head><body><p>It has {}.</p></body></html>"
+    (folder / "a.html").write_text(page.format("stripes"))
+    (folder / "b.html").write_text(page.replace("Zebra", "Lion").format("a mane"))
+    assert run("build", f"{folder}/*.html", "--kb", kb, "--contextual-headers")[0] == 0
+    assert json.loads(run("info", "--kb", kb, "--json")[1])["contextual_headers"] is True
+    code, out, _ = run("query", "--kb", kb, "zebra", "--json")
+    assert code == 0
+    (source,) = json.loads(out)["sources"]
+    assert (source["document_id"], source["text"], source["span"]) == (
+        "a.html",
+        "It has stripes.",
+        [0, 15],
+    )
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -222,6 +270,13 @@ ASK = ("query", "--kb", "{kb}", "Who?")
         (("build", "{corpus}", "--kb", "{kb}"), 1, "is not empty"),
         (("build", "{tmp}/nothing", "--kb", "{tmp}/new"), 1, "no such file or folder"),
         (("build", "{corpus}", "--kb", "{tmp}/new", "--checkpoint", "./none"), 1, "no checkpoint"),
+        (
+            ("build", "{tmp}/*.rtf", "--kb", "{tmp}/new"),
+            1,
+            "no file that can be read has such a name",
+        ),
+        (("build", "nope://x", "--kb", "{tmp}/new"), 1, "nope://x: cannot be read"),
+        (("build", "{corpus}", "--kb", "{tmp}/new", "--text-field", "x"), 2, "--text-field"),
         (("delete", "nobody", "--kb", "{kb}"), 1, "no document 'nobody'"),
         (("generate",), 2, "either --prompt or --prompts-jsonl"),
         ((*ASK, "--decoder", "llama"), 2, "neither transformers, nor vllm, nor a server's URL"),

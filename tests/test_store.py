@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,6 +122,20 @@ def test_leaving_without_commit_changes_nothing(tmp_path: Path) -> None:
         assert len(list((tmp_path / "fragments").iterdir())) == 2
     assert len(LatentStore.open(tmp_path)) == 1
     assert len(list((tmp_path / "fragments").iterdir())) == 1
+
+
+def test_long_texts_and_large_metadata_are_written_before_they_fill_the_memory(
+    tmp_path: Path,
+) -> None:
+    store = LatentStore.create(tmp_path, layout())
+    long = [replace(row(f"t{i}").passage, text="x" * 2**20, header="H > h") for i in range(40)]
+    large = [replace(row(f"m{i}").passage, metadata={"m": ["x" * 2**20]}) for i in range(40)]
+    with store.writer() as writer:
+        for passage in (*long, *large):
+            writer.add(replace(row("any", latents=1), passage=passage))
+        assert len(list((tmp_path / "fragments").iterdir())) == 1
+        store = writer.commit()
+    assert [row.passage for row in store.passages()] == [*long, *large]
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
