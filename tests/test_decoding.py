@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -127,6 +128,10 @@ def test_sampling_is_repeatable_by_its_seed(
 
     assert sample(1) == sample(1)
     assert len({tuple(sample(seed)) for seed in range(5)}) > 1
+    # Also where others ask at the same time.
+    expected = {seed: sample(seed) for seed in range(4)}
+    with ThreadPoolExecutor(4) as threads:
+        assert dict(zip(expected, threads.map(sample, expected), strict=True)) == expected
 
 
 def one_latent(row: torch.Tensor, **changes: object) -> SoftPrompt:

@@ -60,6 +60,9 @@ class TransformersDecoder(Decoder):
         self.latent_dtype = model.dtype
         self._tokenizer = checkpoint.chat_tokenizer
         self._stop_ids = end_token_ids(checkpoint)
+        self._generating = threading.Lock()
+        # Our settings alone decide: transformers fills gaps in them from the checkpoint's own config.
+        model.generation_config = GenerationConfig()
 
     @classmethod
     def from_pretrained(
@@ -146,7 +149,8 @@ class TransformersDecoder(Decoder):
             eos_token_id=self._stop_ids,
             pad_token_id=self._stop_ids[0],
         )
-        with _own_generation_config(self.model), _seeded(sampling.seed):
+        # One at a time: the random state belongs to the whole process.
+        with self._generating, _seeded(sampling.seed):
             ids: torch.Tensor = self.model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -171,17 +175,6 @@ class TransformersDecoder(Decoder):
                 at = first + span.start
                 embeds[row, at : at + span.length] = latents.to(embeds.device, embeds.dtype)
         return embeds, mask
-
-
-@contextmanager
-def _own_generation_config(model: Any) -> Iterator[None]:
-    """Our settings alone decide: transformers fills gaps in ours from the checkpoint's own config."""
-    theirs = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = theirs
 
 
 @contextmanager
