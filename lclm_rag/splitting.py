@@ -45,9 +45,10 @@ def split_document(
 
     A passage ends, by preference, before a Markdown heading, after a paragraph, a sentence, a line or a
     word: at the last of the first of these that there is in the second half of what fits. Where there
-    is none (and never between a heading and what it stands above) it ends after a whole character as a reader sees it (a letter with its accents, a flag).
+    is none it ends after a whole character as a reader sees it (a letter with its accents, a flag).
     Passages follow each other without gap or overlap, so that their texts joined give the document's
-    text; only white space may make a passage longer, because a passage is never blank.
+    text; only white space may make a passage longer, because a passage is never blank. A heading goes
+    with what it stands above.
 
     contextual_headers: each passage has a header, "Title > Heading > Heading below it": the document's
     metadata `title`, then the headings above. It counts towards `passage_tokens`, and may take half of
@@ -144,10 +145,14 @@ def _best_end(piece: str, start: int, limit: int, headings: Headings) -> int:
     """Where in piece[:limit], which begins at `start` of the text, to end; from 1 to `limit`."""
     heading = headings.last_between(start + limit // 2, start + limit)
     end = heading - start if heading is not None else _preferred_break(piece, limit)
-    # What a heading stands above is in the next passage: there it belongs.
-    while (heading := headings.left_alone(start, start + end)) is not None:
-        end = heading - start
-    return end
+    # What a heading stands above is in the next passage: there it belongs, with the headings above it;
+    # unless these are many (a table of contents, a text that marks its comments with #).
+    before = end
+    while (heading := headings.left_alone(start, start + before)) is not None:
+        before = heading - start
+        if before < limit // 4:
+            return end
+    return before
 
 
 def _preferred_break(piece: str, limit: int) -> int:

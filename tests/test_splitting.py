@@ -155,7 +155,7 @@ def test_the_tokenizer_reads_no_more_than_a_few_times_the_text() -> None:
         read += len(text)
         return [(i, i + 3) for i in range(0, len(text), 3)]
 
-    for unit in ("word ", "x", "一二三。", "\n", "A b c.\n\n# H\n"):
+    for unit in ("word ", "x", "一二三。", "\n", "A b c.\n\n# H\n", "# H\n"):
         text = "a" + unit * (200_000 // len(unit)) + "b"
         read = 0
         passages = list(split_document(Document("d", text), counting, 100))
