@@ -67,6 +67,8 @@ class KnowledgeBase:
         self._decoder_options = decoder_options or {}
         self._decoder = None if isinstance(decoder, str) else decoder
         self._loading = threading.Lock()
+        self._index: PassageIndex | None = None
+        self._opening = threading.Lock()
 
     # --- making and opening ---------------------------------------------------------------------
 
@@ -195,9 +197,10 @@ class KnowledgeBase:
             self._decoder = None
 
     def _close_index(self) -> None:
-        if "index" in self.__dict__:
-            self.index.close()
-            del self.__dict__["index"]
+        with self._opening:
+            if self._index is not None:
+                self._index.close()
+                self._index = None
 
     def __enter__(self) -> KnowledgeBase:
         return self
@@ -243,18 +246,22 @@ class KnowledgeBase:
     def template(self) -> PromptTemplate:
         return PromptTemplate.of(self.checkpoint, self.settings.instruction)
 
-    @cached_property
+    @property
     def index(self) -> PassageIndex:
-        """The passage index, at the store's version: built or brought up to date where it is not."""
-        from lclm_rag.indexing.passage_index import open_index
+        """The passage index, at the store's version: built or brought up to date where it is not. Opened
+        once, whichever thread asks first."""
+        with self._opening:
+            if self._index is None:
+                from lclm_rag.indexing.passage_index import open_index
 
-        return open_index(
-            self.path / "index",
-            self.store,
-            embedder=self._embedder,
-            qdrant_url=self.settings.qdrant_url,
-            collection=self.settings.collection,
-        )
+                self._index = open_index(
+                    self.path / "index",
+                    self.store,
+                    embedder=self._embedder,
+                    qdrant_url=self.settings.qdrant_url,
+                    collection=self.settings.collection,
+                )
+            return self._index
 
     @cached_property
     def _embedder(self) -> Embedder | None:

@@ -42,8 +42,6 @@ def test_no_model_library_is_loaded_by(code: str) -> None:
     [
         ("langchain", "langchain_core", "langchain"),
         ("haystack", "haystack", "haystack"),
-        ("haystack_base", "haystack", "haystack"),
-        ("haystack_filters", "haystack", "haystack"),
         ("mcp", "mcp", "mcp"),
         ("llama_index", "llama_index", "llama-index"),
     ],

@@ -1,4 +1,4 @@
-"""Haystack: a retriever and a generator as components, over one KnowledgeBase.
+"""The components: a retriever and a generator, over one KnowledgeBase.
 
 knowledge_base is its folder, opened when first needed with `open_options` (those of `KnowledgeBase.open`);
 or one that is open, which cannot be saved with a pipeline. A saved pipeline is loaded with
@@ -12,27 +12,21 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-try:
-    from haystack import Document, component
-    from haystack.dataclasses import StreamingCallbackT, StreamingChunk, select_streaming_callback
-except ImportError as error:
-    raise ImportError(
-        "lclm_rag.connectors.haystack needs Haystack: pip install 'lclm-rag[haystack]'."
-    ) from error
+from haystack import Document, component
+from haystack.dataclasses import StreamingCallbackT, StreamingChunk, select_streaming_callback
 
-from lclm_rag.connectors.haystack_base import (
+from lclm_rag.connectors.haystack.documents import (
     Json,
     Options,
     OverKnowledgeBase,
     prompt_of,
     with_reply,
 )
-from lclm_rag.connectors.haystack_filters import to_filter
 from lclm_rag.decoding import Sampling, astripped, stripped
 from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
 from lclm_rag.prompting import SoftPrompt
 
-__all__ = ["LatentGenerator", "LatentRetriever", "to_filter"]
+__all__ = ["LatentGenerator", "LatentRetriever"]
 
 Documents = list[Document] | None
 

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-try:
-    from haystack import Document, default_from_dict, default_to_dict
-except ImportError as error:
-    raise ImportError(
-        "lclm_rag.connectors.haystack needs Haystack: pip install 'lclm-rag[haystack]'."
-    ) from error
+from haystack import Document, default_from_dict, default_to_dict
 
 from lclm_rag.answer import Hit
 from lclm_rag.asking import GivenPassage
-from lclm_rag.connectors.haystack_filters import to_filter
+from lclm_rag.connectors.haystack.filters import to_filter
 from lclm_rag.decoding import Completion, all_answered
 from lclm_rag.documents import PassageKey
 from lclm_rag.errors import PromptError

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-try:
-    from haystack.errors import FilterError
-except ImportError as error:
-    raise ImportError(
-        "lclm_rag.connectors.haystack needs Haystack: pip install 'lclm-rag[haystack]'."
-    ) from error
+from haystack.errors import FilterError
 
 from lclm_rag.retrieval import And, Compare, Filter, In, Missing, Not, Or
 
