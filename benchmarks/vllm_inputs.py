@@ -135,7 +135,7 @@ class Bench:
             PromptPassage(p.key, p.text, rows) for p, rows in zip(passages, latents, strict=True)
         ]
         budget = self.items.context_length - self.sampling.max_tokens
-        assembled = assemble(self.template, given, question, budget, space)
+        assembled = assemble(self.template, given, self.template.frame(question), budget, space)
         if assembled.left_out:
             raise click.ClickException(
                 f"{len(assembled.left_out)} of {len(passages)} passages do not fit into a context of "

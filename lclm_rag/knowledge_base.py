@@ -346,6 +346,18 @@ class KnowledgeBase:
 
         return [hit for hit, _ in retrieve(self, question, top_k, filters)]
 
+    def find(self, filters: Filter | Mapping[str, Any]) -> list[PassageKey]:
+        """All passages whose metadata match, in the order of their keys.
+
+        filters: as for `retrieve`. Raises ValueError where there is none.
+        """
+        from lclm_rag.retrieval import as_filter
+
+        condition = as_filter(filters)
+        if condition is None:
+            raise ValueError("Say what to find: {'lang': 'en'}, or field('year') >= 2000.")
+        return self.index.keys(condition)
+
     def expand(self, key: PassageKey, before: int = 0, after: int = 0) -> list[Passage]:
         """A passage verbatim, with so many of its neighbours in the document, in reading order.
 

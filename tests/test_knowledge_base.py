@@ -75,6 +75,15 @@ def test_stream_and_async_give_what_query_gives(
     assert asyncio.run(both()) == (expected, expected)
 
 
+def test_all_passages_with_some_metadata_are_found_without_a_question(
+    knowledge_base: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    expected = sorted(PassageKey(s.document.id, 0) for s in sheets if s.kind == "person")
+    assert knowledge_base.find({"kind": "person"}) == expected
+    with pytest.raises(ValueError, match="Say what to find"):
+        knowledge_base.find({})
+
+
 def test_filters_reach_the_engine(knowledge_base: KnowledgeBase, sheets: list[FactSheet]) -> None:
     question = sheets[0].questions[0].question
     for kind in ("person", "place"):

@@ -456,6 +456,7 @@ def test_engines_keep_what_the_reference_keeps(
     index, metadata = sixty
     kept = {hit.key.ordinal for hit in index.search("tide", 100, filter)}
     assert kept == {n for n, fields in enumerate(metadata) if matches(filter, fields)}
+    assert index.keys(filter) == [PassageKey("d", n) for n in sorted(kept)]
 
 
 @given(metadata=some_metadata, filter=some_filter)
@@ -466,6 +467,13 @@ def test_a_filter_and_its_negation_share_out_all_metadata(
     assert matches(filter, metadata) is not matches(~filter, metadata)
     assert matches(filter & ~filter, metadata) is False
     assert matches(filter | ~filter, metadata) is True
+
+
+def test_all_keys_that_match_are_found_however_many(backend: Backend) -> None:
+    index = backend.open()
+    index.upsert(IndexEntry(PassageKey("d", n), "tide", {"odd": bool(n % 2)}) for n in range(1300))
+    assert index.keys(field("odd") == True) == [PassageKey("d", n) for n in range(1, 1300, 2)]  # noqa: E712
+    assert index.keys(field("odd").is_missing()) == []
 
 
 def test_a_key_that_holds_other_kinds_of_values_later_filters_right(backend: Backend) -> None:

@@ -35,5 +35,5 @@ class WatchedDecoder(Decoder):
 
 
 def of_several_words(sheets: list[FactSheet]) -> str:
-    """A question whose answer is streamed in several pieces: transformers gives word after word."""
+    """A question whose answer is streamed in several pieces."""
     return next(q.question for sheet in sheets for q in sheet.questions if " " in q.answer)

@@ -23,10 +23,16 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.utils import get_tqdm_iterable
 from llama_index.core.vector_stores import MetadataFilters
 
-from lclm_rag import KnowledgeBase
+from lclm_rag import KnowledgeBase, field
 from lclm_rag.connectors.llama_index.chat_engines import make_chat_engine
 from lclm_rag.connectors.llama_index.llm import LatentLLM
-from lclm_rag.connectors.llama_index.nodes import add_to, ref_doc_id_of, to_document, to_node
+from lclm_rag.connectors.llama_index.nodes import (
+    REF_DOC_ID,
+    add_to,
+    ref_doc_id_of,
+    to_document,
+    to_node,
+)
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
 from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
@@ -300,14 +306,10 @@ class LatentIndex(BaseManagedIndex):
 
     def _documents_of(self, ref_doc_ids: set[str]) -> list[str]:
         """Documents of the knowledge base that are, or are nodes of, these LlamaIndex documents."""
-        if not self._transformations:
-            store = self.knowledge_base.store
-            own = [i for i in ref_doc_ids if store.document_hash(i) is not None]
-            if len(own) == len(ref_doc_ids):
-                return own
-        rows = (row.passage for row in self.knowledge_base.store.passages())
-        found = {p.key.document_id: None for p in rows if ref_doc_id_of(p) in ref_doc_ids}
-        return list(found)
+        kb = self.knowledge_base
+        own = (i for i in sorted(ref_doc_ids) if kb.store.document_hash(i) is not None)
+        nodes = (key.document_id for key in kb.find(field(REF_DOC_ID).is_in(ref_doc_ids)))
+        return list(dict.fromkeys([*own, *nodes]))
 
     def _unchanged(self, documents: Sequence[Document]) -> set[str]:
         """Ids of the documents that are in the knowledge base just so."""
@@ -316,11 +318,9 @@ class LatentIndex(BaseManagedIndex):
             hashes = {d.id_: to_document(d).content_hash() for d in documents}
             return {i for i, content in hashes.items() if store.document_hash(i) == content}
         wanted = {document.id_: document.hash for document in documents}
-        found: dict[str, str | None] = {}
-        for row in store.passages():
-            source = to_node(row.passage).source_node
-            if source is not None:
-                found[source.node_id] = source.hash
+        keys = self.knowledge_base.find(field(REF_DOC_ID).is_in(wanted))
+        sources = (to_node(row.passage).source_node for row in store.read(keys))
+        found = {source.node_id: source.hash for source in sources if source is not None}
         return {i for i, content in wanted.items() if found.get(i) == content}
 
     # --- the same for event loops -----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from lclm_rag.batching import batches_by_size
 from lclm_rag.checkpoint import Checkpoint
@@ -34,6 +36,23 @@ __all__ = ["TransformersDecoder"]
 
 _BATCH_POSITIONS = {"cpu": 8_192, "cuda": 65_536}
 """Padded prompt positions that are decoded together."""
+
+
+class _TokenStreamer(BaseStreamer):
+    """Queues the token ids of one answer, and None at its end.
+
+    transformers' own streamers of text hold words back until a space comes after them.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def put(self, value: torch.Tensor) -> None:
+        for token in value.flatten().tolist():
+            self.tokens.put(token)
+
+    def end(self) -> None:
+        self.tokens.put(None)
 
 
 class _Watch(StoppingCriteria):
@@ -95,9 +114,7 @@ class TransformersDecoder(Decoder):
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
         """Pieces of text as they are written; closing the iterator ends the generation."""
         self.check(prompt, sampling)
-        streamer = TextIteratorStreamer(
-            self._tokenizer, skip_prompt=False, skip_special_tokens=True
-        )
+        streamer = _TokenStreamer()
         watch, failure = _Watch(), []
 
         def run() -> None:
@@ -110,12 +127,26 @@ class TransformersDecoder(Decoder):
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            yield from (piece for piece in streamer if piece)
+            yield from self._pieces(iter(streamer.tokens.get, None))
         finally:
             watch.cancelled = True
             thread.join()
         if failure:
             raise failure[0]
+
+    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
+        """Text as soon as tokens make whole characters; joined, it is the text of a completion."""
+        decoding, ids, text = DecodeStream(skip_special_tokens=True), [], ""
+        for token in tokens:
+            ids.append(token)
+            piece = decoding.step(self.checkpoint.decoder_tokenizer, token)
+            if piece:
+                text += piece
+                yield piece
+        # Half a character at the end is shown as a completion shows it.
+        rest = str(self._tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(text)
+        if rest:
+            yield rest
 
     def _complete_batch(self, prompts: list[SoftPrompt], sampling: Sampling) -> list[Completion]:
         watch = _Watch()

@@ -184,6 +184,17 @@ class EdgeIndex(QdrantIndex):
             found = shard.query(request)
         return [IndexHit(passage_key(point.payload), point.score) for point in found]
 
+    def _scroll(
+        self, filter: Filter, limit: int, offset: Any
+    ) -> tuple[list[dict[str, Any] | None], Any]:
+        condition = translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
+        request = edge.ScrollRequest(
+            offset=offset, limit=limit, filter=condition, with_payload=PAYLOAD_KEYS
+        )
+        with self._open_shard() as shard:
+            found, following = shard.scroll(request)
+        return [record.payload for record in found], following
+
     @contextmanager
     def _open_shard(self) -> Iterator[edge.EdgeShard]:
         with self._lock, _edge_errors(self._path):

@@ -60,6 +60,10 @@ class PassageIndex(Protocol):
         """
         ...
 
+    def keys(self, filter: Filter) -> list[PassageKey]:
+        """All passages that the filter keeps, in the order of their keys."""
+        ...
+
     def count(self) -> int:
         """How many passages there are."""
         ...

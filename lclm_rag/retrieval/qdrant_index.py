@@ -14,7 +14,7 @@ from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.retrieval.index import IndexEntry, IndexHit, PassageIndexError
-from lclm_rag.retrieval.points import metadata_fields, payload, point_id
+from lclm_rag.retrieval.points import metadata_fields, passage_key, payload, point_id
 
 __all__ = [
     "BM25",
@@ -107,9 +107,24 @@ class QdrantIndex(ABC):
             hits = self._query(vectors, top_k + _TIE_REACH, filter)
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
 
+    def keys(self, filter: Filter) -> list[PassageKey]:
+        keys: list[PassageKey] = []
+        offset = None
+        while True:
+            payloads, offset = self._scroll(filter, _BATCH, offset)
+            keys += map(passage_key, payloads)
+            if offset is None:
+                return sorted(keys)
+
     @abstractmethod
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
         """At most `limit` hits, best first."""
+
+    @abstractmethod
+    def _scroll(
+        self, filter: Filter, limit: int, offset: Any
+    ) -> tuple[list[dict[str, Any] | None], Any]:
+        """Payloads of at most `limit` points from `offset` (None: the first) on, and the next offset."""
 
     @abstractmethod
     def _write(self, points: list[PointData]) -> None: ...

@@ -149,6 +149,20 @@ class ServerIndex(QdrantIndex):
             )
         return [IndexHit(passage_key(point.payload), point.score) for point in found.points]
 
+    def _scroll(
+        self, filter: Filter, limit: int, offset: Any
+    ) -> tuple[list[dict[str, Any] | None], Any]:
+        condition = translate(filter, models, models.Range, _is_empty)
+        with self._server_errors():
+            found, following = self._client.scroll(
+                self._collection,
+                scroll_filter=condition,
+                limit=limit,
+                offset=offset,
+                with_payload=PAYLOAD_KEYS,
+            )
+        return [record.payload for record in found], following
+
     def _server_errors(self) -> AbstractContextManager[None]:
         return _errors_at(self._where, self._collection)
 
