@@ -535,7 +535,7 @@ def test_other_synthesizers_can_use_the_same_model_with_text(
         response_mode="tree_summarize",
         summary_template=template,  # type: ignore[arg-type]
     )
-    engine = RetrieverQueryEngine(index.as_retriever(similarity_top_k=1), synthesizer)
+    engine = index.as_query_engine(similarity_top_k=1, response_synthesizer=synthesizer)
     right = [str(engine.query(q.question)) == q.answer for q in questions[:10]]
     assert sum(right) >= 8
 

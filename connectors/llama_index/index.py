@@ -18,6 +18,7 @@ from llama_index.core.ingestion import run_transformations
 from llama_index.core.llms.llm import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.utils import get_tqdm_iterable
@@ -155,17 +156,22 @@ class LatentIndex(BaseManagedIndex):
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         text_qa_template: BasePromptTemplate | None = None,
         response_mode: str = "compact",
+        response_synthesizer: BaseSynthesizer | None = None,
         streaming: bool = False,
+        verbose: bool = False,
     ) -> LatentQueryEngine:
-        """llm: a LatentLLM, with other sampling, say. response_mode: "compact" (one pass) alone."""
+        """llm: a LatentLLM, with other sampling, say. response_mode: "compact" (one pass) alone.
+        response_synthesizer: in place of a `LatentSynthesizer`; as in LlamaIndex, llm, text_qa_template and
+        streaming are then its own."""
         if response_mode not in ("compact", "simple_summarize"):
             raise ValueError(
                 f"Latents are answered from in one pass, not by response_mode {response_mode!r}; for that, "
                 "give text to the same model: get_response_synthesizer(llm=index.llm, response_mode=…)."
             )
         return LatentQueryEngine(
-            self.as_retriever(similarity_top_k, filters),
-            LatentSynthesizer(
+            self.as_retriever(similarity_top_k, filters, verbose),
+            response_synthesizer
+            or LatentSynthesizer(
                 self._latent_llm(llm), text_qa_template, streaming, self._callback_manager
             ),
             list(node_postprocessors or []),
