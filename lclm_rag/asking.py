@@ -23,7 +23,7 @@ from lclm_rag.prompting import (
     assemble,
     chat_frame,
 )
-from lclm_rag.retrieval import as_filter
+from lclm_rag.retrieval import PassageIndexError, as_filter
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.store import StoredPassage
 
@@ -143,8 +143,17 @@ def retrieve(
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
     if form == "none":
         return []
-    hits = kb.index.search(question, top_k, as_filter(filters))
-    rows = kb.store.read(hit.key for hit in hits)
+    condition = as_filter(filters)
+    while True:
+        index, store = kb.index_and_store()
+        try:
+            hits = index.search(question, top_k, condition)
+            rows = store.read(hit.key for hit in hits)
+            break
+        except (PassageIndexError, KeyError):
+            # Another thread may have turned to a new version meanwhile: then that one is asked.
+            if kb.store is store:
+                raise
     return [
         (
             Hit(

@@ -191,16 +191,16 @@ class KnowledgeBase:
     def close(self) -> None:
         """Release the passage index, so that another process can open it, and the decoder that was loaded
         here."""
-        self._close_index()
+        with self._opening:
+            self._close_index()
         if self._decoder is not None and self._decoder_name:
             self._decoder.close()
             self._decoder = None
 
     def _close_index(self) -> None:
-        with self._opening:
-            if self._index is not None:
-                self._index.close()
-                self._index = None
+        if self._index is not None:
+            self._index.close()
+            self._index = None
 
     def __enter__(self) -> KnowledgeBase:
         return self
@@ -250,6 +250,10 @@ class KnowledgeBase:
     def index(self) -> PassageIndex:
         """The passage index, at the store's version: built or brought up to date where it is not. Opened
         once, whichever thread asks first."""
+        return self.index_and_store()[0]
+
+    def index_and_store(self) -> tuple[PassageIndex, LatentStore]:
+        """Both at the same version, whatever another thread is writing."""
         with self._opening:
             if self._index is None:
                 from lclm_rag.indexing.passage_index import open_index
@@ -261,7 +265,7 @@ class KnowledgeBase:
                     qdrant_url=self.settings.qdrant_url,
                     collection=self.settings.collection,
                 )
-            return self._index
+            return self._index, self.store
 
     @cached_property
     def _embedder(self) -> Embedder | None:
@@ -326,8 +330,9 @@ class KnowledgeBase:
 
     def _show(self, store: LatentStore) -> None:
         """Turn to a new version, the passage index with it."""
-        self._close_index()
-        self.store = store
+        with self._opening:
+            self._close_index()
+            self.store = store
         self.index  # noqa: B018  Brings the index to the new version.
 
     # --- reading --------------------------------------------------------------------------------

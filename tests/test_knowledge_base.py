@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,30 @@ def test_the_passage_index_is_brought_to_the_stores_version(
             for h in kb.retrieve(" ".join(s.document.text for s in sheets[:8]), 20)
         }
     assert found == {sheets[i].document.id for i in (1, 2, 3, 4, 7)}
+
+
+def test_questions_are_answered_while_another_thread_writes(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    question, expected = sheets[2].questions[0].question, PassageKey(sheets[2].document.id, 0)
+    done = threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not done.is_set():
+            assert small_kb.retrieve(question, 3)[0].key == expected
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(3) as threads:
+        asking = [threads.submit(ask) for _ in range(3)]
+        try:
+            for sheet in sheets[10:22]:
+                small_kb.add([sheet.document])
+                small_kb.delete([sheet.document.id])
+        finally:
+            done.set()
+        assert all(future.result() > 0 for future in asking)
 
 
 # --- bad input -----------------------------------------------------------------------------------
