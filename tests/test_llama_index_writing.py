@@ -29,7 +29,7 @@ from llama_index.core.schema import (
     TransformComponent,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient
 
 import lclm_rag
 from lclm_rag import KnowledgeBase, KnowledgeBaseError, PassageKey
@@ -439,6 +439,18 @@ def test_a_collection_that_llamaindex_filled_gets_latents_beside_it(
     )
     assert again.knowledge_base.store.version == version
     again.close()
+
+
+def test_a_collection_that_cannot_be_read_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    absent = QdrantVectorStore("absent", client=QdrantClient(":memory:"))
+    with pytest.raises(ValueError, match="no Qdrant collection 'absent'"):
+        LatentCollectionIndex.from_vector_store(absent, tmp_path / "kb", embed_model=Letters())
+    waiting = QdrantVectorStore("x", aclient=AsyncQdrantClient(":memory:"))
+    with pytest.raises(ValueError, match="asynchronous client alone"):
+        LatentCollectionIndex.from_vector_store(waiting, tmp_path / "kb", embed_model=Letters())
+    assert not (tmp_path / "kb").exists()
 
 
 # --- the examples -----------------------------------------------------------------------------------

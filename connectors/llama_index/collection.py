@@ -33,6 +33,7 @@ class LatentCollectionIndex(LatentIndex):
     latents come from the knowledge base. Nodes that came after the last `sync` go into prompts as text.
 
     embed_model: the one that the collection was filled with; default `Settings.embed_model`.
+    Raises ValueError where the vector store has no synchronous client, or there is no such collection.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LatentCollectionIndex(LatentIndex):
         callback_manager: CallbackManager | None = None,
         show_progress: bool = False,
     ) -> None:
+        _check(vector_store)
         super().__init__(
             knowledge_base, callback_manager=callback_manager, show_progress=show_progress
         )
@@ -68,6 +70,7 @@ class LatentCollectionIndex(LatentIndex):
 
         options: as for `KnowledgeBase.create`, or `open` where it is there.
         """
+        _check(vector_store)  # Before a folder is made for it.
         is_there = (Path(path) / "kb.json").is_file()
         kb = (KnowledgeBase.open if is_there else KnowledgeBase.create)(path, **options)
         index = cls(
@@ -125,6 +128,16 @@ class LatentCollectionIndex(LatentIndex):
 
     def _replace(self, documents: Sequence[Document], **insert_kwargs: Any) -> None:
         raise _read_only()
+
+
+def _check(vector_store: QdrantVectorStore) -> None:
+    name = vector_store.collection_name
+    if vector_store.client is None:
+        raise ValueError(
+            f"The vector store of {name!r} has an asynchronous client alone; give it `client=` as well."
+        )
+    if not vector_store.client.collection_exists(name):
+        raise ValueError(f"There is no Qdrant collection {name!r}; fill it first.")
 
 
 def _read_only() -> ValueError:
