@@ -76,6 +76,9 @@ _OPTIONAL = {
     "markitdown": ("markitdown", "documents", "corpora of HTML, PDF and DOCX"),
     "datasets": ("datasets", "datasets", "Hugging Face data sets"),
     "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
+    "langchain_core": ("langchain-core", "langchain", "the LangChain connector"),
+    "haystack": ("haystack-ai", "haystack", "the Haystack connector"),
+    "mcp": ("mcp", "mcp", "lclm-rag mcp, a server for agents"),
     "ray": ("ray", "ray", "builds on many machines"),
 }
 

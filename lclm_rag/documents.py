@@ -88,8 +88,9 @@ def _not_json(value: object) -> str | None:
     if isinstance(value, list | tuple):
         inner: Iterable[object] = value
     elif isinstance(value, dict):
-        if alien := next((key for key in value if not isinstance(key, str)), None):
-            return f"key of type {type(alien).__name__}"
+        aliens = [type(key).__name__ for key in value if not isinstance(key, str)]
+        if aliens:
+            return f"key of type {aliens[0]}"
         inner = value.values()
     else:
         return type(value).__name__

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import util
+from importlib import metadata, util
 from pathlib import Path
 
 import pytest
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.cli.main import _run
+from lclm_rag.cli.state import _OPTIONAL
 from lclm_rag.evaluation.fact_sheets import FactSheet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -153,6 +154,8 @@ def test_doctor_tells_what_is_there_and_what_brings_the_rest(run: Run, tmp_path:
     assert findings["torch"]["state"] == "ok"
     missing = [f for f in findings.values() if f["state"] == "missing"]
     assert all("pip install 'lclm-rag[" in finding["detail"] for finding in missing)
+    extras = set(metadata.metadata("lclm-rag").get_all("Provides-Extra") or ())
+    assert {extra for _, extra, _ in _OPTIONAL.values()} == extras - {"test", "dev", "benchmarks"}
     (tmp_path / "model_config.json").write_text("{}")
     code, out, _ = run("doctor", "--checkpoint", tmp_path)
     assert code == 1
@@ -389,7 +392,7 @@ def test_an_interrupted_build_leaves_nothing_and_says_130(
 
 @pytest.mark.parametrize(
     "command",
-    ["build", "add", "delete", "query", "chat", "generate", "info", "demo", "doctor"],
+    ["build", "add", "delete", "query", "chat", "generate", "mcp", "info", "demo", "doctor"],
 )
 def test_every_command_helps_with_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")

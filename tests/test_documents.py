@@ -12,7 +12,7 @@ from lclm_rag import Document
     [
         (("", "text"), "document id"),
         (("a", "  \n"), "'a' is empty"),
-        (("a", "text", {"when": {1: 2}}), "'when' of document 'a' holds a key of type int"),
+        (("a", "text", {"when": {0: 2}}), "'when' of document 'a' holds a key of type int"),
         (("a", "text", {"tags": ["x", {"y"}]}), "'tags' of document 'a' holds a set"),
         (("a", None), "text of document 'a' must be a string"),
     ],
