@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 __all__ = [
@@ -117,7 +118,7 @@ class Passage:
         """What is compressed, indexed and pasted: the text, below its header where there is one."""
         return f"{self.header}\n{self.text}" if self.header else self.text
 
-    @property
+    @cached_property
     def characters(self) -> int:
         """About how much memory it takes: the characters of header, text and metadata (as JSON)."""
         metadata = json.dumps(dict(self.metadata)) if self.metadata else ""

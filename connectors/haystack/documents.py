@@ -79,7 +79,7 @@ def prompt_of(
     if not query.strip():
         raise ValueError("The query is empty.")
     given = {_passage(document, kb): document for document in documents}
-    chat = [("user", f"{kb.template.instruction}\n\n{PASSAGES}\nQuestion: {query}")]
+    chat = [("user", kb.template.words(PASSAGES, query))]
     made = kb.assemble_chat(chat, list(given), max_tokens=max_tokens)
     used, left_out = (
         [document for passage, document in given.items() if passage.place in places]

@@ -35,9 +35,9 @@ from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling
 from lclm_rag.asking import GivenPassage
 from lclm_rag.connectors.llama_index.nodes import known_key
 from lclm_rag.decoding import Decoder, all_answered, astripped, load_decoder, stripped
-from lclm_rag.prompting import PASSAGES, PromptTemplate, chat_ids
+from lclm_rag.prompting import PromptTemplate, chat_ids
 
-__all__ = ["PASSAGES", "LatentLLM"]
+__all__ = ["LatentLLM"]
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,9 @@ class LatentLLM(LLM):
             model_name=self.checkpoint,
         )
 
-    @property
-    def instruction(self) -> str:
-        """The first line of the prompts that the knowledge base itself makes."""
-        return self._template.instruction
+    def words(self, passages: str, question: str) -> str:
+        """The user's turn as the knowledge base itself words it."""
+        return self._template.words(passages, question)
 
     # --- chat -----------------------------------------------------------------------------------
 

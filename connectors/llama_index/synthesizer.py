@@ -14,7 +14,8 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
-from lclm_rag.connectors.llama_index.llm import PASSAGES, LatentLLM
+from lclm_rag.connectors.llama_index.llm import LatentLLM
+from lclm_rag.prompting import PASSAGES
 
 __all__ = ["LatentSynthesizer"]
 
@@ -135,7 +136,7 @@ class LatentSynthesizer(BaseSynthesizer):
 
 
 def _default_template(llm: LatentLLM) -> PromptTemplate:
-    return PromptTemplate(f"{llm.instruction}\n\n{{context_str}}\nQuestion: {{query_str}}")
+    return PromptTemplate(llm.words("{context_str}", "{query_str}"))
 
 
 def _text(response: ChatResponse, told: dict[str, Any]) -> str:

@@ -77,7 +77,19 @@ class PromptTemplate:
 
     @cached_property
     def header(self) -> list[int]:
-        return self.markup_ids(self.opening) + plain_ids(self.inert, f"{self.instruction}\n\n")
+        return self.markup_ids(self.opening) + plain_ids(self.inert, self._before)
+
+    @property
+    def _before(self) -> str:
+        return f"{self.instruction}\n\n"
+
+    @staticmethod
+    def _after(question: str) -> str:
+        return f"\nQuestion: {question}"
+
+    def words(self, passages: str, question: str) -> str:
+        """The user's turn in words, for those who render the chat themselves."""
+        return f"{self._before}{passages}{self._after(question)}"
 
     @property
     def end_of_turn(self) -> int:
@@ -138,7 +150,7 @@ class PromptTemplate:
         """
         if not question.strip():
             raise ValueError("The question is empty.")
-        return Frame(self.header, plain_ids(self.inert, f"\nQuestion: {question}") + self._end)
+        return Frame(self.header, plain_ids(self.inert, self._after(question)) + self._end)
 
 
 def render_chat(checkpoint: Checkpoint, roles: Sequence[str]) -> list[str]:
