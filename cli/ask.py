@@ -15,15 +15,16 @@ from lclm_rag.cli.options import (
     as_json,
     decoder_options,
     kb_option,
+    parsed_filter,
     retrieval_options,
     sampling_options,
+    version_option,
 )
 from lclm_rag.errors import PromptError
 
 if TYPE_CHECKING:
     from lclm_rag.answer import Answer
     from lclm_rag.decoding import Completion
-    from lclm_rag.retrieval.filters import Filter
 
 __all__ = ["answer_lines", "chat", "generate", "query"]
 
@@ -31,6 +32,7 @@ __all__ = ["answer_lines", "chat", "generate", "query"]
 @click.command()
 @click.argument("question")
 @kb_option
+@version_option
 @retrieval_options
 @sampling_options
 @decoder_options
@@ -44,7 +46,8 @@ __all__ = ["answer_lines", "chat", "generate", "query"]
 @as_json
 def query(
     question: str,
-    kb: Path,
+    kb: str,
+    version: int | None,
     top_k: int,
     filters: tuple[str, ...],
     form: Any,
@@ -67,10 +70,15 @@ def query(
     from lclm_rag.knowledge_base import KnowledgeBase
 
     with KnowledgeBase.open(
-        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+        kb,
+        version=version,
+        decoder=decoder,
+        decoder_options=decoder_options,
+        device=device,
+        dtype=dtype,
     ) as knowledge_base:
         answer = knowledge_base.query(
-            question, top_k, _filter(filters), form=form, sampling=Sampling(**sampling)
+            question, top_k, parsed_filter(filters), form=form, sampling=Sampling(**sampling)
         )
     if as_json:
         click.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
@@ -102,27 +110,13 @@ def _excerpt(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _filter(expressions: tuple[str, ...]) -> Filter | None:
-    """The expressions joined by and; wrong usage where one cannot be read."""
-    from lclm_rag.retrieval import parse_filter
-
-    joined: Filter | None = None
-    for expression in expressions:
-        try:
-            parsed = parse_filter(expression)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--filter") from error
-        joined = parsed if joined is None else joined & parsed
-    return joined
-
-
 @click.command()
 @kb_option
 @retrieval_options
 @sampling_options
 @decoder_options
 def chat(
-    kb: Path,
+    kb: str,
     top_k: int,
     filters: tuple[str, ...],
     decoder: str,
@@ -144,7 +138,7 @@ def chat(
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    chosen, how = _filter(filters), Sampling(**sampling)
+    chosen, how = parsed_filter(filters), Sampling(**sampling)
     with KnowledgeBase.open(
         kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
     ) as knowledge_base:

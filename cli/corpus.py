@@ -1,23 +1,31 @@
-"""build, add, delete."""
+"""build, add, sync, delete."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
-from lclm_rag.cli.options import as_json, device_options, kb_option, together
+from lclm_rag.cli.options import (
+    CODEC,
+    as_json,
+    device_options,
+    filter_option,
+    kb_option,
+    parsed_filter,
+    together,
+    wait_option,
+)
 
 if TYPE_CHECKING:
     from lclm_rag.answer import AddReport
     from lclm_rag.knowledge_base import KnowledgeBase
 
-__all__ = ["add", "build", "delete"]
+__all__ = ["add", "build", "delete", "reading_options", "sync"]
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
@@ -25,9 +33,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
-_corpus_options = together(
-    click.argument("corpus", nargs=-1, required=True),
-    kb_option,
+reading_options = together(
     click.option(
         "--text-column",
         default="text",
@@ -50,6 +56,18 @@ _corpus_options = together(
         show_default=True,
         help="A bad record ends the run with nothing changed, or is left out and listed.",
     ),
+)
+_corpus_options = together(
+    click.argument("corpus", nargs=-1, required=True),
+    kb_option,
+    reading_options,
+    click.option(
+        "--resume/--no-resume",
+        default=True,
+        show_default=True,
+        help="Take over what a run that was killed has compressed, or compress it again.",
+    ),
+    wait_option,
     device_options,
     as_json,
 )
@@ -62,7 +80,13 @@ _corpus_options = together(
     default=None,
     help="Folder or hub id, such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled one]",
 )
-@click.option("--codec", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True)
+@click.option(
+    "--codec",
+    type=click.Choice(CODEC),
+    default="bf16",
+    show_default=True,
+    help="How latents are stored: from exact and large to small.",
+)
 @click.option(
     "--space",
     type=click.Choice(["encoder", "decoder"]),
@@ -85,7 +109,7 @@ _corpus_options = together(
 @click.option("--collection", help="Name of the collection on that server.")
 def build(
     corpus: tuple[str, ...],
-    kb: Path,
+    kb: str,
     checkpoint: str | None,
     codec: Any,
     space: Any,
@@ -94,11 +118,15 @@ def build(
     embedder: str | None,
     qdrant_url: str | None,
     collection: str | None,
+    wait: float,
     device: str,
     dtype: str,
+    resume: bool,
     **reading: Any,
 ) -> int:
     """Compress a CORPUS into a new knowledge base.
+
+    Killed, it goes on where it stopped when it is run again. Nothing can be asked before it is done.
 
     CORPUS, one or more of:
 
@@ -135,21 +163,38 @@ def build(
         collection=collection,
         device=device,
         dtype=dtype,
+        wait=wait,
+        resume=True,
     )
     try:
-        return _add(knowledge_base, corpus, **reading)
+        return _add(knowledge_base, corpus, resume=resume, **reading)
     except BaseException:
         knowledge_base.close()
-        shutil.rmtree(kb)  # `create` made it in an empty place: the next try can start afresh.
+        _leave(knowledge_base)
         raise
+
+
+def _leave(knowledge_base: KnowledgeBase) -> None:
+    """After a build that failed: keep what was compressed, or nothing at all."""
+    folder = knowledge_base.folder
+    if knowledge_base.uncommitted_passages():
+        click.echo(
+            f"What was compressed stays in {folder}: run it again, and it goes on from there.",
+            err=True,
+        )
+    elif folder.local is not None and knowledge_base.store.version == 0:
+        shutil.rmtree(folder.local)  # The next try can start afresh, with other options.
 
 
 @click.command()
 @_corpus_options
-def add(corpus: tuple[str, ...], kb: Path, device: str, dtype: str, **reading: Any) -> int:
+def add(
+    corpus: tuple[str, ...], kb: str, wait: float, device: str, dtype: str, **reading: Any
+) -> int:
     """Add a CORPUS to a knowledge base; documents of the same id are replaced.
 
-    Unchanged documents cost next to nothing. CORPUS is as for lclm-rag build.
+    Unchanged documents cost a hash. Of changed ones, passages whose text is the same are not compressed again.
+    CORPUS is as for lclm-rag build.
 
     \b
     Example:
@@ -157,8 +202,28 @@ def add(corpus: tuple[str, ...], kb: Path, device: str, dtype: str, **reading: A
     """
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    with KnowledgeBase.open(kb, device=device, dtype=dtype) as knowledge_base:
+    with KnowledgeBase.open(kb, wait=wait, device=device, dtype=dtype) as knowledge_base:
         return _add(knowledge_base, corpus, **reading)
+
+
+@click.command()
+@_corpus_options
+def sync(
+    corpus: tuple[str, ...], kb: str, wait: float, device: str, dtype: str, **reading: Any
+) -> int:
+    """Make a knowledge base hold what a CORPUS holds: new, changed and deleted files.
+
+    As add, and every document that is not in the CORPUS is deleted; all in one version. Where a record is
+    skipped (--on-error skip) nothing is deleted, because it may be that one.
+
+    \b
+    Example:
+      lclm-rag sync notes/ --kb kb/
+    """
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    with KnowledgeBase.open(kb, wait=wait, device=device, dtype=dtype) as knowledge_base:
+        return _add(knowledge_base, corpus, delete_others=True, **reading)
 
 
 def _add(
@@ -168,7 +233,9 @@ def _add(
     id_column: str,
     metadata_columns: list[str] | None,
     on_error: Any,
+    resume: bool,
     as_json: bool,
+    delete_others: bool = False,
 ) -> int:
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.connectors.corpora import count_documents, read_corpus
@@ -191,7 +258,12 @@ def _add(
             done = report.added + report.updated + report.unchanged + len(skipped)
             progress.update(task, completed=done, note=f"{report.latents:,} latents")
 
-        report = knowledge_base.add(documents, on_progress=show)
+        if delete_others:
+            report = knowledge_base.sync(
+                documents, resume=resume, keep=lambda: bool(skipped), on_progress=show
+            )
+        else:
+            report = knowledge_base.add(documents, resume=resume, on_progress=show)
     for line in ignored:
         click.echo(f"ignored {line}", err=True)
     for line in skipped:
@@ -200,31 +272,44 @@ def _add(
         result = {**asdict(report), "skipped": skipped, "version": knowledge_base.store.version}
         click.echo(json.dumps(result))
     else:
+        gone = f"{report.deleted} deleted, " if delete_others else ""
+        again = f" {report.reused:,} passages were there already." if report.reused else ""
         click.echo(
-            f"{knowledge_base.path}: {report.added} added, {report.updated} updated, "
+            f"{knowledge_base.path}: {report.added} added, {report.updated} updated, {gone}"
             f"{report.unchanged} unchanged, {len(skipped)} skipped; {report.tokens:,} tokens in "
-            f"{report.passages:,} passages became {report.latents:,} latents."
+            f"{report.passages - report.reused:,} passages became {report.latents:,} latents.{again}"
         )
+        if delete_others and skipped:
+            click.echo("Nothing was deleted, because of what was skipped.", err=True)
     return EXIT_IN_PART if skipped else 0
 
 
 @click.command()
-@click.argument("document_ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("document_ids", nargs=-1, metavar="[ID]...")
 @kb_option
+@filter_option
+@wait_option
 @as_json
-def delete(document_ids: tuple[str, ...], kb: Path, as_json: bool) -> None:
-    """Delete documents by id; all of them, or, where one is not there, none.
+def delete(
+    document_ids: tuple[str, ...], kb: str, filters: tuple[str, ...], wait: float, as_json: bool
+) -> None:
+    """Delete documents by id, all of them or, where one is not there, none; or by a metadata filter.
 
     \b
-    Example:
+    Examples:
       lclm-rag delete notes/old.md --kb kb/
+      lclm-rag delete --filter "year<2020" --kb kb/
     """
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    with KnowledgeBase.open(kb) as knowledge_base:
-        passages = knowledge_base.delete(document_ids)
-        version = knowledge_base.store.version
+    if bool(document_ids) == bool(filters):
+        raise click.UsageError("Give either ids or --filter.")
+    with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
+        before = knowledge_base.store.count_documents()
+        passages = knowledge_base.delete(document_ids, filters=parsed_filter(filters))
+        store = knowledge_base.store
+    gone = before - store.count_documents()
     if as_json:
-        click.echo(json.dumps({"passages": passages, "version": version}))
+        click.echo(json.dumps({"documents": gone, "passages": passages, "version": store.version}))
     else:
-        click.echo(f"{kb}: {len(document_ids)} documents ({passages} passages) deleted.")
+        click.echo(f"{kb}: {gone} documents ({passages} passages) deleted.")

@@ -69,11 +69,11 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
         stderr.print(f"[bold]3[/]  {questions} questions, three ways, same decoder, same passages")
         scores = _score(knowledge_base, asked, top_k)
         found = recall(knowledge_base, asked, top_k)
-        entries = knowledge_base.store.manifest.fragments
+        manifest = knowledge_base.store.manifest
         store = {
-            "bytes": sum(entry.bytes for entry in entries),
-            "source_tokens": sum(entry.tokens for entry in entries),
-            "latents": sum(entry.latents for entry in entries),
+            "bytes": manifest.bytes,
+            "source_tokens": manifest.totals.tokens,
+            "latents": manifest.totals.latents,
         }
     if as_json:
         click.echo(json.dumps(_summary(answers, scores, found, store, top_k)))
@@ -88,9 +88,11 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
 
 def _build(kb: Path, documents: list[Any], decoding: dict[str, Any]) -> KnowledgeBase:
     from lclm_rag.cli.progress import progress_bar
+    from lclm_rag.folders import open_folder
     from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.settings import is_knowledge_base
 
-    make = KnowledgeBase.open if (kb / "kb.json").exists() else KnowledgeBase.create
+    make = KnowledgeBase.open if is_knowledge_base(open_folder(kb)) else KnowledgeBase.create
     knowledge_base = make(kb, **decoding)
     with progress_bar() as progress:
         task = progress.add_task("compressing", total=len(documents), note="")

@@ -12,11 +12,13 @@ import click
 
 from lclm_rag import __version__
 from lclm_rag.cli.ask import chat, generate, query
-from lclm_rag.cli.corpus import add, build, delete
+from lclm_rag.cli.corpus import add, build, delete, sync
 from lclm_rag.cli.demo import demo
+from lclm_rag.cli.estimate import estimate
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
 from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.state import doctor, info
+from lclm_rag.cli.upkeep import compact, convert, vacuum, verify, versions
 from lclm_rag.errors import LclmRagError, LockedError
 
 __all__ = ["cli", "main"]
@@ -51,7 +53,10 @@ class _ToStderr(logging.Handler):
         click.echo(record.getMessage(), err=True)
 
 
-for command in (build, add, delete, query, chat, generate, mcp, info, demo, doctor):
+for command in (
+    *(build, add, sync, delete, query, chat, generate, mcp),
+    *(info, versions, verify, compact, convert, vacuum, estimate, demo, doctor),
+):
     cli.add_command(command)
 
 

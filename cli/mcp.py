@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -36,7 +35,7 @@ __all__ = ["mcp"]
 @sampling_options
 @decoder_options
 def mcp(
-    kb: Path,
+    kb: str,
     top_k: int,
     port: int | None,
     decoder: str,

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from lclm_rag.retrieval.filters import Filter
+
 __all__ = [
+    "CODEC",
     "as_json",
     "decoder_options",
     "device_options",
+    "filter_option",
     "kb_option",
+    "parsed_filter",
     "retrieval_options",
     "sampling_options",
     "together",
+    "version_option",
+    "wait_option",
 ]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -26,9 +33,23 @@ kb_option = click.option(
     "--kb",
     required=True,
     envvar="LCLM_RAG_KB",
-    type=click.Path(path_type=Path),
-    help="Folder of the knowledge base.  [env: LCLM_RAG_KB]",
+    help="Folder of the knowledge base, or its URL: s3://bucket/kb.  [env: LCLM_RAG_KB]",
 )
+version_option = click.option(
+    "--version",
+    "version",
+    type=click.IntRange(min=0),
+    help="An earlier version, as lclm-rag versions lists them.  [default: the newest]",
+)
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for another process that writes; else exit code 4 at once.",
+)
+# As in lclm_rag.store.codecs, which imports numpy.
+CODEC = ["bf16", "fp16", "int8", "int4"]
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")
 
 
@@ -108,6 +129,13 @@ decoder_options = together(
     ),
     device_options,
 )
+filter_option = click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="EXPR",
+    help="Metadata filter: lang=en, lang!=en, year>=2020, lang=en,de. Repeat for and.",
+)
 retrieval_options = together(
     click.option(
         "--top-k",
@@ -116,14 +144,24 @@ retrieval_options = together(
         show_default=True,
         help="Passages to retrieve.",
     ),
-    click.option(
-        "--filter",
-        "filters",
-        multiple=True,
-        metavar="EXPR",
-        help="Metadata filter: lang=en, lang!=en, year>=2020, lang=en,de. Repeat for and.",
-    ),
+    filter_option,
 )
+
+
+def parsed_filter(expressions: tuple[str, ...]) -> Filter | None:
+    """The expressions joined by and; wrong usage where one cannot be read."""
+    from lclm_rag.retrieval import parse_filter
+
+    joined: Filter | None = None
+    for expression in expressions:
+        try:
+            parsed = parse_filter(expression)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--filter") from error
+        joined = parsed if joined is None else joined & parsed
+    return joined
+
+
 sampling_options = together(
     click.option(
         "--max-tokens",

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +19,7 @@ __all__ = ["doctor", "info"]
 @click.command()
 @kb_option
 @as_json
-def info(kb: Path, as_json: bool) -> None:
+def info(kb: str, as_json: bool) -> None:
     """What a knowledge base holds, what made it, and what it costs on disk. Loads no model.
 
     \b
@@ -37,24 +36,25 @@ def info(kb: Path, as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):24}{shown}")
 
 
-def _facts(kb: Path) -> dict[str, Any]:
+def _facts(kb: str) -> dict[str, Any]:
+    from lclm_rag.folders import open_folder
     from lclm_rag.settings import read_settings
     from lclm_rag.store import LatentStore
 
-    settings = read_settings(kb)
-    store = LatentStore.open(kb / "store")
-    layout, fragments = store.layout, store.manifest.fragments
-    tokens = sum(fragment.tokens for fragment in fragments)
-    size = sum(fragment.bytes for fragment in fragments)
+    folder = open_folder(kb)
+    settings = read_settings(folder)
+    store = LatentStore.open(folder / "store")
+    layout, totals, size = store.layout, store.manifest.totals, store.manifest.bytes
     return {
-        "path": str(kb),
+        "path": kb,
         "version": store.version,
         "documents": store.count_documents(),
         "passages": len(store),
-        "source_tokens": tokens,
-        "latents": sum(fragment.latents for fragment in fragments),
+        "source_tokens": totals.tokens,
+        "latents": totals.latents,
+        "fragments": len(store.manifest.fragments),
         "store_bytes": size,
-        "bytes_per_source_token": round(size / tokens, 1) if tokens else None,
+        "bytes_per_source_token": round(size / totals.tokens, 1) if totals.tokens else None,
         "checkpoint": settings.checkpoint,
         "fingerprint": layout.fingerprint,
         "compression_ratio": layout.compression_ratio,
@@ -74,6 +74,7 @@ _OPTIONAL = {
     "vllm": ("vllm", "vllm", "decoding with vLLM"),
     "openai": ("openai", "client", "decoding on a vLLM server"),
     "markitdown": ("markitdown", "documents", "corpora of HTML, PDF and DOCX"),
+    "s3fs": ("s3fs", "object-stores", "knowledge bases in s3:// and gs://"),
     "datasets": ("datasets", "datasets", "Hugging Face data sets"),
     "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
     "langchain_core": ("langchain-core", "langchain", "the LangChain connector"),

@@ -84,11 +84,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class AddReport:
-    """What one `add` did. passages, tokens, latents: of the documents that were compressed."""
+    """What one `add` or `sync` did, to documents and passages.
+
+    passages: of documents that are new or changed. reused: how many of these were compressed already, by a
+    run that was killed or because their text had not changed. tokens, latents: of those that were compressed.
+    """
 
     added: int
     updated: int
     unchanged: int
+    deleted: int
     passages: int
+    reused: int
     tokens: int
     latents: int

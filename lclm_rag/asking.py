@@ -25,7 +25,7 @@ from lclm_rag.prompting import (
 )
 from lclm_rag.retrieval import PassageIndexError, as_filter
 from lclm_rag.retrieval.filters import Filter
-from lclm_rag.store import StoredPassage
+from lclm_rag.store import StoredPassage, decode_latents
 
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
@@ -149,11 +149,13 @@ def retrieve(
         try:
             hits = index.search(question, top_k, condition)
             rows = store.read(hit.key for hit in hits)
-            break
         except (PassageIndexError, KeyError):
             # Another thread may have turned to a new version meanwhile: then that one is asked.
-            if kb.store is store:
+            if kb.index_and_store()[1] is store:
                 raise
+        else:
+            if kb.index_and_store()[1] is store:
+                break
     return [
         (
             Hit(
@@ -197,7 +199,7 @@ def _space(kb: KnowledgeBase, wanted: Space) -> Space:
 def _latents(
     kb: KnowledgeBase, rows: Sequence[StoredPassage], space: Space
 ) -> Sequence[torch.Tensor]:
-    stored = [row.latents for row in rows]
+    stored = decode_latents(rows)
     return stored if space == kb.store.layout.space or not rows else _project(kb, stored)
 
 

@@ -176,6 +176,10 @@ class Checkpoint:
         """Recognizes special tokens: for prompts whose markup the caller writes."""
         return _tokenizer(self.path / "encoder" / "tokenizer.json", inert=False)
 
+    def token_offsets(self, text: str) -> list[tuple[int, int]]:
+        """The character span of each encoder token of `text`; special tokens are only letters."""
+        return list(self.encoder_tokenizer.encode(text, add_special_tokens=False).offsets)
+
     @cached_property
     def decoder_tokenizer(self) -> Tokenizer:
         """Recognizes special tokens: for our own markup, never for text from outside."""

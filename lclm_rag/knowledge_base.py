@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.folders import TEMPORARY, Folder, open_folder
 from lclm_rag.prompting import (
     DEFAULT_INSTRUCTION,
     AssembledPrompt,
@@ -22,16 +25,25 @@ from lclm_rag.prompting import (
     PromptTemplate,
     SoftPrompt,
 )
-from lclm_rag.settings import Settings, read_settings, write_settings
+from lclm_rag.settings import Settings, is_knowledge_base, read_settings, write_settings
 
 if TYPE_CHECKING:
     from lclm_rag.asking import Asked, GivenPassage
     from lclm_rag.compression import Compressor
     from lclm_rag.compression.adapter import Adapter
     from lclm_rag.decoding import Decoder, Sampling
+    from lclm_rag.indexing.passage_index import OpenIndex
     from lclm_rag.retrieval import Embedder, PassageIndex
     from lclm_rag.retrieval.filters import Filter
-    from lclm_rag.store import CodecName, LatentStore
+    from lclm_rag.store import (
+        CodecName,
+        LatentStore,
+        Layout,
+        Manifest,
+        Operation,
+        StoreWriter,
+        Vacuumed,
+    )
 
 __all__ = ["KnowledgeBase"]
 
@@ -47,7 +59,7 @@ class KnowledgeBase:
 
     def __init__(
         self,
-        path: Path,
+        folder: Folder,
         settings: Settings,
         checkpoint: Checkpoint,
         store: LatentStore,
@@ -56,19 +68,23 @@ class KnowledgeBase:
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        wait: float = 0.0,
+        read_only: bool = False,
     ) -> None:
-        self.path = path
+        self.folder = folder
         self.settings = settings
         self.checkpoint = checkpoint
         self.store = store
         self.device = device
         self.dtype = dtype
+        self.wait = wait
+        self.read_only = read_only
         self._decoder_name = decoder if isinstance(decoder, str) else ""
         self._decoder_options = decoder_options or {}
         self._decoder = None if isinstance(decoder, str) else decoder
         self._loading = threading.Lock()
-        self._index: PassageIndex | None = None
-        self._opening = threading.Lock()
+        self._index: OpenIndex | None = None
+        self._opening = threading.RLock()
 
     # --- making and opening ---------------------------------------------------------------------
 
@@ -90,23 +106,29 @@ class KnowledgeBase:
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        wait: float = 0.0,
+        resume: bool = False,
     ) -> KnowledgeBase:
-        """Make an empty knowledge base in a folder that is empty or does not exist.
+        """Make an empty knowledge base in a folder that is empty or does not exist, on this machine or, named
+        by a URL, in an object store.
 
-        checkpoint: folder, hub id, or "bundled". codec: "bf16" or "fp16". space: "encoder" (smaller,
+        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4". space: "encoder" (smaller,
         survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
         default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front
         of each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers
         model for hybrid retrieval (default: BM25 alone). qdrant_url, collection: a Qdrant server in place
         of the embedded index.
-        decoder, decoder_options, device, dtype: as for `open`.
+        decoder, decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base to which
+        nothing was ever committed, because the first `add` was killed, is opened, where it was made with the
+        same settings.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout
 
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        folder = open_folder(path)
+        unfinished = resume and is_knowledge_base(folder)
+        if not unfinished and not _is_free(folder):
             raise KnowledgeBaseError(
-                f"{path} is not empty; choose another folder, or open it instead."
+                f"{folder} is not empty; choose another folder, or open it instead."
             )
         if codec not in CODECS:
             raise ValueError(f"Unknown codec {codec!r}; use {' or '.join(CODECS)}.")
@@ -121,7 +143,7 @@ class KnowledgeBase:
             instruction=instruction,
             embedder=embedder,
             qdrant_url=qdrant_url,
-            collection=(collection or f"lclm-{path.resolve().name}") if qdrant_url else None,
+            collection=(collection or f"lclm-{_name(folder)}") if qdrant_url else None,
             contextual_headers=contextual_headers,
         )
         layout = Layout(
@@ -131,12 +153,16 @@ class KnowledgeBase:
             fingerprint=opened.fingerprint(space),
             compression_ratio=opened.config.compression_ratio,
         )
-        path.mkdir(parents=True, exist_ok=True)
-        store = LatentStore.create(path / "store", layout)
-        # Last, so that a folder with kb.json is always whole.
-        write_settings(path, settings)
+        if unfinished:
+            store = LatentStore.open(folder / "store")
+            _check_unfinished(folder, store, read_settings(folder), settings, layout)
+        else:
+            folder.make()
+            store = LatentStore.create(folder / "store", layout)
+            # Last, so that a folder with kb.json is always whole.
+            write_settings(folder, settings)
         return cls(
-            path,
+            folder,
             settings,
             opened,
             store,
@@ -144,6 +170,7 @@ class KnowledgeBase:
             decoder_options=decoder_options,
             device=device,
             dtype=dtype,
+            wait=wait,
         )
 
     @classmethod
@@ -151,34 +178,43 @@ class KnowledgeBase:
         cls,
         path: str | Path,
         *,
+        version: int | None = None,
         checkpoint: str | Path | None = None,
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        wait: float = 0.0,
     ) -> KnowledgeBase:
-        """Open a knowledge base.
+        """Open a knowledge base; it shows the version opened, whatever other processes write.
 
-        checkpoint: where it lies now, if not where it lay when the knowledge base was made.
-        decoder: "transformers", "vllm", the URL of a vLLM server, or a Decoder (which the caller then
-        closes). decoder_options: see `load_decoder`; {"tensor_parallel_size": 2}, say. device: "auto",
-        "cpu", "cuda". dtype: "auto", "float32", "bfloat16", "float16".
-        Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint.
+        version: an earlier one, for reading (`versions` lists them). checkpoint: where it lies now, if not
+        where it lay when the knowledge base was made. decoder: "transformers", "vllm", the URL of a vLLM
+        server, or a Decoder (which the caller then closes). decoder_options: see `load_decoder`;
+        {"tensor_parallel_size": 2}, say. device: "auto", "cpu", "cuda". dtype: "auto", "float32", "bfloat16",
+        "float16". wait: seconds to wait for another process that writes, before LockedError.
+        Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint; StoreError
+        where there is no such version.
         """
         from lclm_rag.store import LatentStore
 
-        path = Path(path)
-        settings = read_settings(path)
+        folder = open_folder(path)
+        settings = read_settings(folder)
         opened = Checkpoint.open(checkpoint or settings.checkpoint)
-        store = LatentStore.open(path / "store")
+        store = LatentStore.open(folder / "store", version)
+        if version is not None and settings.qdrant_url is not None:
+            raise KnowledgeBaseError(
+                f"The passage index of {folder} is on a server, which shows the newest version only; open "
+                "it without a version."
+            )
         found, wanted = opened.fingerprint(store.layout.space), store.layout.fingerprint
         if found != wanted:
             raise KnowledgeBaseError(
-                f"{path} was built with checkpoint {settings.checkpoint} (fingerprint {wanted}); "
+                f"{folder} was built with checkpoint {settings.checkpoint} (fingerprint {wanted}); "
                 f"{opened.name} has fingerprint {found}, and cannot read its latents."
             )
         return cls(
-            path,
+            folder,
             settings,
             opened,
             store,
@@ -186,21 +222,25 @@ class KnowledgeBase:
             decoder_options=decoder_options,
             device=device,
             dtype=dtype,
+            wait=wait,
+            read_only=version is not None,
         )
 
+    @property
+    def path(self) -> Path | str:
+        """The folder: a path, or the URL of one in an object store."""
+        return self.folder.local or str(self.folder)
+
     def close(self) -> None:
-        """Release the passage index, so that another process can open it, and the decoder that was loaded
-        here."""
+        """Release the passage index, the version that is read, and the decoder that was loaded here."""
         with self._opening:
-            self._close_index()
+            if self._index is not None:
+                self._index.close(self.store)
+                self._index = None
+            self.store.close()
         if self._decoder is not None and self._decoder_name:
             self._decoder.close()
             self._decoder = None
-
-    def _close_index(self) -> None:
-        if self._index is not None:
-            self._index.close()
-            self._index = None
 
     def __enter__(self) -> KnowledgeBase:
         return self
@@ -259,13 +299,13 @@ class KnowledgeBase:
                 from lclm_rag.indexing.passage_index import open_index
 
                 self._index = open_index(
-                    self.path / "index",
+                    self.folder / "index",
                     self.store,
                     embedder=self._embedder,
                     qdrant_url=self.settings.qdrant_url,
                     collection=self.settings.collection,
                 )
-            return self._index, self.store
+            return self._index.index, self.store
 
     @cached_property
     def _embedder(self) -> Embedder | None:
@@ -290,50 +330,175 @@ class KnowledgeBase:
         documents: Iterable[Document],
         *,
         split: bool = True,
+        resume: bool = True,
         on_progress: Callable[[AddReport], None] = lambda report: None,
     ) -> AddReport:
         """Compress documents and commit them as one new version; upsert by document id.
 
-        A document whose text and metadata are unchanged is skipped. An error, a duplicate id among
-        them too, leaves the last version as it stands. split: False makes each document one passage,
-        however long and without a header: for what was split elsewhere. `on_progress` gets the running
-        totals.
+        A document whose text and metadata are unchanged is skipped; of a changed one only the passages whose
+        text has changed are compressed. An error, a duplicate id among them too, leaves the last version as it
+        stands; what was compressed until then, or until the process was killed, is taken over by the next
+        `add` of the same documents. split: False makes each document one passage, however long and without a
+        header: for what was split elsewhere. resume: False compresses everything that is not committed.
+        `on_progress` gets the running totals.
         """
-        from lclm_rag.indexing.local import add_documents
+        return self._write(documents, "add", split, resume, on_progress)
 
-        self.index  # noqa: B018  In use elsewhere? Better known now than after the work.
-        with self.store.writer() as writer:
+    def sync(
+        self,
+        documents: Iterable[Document],
+        *,
+        split: bool = True,
+        resume: bool = True,
+        keep: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[AddReport], None] = lambda report: None,
+    ) -> AddReport:
+        """As `add`, and delete every other document: then the knowledge base holds `documents` and no others.
+
+        keep: asked at the end; True deletes nothing (because some of the corpus could not be read, say).
+        Raises KnowledgeBaseError where none of the documents was there before: that is another corpus.
+        """
+        return self._write(documents, "sync", split, resume, on_progress, keep)
+
+    def _write(
+        self,
+        documents: Iterable[Document],
+        operation: Literal["add", "sync"],
+        split: bool,
+        resume: bool,
+        on_progress: Callable[[AddReport], None],
+        keep: Callable[[], bool] = lambda: True,
+    ) -> AddReport:
+        from lclm_rag.indexing.local import add_documents
+        from lclm_rag.indexing.sync import Others
+
+        with self._writing(operation, resumable=resume) as writer:
+            others = Others(writer.base)
             report = add_documents(
                 writer,
                 documents,
-                self.compressor,
+                self.checkpoint,
+                lambda: self.compressor,
                 passage_tokens=self.settings.passage_tokens if split else None,
                 contextual_headers=self.settings.contextual_headers,
                 on_progress=on_progress,
+                on_document=others.note if operation == "sync" else lambda _: None,
             )
+            if operation == "sync" and not keep():
+                report = replace(report, deleted=others.delete(writer))
             self._show(writer.commit())
         return report
 
-    def delete(self, document_ids: Sequence[str]) -> int:
-        """Delete documents by id; returns how many passages went.
+    def delete(
+        self,
+        document_ids: Sequence[str] = (),
+        *,
+        filters: Filter | Mapping[str, Any] | None = None,
+    ) -> int:
+        """Delete documents by id, or all of which a passage matches `filters` (as for `retrieve`); returns how
+        many passages went.
 
-        Raises KnowledgeBaseError, and deletes nothing, where one of them is not there.
+        Raises KnowledgeBaseError, and deletes nothing, where one of the ids is not there, or nothing matches.
         """
-        self.index  # noqa: B018
-        with self.store.writer() as writer:
+        from lclm_rag.store import LatentStore
+
+        if bool(document_ids) == (filters is not None):
+            raise ValueError("Say what to delete: either ids or filters.")
+        with self._writing("delete") as writer:
+            if filters is not None:
+                self._show(LatentStore.open(self.folder / "store"))
+                document_ids = sorted({key.document_id for key in self.find(filters)})
+                if not document_ids:
+                    raise KnowledgeBaseError(f"No document of {self.folder} matches the filter.")
             unknown = [i for i in document_ids if writer.base.document_hash(i) is None]
             if unknown:
-                raise KnowledgeBaseError(f"There is no document {unknown[0]!r} in {self.path}.")
+                raise KnowledgeBaseError(f"There is no document {unknown[0]!r} in {self.folder}.")
             gone = sum(writer.delete_document(i) for i in document_ids)
             self._show(writer.commit())
         return gone
 
-    def _show(self, store: LatentStore) -> None:
-        """Turn to a new version, the passage index with it."""
+    def compact(self, *, on_row: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Merge small fragments and leave deleted passages out, as a new version; optimize the passage index.
+        `vacuum` then frees the disk that the versions before it took. Nobody waits meanwhile but other
+        writers. on_row: rows done, rows in all."""
+        from lclm_rag.store import compact
+
+        self._refuse_reading()
+        self._show(compact(self.folder / "store", wait=self.wait, on_row=on_row))
         with self._opening:
-            self._close_index()
-            self.store = store
-        self.index  # noqa: B018  Brings the index to the new version.
+            if self._index is not None:
+                self._index.optimize(self.store)
+
+    def convert(
+        self,
+        codec: CodecName,
+        *,
+        on_row: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Write the latents in another codec, without the encoder, as a new version. From a smaller codec to a
+        larger one nothing comes back that the smaller one had lost. on_row: as for `compact`."""
+        from lclm_rag.store import convert
+
+        self._refuse_reading()
+        self._show(convert(self.folder / "store", codec, wait=self.wait, on_row=on_row))
+
+    def vacuum(self, *, keep: int = 1) -> Vacuumed:
+        """Remove all versions but the newest `keep` and those that are open anywhere, and every file that no
+        version needs, such as what killed runs left behind (unfinished builds then start from nothing)."""
+        from lclm_rag.store import LatentStore, vacuum
+
+        self._refuse_reading()
+        self._show(LatentStore.open(self.folder / "store"))
+        with self._opening:
+            if self._index is not None:
+                # A snapshot of a version that is removed would be of no use.
+                self._index.publish(self.store)
+        return vacuum(self.folder / "store", keep=keep, wait=self.wait)
+
+    def versions(self) -> list[Manifest]:
+        """Every version that can be opened, oldest first."""
+        from lclm_rag.store import read_versions
+
+        return read_versions(self.folder / "store")
+
+    def uncommitted_passages(self) -> int:
+        """Passages that killed or failed runs have compressed: the next `add` of their documents takes them
+        over, and `vacuum` removes them."""
+        from lclm_rag.store.writer import uncommitted_entries
+
+        return sum(e.rows for e in uncommitted_entries(self.folder / "store", self.store.layout))
+
+    @contextmanager
+    def _writing(self, operation: Operation, *, resumable: bool = False) -> Iterator[StoreWriter]:
+        from lclm_rag.store import writing
+
+        self._refuse_reading()
+        with writing(
+            self.folder / "store", operation, wait=self.wait, resumable=resumable
+        ) as writer:
+            yield writer
+
+    def _refuse_reading(self) -> None:
+        if self.read_only:
+            raise KnowledgeBaseError(
+                f"{self.folder} is open at version {self.store.version}, for reading; open it without a "
+                "version to write."
+            )
+
+    def _show(self, store: LatentStore) -> None:
+        """Turn to another version, the passage index with it."""
+        with self._opening:
+            old, self.store = self.store, store
+            if self._index is None:
+                self.index_and_store()
+            else:
+                try:
+                    self._index.follow(old, store)
+                except BaseException:
+                    # Half at one version, half at another: it is opened anew when it is needed.
+                    self._index = None
+                    raise
+            old.close()
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -379,7 +544,7 @@ class KnowledgeBase:
         try:
             return [row.passage for row in self.store.read(keys)]
         except KeyError as error:
-            raise KnowledgeBaseError(f"There is no passage {key} in {self.path}.") from error
+            raise KnowledgeBaseError(f"There is no passage {key} in {self.folder}.") from error
 
     def assemble(
         self,
@@ -504,6 +669,45 @@ def _or_default(sampling: Sampling | None) -> Sampling:
     from lclm_rag.decoding import Sampling
 
     return sampling or Sampling()
+
+
+def _is_free(folder: Folder) -> bool:
+    """Whether nothing is there; what was left where `create` was killed does not count, and is removed."""
+    if folder.local is None:
+        return not folder.files() and not (folder / "store" / "manifests").files()
+    if not folder.local.exists():
+        return True
+    if not folder.local.is_dir():
+        return False
+    names = {path.name for path in folder.local.iterdir() if not path.name.endswith(TEMPORARY)}
+    if names <= {"store"} and not (folder / "store" / "fragments").files():
+        for path in folder.local.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        names = set()
+    return not names
+
+
+def _check_unfinished(
+    folder: Folder, store: LatentStore, found: Settings, wanted: Settings, layout: Layout
+) -> None:
+    """Raise KnowledgeBaseError where a build cannot be gone on with."""
+    if store.version:
+        raise KnowledgeBaseError(
+            f"{folder} is finished already: {store.count_documents():,} documents, version "
+            f"{store.version}. Bring it up to date with lclm-rag add or sync, or choose another folder."
+        )
+    there, given = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
+    other = [name for name in given if there[name] != given[name]]
+    if other:
+        name = other[0]
+        raise KnowledgeBaseError(
+            f"{folder} was begun with {name} {there[name]!r}, not {given[name]!r}: use the same, choose "
+            "another folder, or remove this one."
+        )
+
+
+def _name(folder: Folder) -> str:
+    return str(folder).rpartition("/")[2] if folder.local is None else folder.local.resolve().name
 
 
 def _lasting_name(checkpoint: Checkpoint) -> str:

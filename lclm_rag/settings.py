@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.folders import Folder
+from lclm_rag.sealed_json import seal, unseal
 
-__all__ = ["Settings", "read_settings", "write_json", "write_settings"]
+__all__ = ["SETTINGS", "Settings", "is_knowledge_base", "read_settings", "write_settings"]
 
-_FORMAT = 2
+SETTINGS = "kb.json"
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`kb.json`: what was chosen when the knowledge base was created.
+    """What was chosen when the knowledge base was created.
 
     checkpoint: folder, hub id or "bundled". passage_tokens: most encoder tokens in a passage.
     qdrant_url, collection: where the passage index is; None: embedded, in the folder.
@@ -36,33 +34,33 @@ class Settings:
     format: int = _FORMAT
 
 
-def read_settings(path: Path) -> Settings:
-    file = path / "kb.json"
-    if not file.is_file():
-        raise KnowledgeBaseError(
-            f"{path} is not a knowledge base: it has no kb.json. Make one with lclm-rag build."
-        )
+def is_knowledge_base(folder: Folder) -> bool:
     try:
-        raw = json.loads(file.read_text("utf-8"))
+        return bool(folder.read(SETTINGS))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def read_settings(folder: Folder) -> Settings:
+    """KnowledgeBaseError where the folder is no knowledge base, or of another format."""
+    try:
+        raw = unseal(folder.read(SETTINGS))
         if raw["format"] != _FORMAT:
             raise KnowledgeBaseError(
-                f"{path} has format {raw['format']}; this lclm-rag reads format {_FORMAT}."
+                f"{folder} has format {raw['format']}; this lclm-rag reads format {_FORMAT}. Build it "
+                "anew, or use the version of lclm-rag that made it."
             )
         return Settings(**raw)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise KnowledgeBaseError(
+            f"{folder} is not a knowledge base: it has no {SETTINGS}. Make one with lclm-rag build."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise KnowledgeBaseError(f"{file} is damaged: {error}.") from error
+        raise KnowledgeBaseError(
+            f"{folder / SETTINGS} is damaged or of an early format: {error}. Restore it from a backup, or "
+            "build the knowledge base anew."
+        ) from error
 
 
-def write_settings(path: Path, settings: Settings) -> None:
-    write_json(path / "kb.json", asdict(settings))
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file atomically and durably."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        json.dump(value, f, indent=2)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+def write_settings(folder: Folder, settings: Settings) -> None:
+    folder.replace(SETTINGS, seal(asdict(settings)))

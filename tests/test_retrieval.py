@@ -34,7 +34,6 @@ from lclm_rag.retrieval import (
     Filter,
     In,
     IndexEntry,
-    IndexLockedError,
     Missing,
     Not,
     Or,
@@ -548,27 +547,6 @@ sys.stdin.read()
     assert index.count() == 700
     assert found(index, "word699", filter=field("n") == 699) == ["d#699"]
     index.close()
-
-
-def test_a_second_process_is_refused_while_the_index_is_open(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path / "index", bm25=BM25)
-    second = in_subprocess(
-        """
-try:
-    EdgeIndex.open(sys.argv[1], bm25=Bm25Settings(avg_len=6.0))
-except IndexLockedError as error:
-    print("refused:", error)
-""",
-        str(tmp_path / "index"),
-    )
-    said, _ = second.communicate()
-    assert said == f"refused: The passage index at {tmp_path / 'index'} is open elsewhere; " + (
-        "close it there first.\n"
-    )
-    with pytest.raises(IndexLockedError):
-        EdgeIndex.open(tmp_path / "index", bm25=BM25)
-    index.close()
-    EdgeIndex.open(tmp_path / "index", bm25=BM25).close()
 
 
 def test_a_folder_that_cannot_hold_or_has_no_index_is_refused(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_passages_hold_at_most_the_tokens_asked_for_their_headers_included(
     text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
     document = Document("d", text, {"title": "A long title of the document"})
     for passage in split_document(
-        document, compressor.token_offsets, limit, contextual_headers=headers
+        document, compressor.checkpoint.token_offsets, limit, contextual_headers=headers
     ):
         white = len(passage.text) - len(passage.text.strip())
         assert len(compressor.tokenize([passage.content])[0]) <= limit + white
@@ -137,7 +137,7 @@ def test_passages_of_a_long_document_come_one_after_another(compressor: Compress
     """What is held is a few numbers for each heading, not the passages."""
     section = "## Section\n\n" + "Some words of a sentence. " * 20
     document = Document("d", section * 4_000)
-    passages = split_document(document, compressor.token_offsets, 64)
+    passages = split_document(document, compressor.checkpoint.token_offsets, 64)
     tracemalloc.start()
     try:
         assert next(passages).start == 0

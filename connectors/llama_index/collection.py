@@ -16,6 +16,8 @@ from llama_index.core.vector_stores import MetadataFilters
 from lclm_rag import KnowledgeBase
 from lclm_rag.connectors.llama_index.index import LatentIndex
 from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K
+from lclm_rag.folders import open_folder
+from lclm_rag.settings import is_knowledge_base
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -71,7 +73,7 @@ class LatentCollectionIndex(LatentIndex):
         options: as for `KnowledgeBase.create`, or `open` where it is there.
         """
         _check(vector_store)  # Before a folder is made for it.
-        is_there = (Path(path) / "kb.json").is_file()
+        is_there = is_knowledge_base(open_folder(path))
         kb = (KnowledgeBase.open if is_there else KnowledgeBase.create)(path, **options)
         index = cls(
             kb,

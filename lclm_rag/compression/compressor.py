@@ -64,11 +64,6 @@ class Compressor:
         encoder = load_transformers_model(AutoModel, checkpoint.path / "encoder", on, kind)
         return cls(checkpoint, encoder, load_adapter(checkpoint, device, dtype), token_budget)
 
-    def token_offsets(self, text: str) -> list[tuple[int, int]]:
-        """The character span of each encoder token of `text`; special tokens are only letters."""
-        encoding = self.checkpoint.encoder_tokenizer.encode(text, add_special_tokens=False)
-        return list(encoding.offsets)
-
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Encoder token ids; special tokens in the texts are only letters."""
         tokenizer = self.checkpoint.encoder_tokenizer

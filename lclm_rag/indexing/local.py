@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lclm_rag.answer import AddReport
-from lclm_rag.checkpoint import Space
-from lclm_rag.compression import Compressor
+from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.seen_ids import SeenIds
 from lclm_rag.splitting import split_document
-from lclm_rag.store import StoredPassage, StoreWriter
+from lclm_rag.store import Layout, StoredPassage, StoreWriter
 
-__all__ = ["add_documents", "compress_passages"]
+if TYPE_CHECKING:
+    import torch
+
+    from lclm_rag.compression import Compressor
+
+__all__ = ["PassageWork", "add_documents", "compress_passages"]
 
 _PASSAGES_AT_ONCE = 512
 _CHARACTERS_AT_ONCE = 1 << 19
@@ -20,81 +26,147 @@ _CHARACTERS_AT_ONCE = 1 << 19
 large metadata fill the memory."""
 
 _REPORT_EVERY = 256
-"""Unchanged documents after which progress is told, where no compression tells it."""
+"""Documents after which progress is told, where no compression tells it."""
 
-HashedPassage = tuple[Passage, bytes]
-"""A passage and the content hash of its document."""
+
+@dataclass(frozen=True)
+class PassageWork:
+    """A passage on its way into the store.
+
+    document_hash: of its document's content. last: whether it is its document's last passage. known: the
+    stored passage with the same content, whose latents are taken again; None: to be compressed.
+    """
+
+    passage: Passage
+    document_hash: bytes
+    last: bool
+    known: StoredPassage | None
+
+
+@dataclass
+class _Counts:
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    passages: int = 0
+    reused: int = 0
+    tokens: int = 0
+    latents: int = 0
+
+    def report(self, deleted: int = 0) -> AddReport:
+        return AddReport(**vars(self), deleted=deleted)
 
 
 def add_documents(
     writer: StoreWriter,
     documents: Iterable[Document],
-    compressor: Compressor,
+    checkpoint: Checkpoint,
+    compressor: Callable[[], Compressor],
     *,
     passage_tokens: int | None,
     contextual_headers: bool,
     on_progress: Callable[[AddReport], None],
+    on_document: Callable[[str], None] = lambda document_id: None,
 ) -> AddReport:
     """Compress what is new or changed and hand it to the writer, which is not committed here.
 
-    Documents, and the passages of a long one, stream through: memory does not grow with either.
+    Documents, and the passages of a long one, stream through: memory does not grow with either. Unchanged
+    documents cost a hash; so do those that a killed run had finished. Of changed ones, passages whose content
+    was there keep their latents.
 
-    passage_tokens: None makes each document one passage, without a header.
+    compressor: called once there is something to compress. passage_tokens: None makes each document one
+    passage, without a header. on_document: gets the id of each.
     Raises ValueError where there are no documents, or an id occurs twice.
     """
-    added = updated = unchanged = passages = tokens = latents = 0
+    counts = _Counts()
     seen = SeenIds()
 
-    def report() -> AddReport:
-        return AddReport(added, updated, unchanged, passages, tokens, latents)
-
-    def changed() -> Iterator[HashedPassage]:
-        nonlocal added, updated, unchanged
-        for document in documents:
+    def work() -> Iterator[PassageWork]:
+        for number, document in enumerate(documents, start=1):
             if seen.first(document.id) is not None:
                 raise ValueError(f"Document id {document.id!r} occurs twice; ids must be unique.")
+            on_document(document.id)
+            if number % _REPORT_EVERY == 0:
+                on_progress(counts.report())
             stored, digest = writer.base.document_hash(document.id), document.content_hash()
             if stored == digest:
-                unchanged += 1
-                if unchanged % _REPORT_EVERY == 0:
-                    on_progress(report())
+                counts.unchanged += 1
                 continue
             if stored is None:
-                added += 1
+                counts.added += 1
             else:
-                updated += 1
-                writer.delete_document(document.id)
-            for passage in _passages(document, compressor, passage_tokens, contextual_headers):
-                yield passage, digest
+                counts.updated += 1
+            writer.delete_document(document.id)
+            if taken := writer.take_over(document.id, digest):
+                counts.passages += taken
+                counts.reused += taken
+                continue
+            known = writer.known_passages(document.id)
+            passages = _passages(document, checkpoint, passage_tokens, contextual_headers)
+            for passage, last in _with_last(passages):
+                yield PassageWork(passage, digest, last, known.get(passage.content))
 
-    for rows in compress_passages(changed(), compressor, writer.base.layout.space):
-        for row in rows:
+    for items, rows in compress_passages(work(), checkpoint, compressor, writer.layout):
+        for item, row in zip(items, rows, strict=True):
             writer.add(row)
-        passages += len(rows)
-        tokens += sum(row.tokens for row in rows)
-        latents += sum(len(row.latents) for row in rows)
-        on_progress(report())
-    if not added + updated + unchanged:
+            counts.passages += 1
+            if item.known is None:
+                counts.tokens += row.tokens
+                counts.latents += len(row.encoded)
+            else:
+                counts.reused += 1
+        on_progress(counts.report())
+    if not counts.added + counts.updated + counts.unchanged:
         raise ValueError("There are no documents to add.")
-    return report()
+    return counts.report()
 
 
 def compress_passages(
-    passages: Iterable[HashedPassage], compressor: Compressor, space: Space
-) -> Iterator[list[StoredPassage]]:
+    work: Iterable[PassageWork],
+    checkpoint: Checkpoint,
+    compressor: Callable[[], Compressor],
+    layout: Layout,
+) -> Iterator[tuple[list[PassageWork], list[StoredPassage]]]:
     """Passages with their latents, in the order given, some hundreds at a time."""
-    for batch in _batches(passages):
-        token_ids = compressor.tokenize([passage.content for passage, _ in batch])
-        latents = compressor.compress_token_ids(token_ids, space)
-        yield [
-            StoredPassage(passage, len(ids), digest, vectors)
-            for (passage, digest), ids, vectors in zip(batch, token_ids, latents, strict=True)
-        ]
+    for batch in _batches(work):
+        texts = [item.passage.content for item in batch if item.known is None]
+        new = iter(_compressed(texts, compressor(), layout) if texts else ())
+        rows = []
+        for item in batch:
+            if item.known is None:
+                tokens, latents = next(new)
+                rows.append(
+                    StoredPassage.encode(
+                        item.passage, tokens, item.document_hash, item.last, latents, layout
+                    )
+                )
+            else:
+                known = item.known
+                rows.append(
+                    StoredPassage(
+                        item.passage,
+                        known.tokens,
+                        item.document_hash,
+                        item.last,
+                        known.encoded,
+                        layout,
+                    )
+                )
+        yield batch, rows
+
+
+def _compressed(
+    texts: list[str], compressor: Compressor, layout: Layout
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Source tokens and latents of each text."""
+    token_ids = compressor.tokenize(texts)
+    latents = compressor.compress_token_ids(token_ids, layout.space)
+    return zip(map(len, token_ids), latents, strict=True)
 
 
 def _passages(
     document: Document,
-    compressor: Compressor,
+    checkpoint: Checkpoint,
     passage_tokens: int | None,
     contextual_headers: bool,
 ) -> Iterator[Passage]:
@@ -103,18 +175,29 @@ def _passages(
         return iter([Passage(key, 0, len(document.text), document.text, document.metadata)])
     return split_document(
         document,
-        compressor.token_offsets,
+        checkpoint.token_offsets,
         passage_tokens,
         contextual_headers=contextual_headers,
     )
 
 
-def _batches(passages: Iterable[HashedPassage]) -> Iterator[list[HashedPassage]]:
-    batch: list[HashedPassage] = []
+def _with_last(passages: Iterator[Passage]) -> Iterator[tuple[Passage, bool]]:
+    """Each with whether it is the last; one is held back to know it."""
+    held = next(passages, None)
+    for passage in passages:
+        if held is not None:
+            yield held, False
+        held = passage
+    if held is not None:
+        yield held, True
+
+
+def _batches(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:
+    batch: list[PassageWork] = []
     characters = 0
-    for passage, digest in passages:
-        batch.append((passage, digest))
-        characters += passage.characters
+    for item in work:
+        batch.append(item)
+        characters += item.passage.characters
         if len(batch) >= _PASSAGES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
             yield batch
             batch, characters = [], 0

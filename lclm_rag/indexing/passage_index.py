@@ -1,170 +1,415 @@
-"""Open the passage index of a knowledge base, and bring it to the version that the manifest names.
+"""Open the passage index of a knowledge base at a version of its store, and keep it there.
 
-The index is derived: what it shows is written down beside it, in `state.json`, only after the engine
+The index is derived. The embedded one is private to each process and starts from a published snapshot; one on a
+server is shared, shows the newest version, and `state.json` says which that is, written only after the engine
 has flushed, so that an interrupted update is made again.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lclm_rag.documents import PassageKey
+import numpy as np
+
 from lclm_rag.errors import KnowledgeBaseError, StoreError
+from lclm_rag.folders import Folder
+from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
 from lclm_rag.retrieval import (
     Bm25Settings,
     EdgeIndex,
     Embedder,
     IndexEntry,
     PassageIndex,
+    PassageIndexError,
     average_length,
 )
-from lclm_rag.settings import write_json
-from lclm_rag.store import LatentStore, StoredPassage
+from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.store import LatentStore, StoredPassage, newest_version
+from lclm_rag.store.fragment import Fragment
+from lclm_rag.store.manifest import FragmentEntry
+from lclm_rag.store.store import visible_rows
 
-__all__ = ["open_index", "sync_index"]
+__all__ = ["EmbeddedIndex", "OpenIndex", "SharedIndex", "open_index", "sync_index"]
 
 _AVERAGED = 10_000
 """BM25's average length is measured on this many passages."""
 
+# So many changes are published at once; fewer when the knowledge base is closed. Whoever opens it in between
+# makes them again, privately.
+_PUBLISH_CHANGES = 1_000
+_PUBLISH_SHARE = 0.05
+
+_TRIES = 20
+_SPACE_BYTES = 16 * 2**20
+_SPACE_PER_PASSAGE = 8 * 2**10
+
+_log = logging.getLogger(__name__)
+
+
+def open_index(
+    folder: Folder,
+    store: LatentStore,
+    *,
+    embedder: Embedder | None,
+    qdrant_url: str | None,
+    collection: str | None,
+) -> OpenIndex:
+    """The passage index at the store's version: built where there is none, updated where it is behind."""
+    if qdrant_url is not None:
+        return SharedIndex(folder, store, embedder, qdrant_url, str(collection))
+    return EmbeddedIndex(folder, store, embedder)
+
+
+class EmbeddedIndex:
+    """This process's own index. `index` may be another object after `follow`."""
+
+    def __init__(self, folder: Folder, store: LatentStore, embedder: Embedder | None) -> None:
+        self._snapshots = SnapshotFolder(folder)
+        self._embedder = embedder
+        self._own = PrivateFolder(self._snapshots.private)
+        self._linked = False
+        self._unpublished = 0
+        self._bm25 = Bm25Settings()
+        self.index: EdgeIndex
+        try:
+            if not self._start_from_snapshot(store):
+                self._build(store)
+            self._publish_if_large(store)
+        except BaseException:
+            self._own.close()
+            raise
+
+    def follow(self, old: LatentStore, new: LatentStore) -> None:
+        """Go from one version of the store to another."""
+        if old.version == new.version:
+            return
+        if not len(old):  # It said nothing of how long passages are.
+            self.index.close()
+            self._build(new)
+        else:
+            self._sync(new, old)
+        self._publish_if_large(new)
+
+    def optimize(self, store: LatentStore) -> None:
+        """Make searches faster, here and for others; may take minutes."""
+        self._make_writable()
+        self.index.optimize()
+        self._publish(store)
+
+    def publish(self, store: LatentStore) -> None:
+        """Let others have what they would have to make again."""
+        if self._unpublished and newest_version(store.folder) == store.version:
+            self._publish(store)
+
+    def close(self, store: LatentStore) -> None:
+        self.publish(store)
+        self.index.close()
+        self._own.close()
+
+    def _start_from_snapshot(self, store: LatentStore) -> bool:
+        """False where none can be started from."""
+        for _ in range(_TRIES):
+            snapshot = self._snapshots.find(store.version)
+            if snapshot is None:
+                return False
+            _check_embedder(snapshot.embedder, self._embedder, self._snapshots.folder)
+            indexed = store if snapshot.version == store.version else _opened(store, snapshot)
+            if indexed is None or not len(indexed):
+                return False
+            try:
+                self._own.link(snapshot)
+                self._linked = True
+                self._bm25 = snapshot.bm25
+                self.index = EdgeIndex.open(
+                    self._own.path / "edge", bm25=snapshot.bm25, embedder=self._embedder
+                )
+            except FileNotFoundError:
+                continue  # A newer one took its place meanwhile.
+            except PassageIndexError as error:
+                _log.warning("%s It is built anew.", error)
+                return False
+            self._sync(store, indexed)
+            return True
+        raise PassageIndexError(
+            f"The snapshots in {self._snapshots.published} keep changing; try again."
+        )
+
+    def _build(self, store: LatentStore) -> None:
+        """From nothing."""
+        _require_space(self._own.path, len(store))
+        shutil.rmtree(self._own.path / "edge", ignore_errors=True)
+        self._linked = False
+        sample = [row.passage.content for row in itertools.islice(store.passages(), _AVERAGED)]
+        self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
+        self.index = EdgeIndex.create(
+            self._own.path / "edge", bm25=self._bm25, embedder=self._embedder
+        )
+        self._unpublished = sync_index(self.index, store, None)
+
+    def _sync(self, store: LatentStore, indexed: LatentStore) -> None:
+        try:
+            changes = Changes.between(indexed, store)
+        except (StoreError, OSError):
+            # What it was made from cannot be read any more.
+            self.index.close()
+            self._build(store)
+            return
+        if changes.count:
+            _require_space(self._own.path, changes.count)
+            self._make_writable()
+            changes.apply(self.index)
+        # Also without a change it is a newer version that can be started from.
+        self._unpublished += changes.count + (indexed.version != store.version)
+
+    def _make_writable(self) -> None:
+        if not self._linked:
+            return
+        self.index.close()
+        self._own.unlink()
+        self._linked = False
+        self.index = EdgeIndex.open(
+            self._own.path / "edge", bm25=self._bm25, embedder=self._embedder
+        )
+
+    def _publish_if_large(self, store: LatentStore) -> None:
+        if self._unpublished > max(_PUBLISH_CHANGES, _PUBLISH_SHARE * len(store)):
+            self._publish(store)
+
+    def _publish(self, store: LatentStore) -> None:
+        name = self._embedder.name if self._embedder else None
+        self._make_writable()
+        self.index.flush()
+        try:
+            self._snapshots.publish(self._own, store.version, self._bm25, name)
+        except OSError as error:
+            _log.warning(
+                "The passage index of version %s could not be published (%s): whoever opens the knowledge "
+                "base makes it again, until there is room.",
+                store.version,
+                error,
+            )
+        else:
+            self._unpublished = 0
+
 
 @dataclass(frozen=True)
 class _State:
-    """version: of the store that the index shows; None while it is first filled."""
+    """version: of the store that a server's collection shows; None while it is first filled."""
 
     version: int | None
     bm25: Bm25Settings
     embedder: str | None
 
 
-def open_index(
-    folder: Path,
-    store: LatentStore,
-    *,
-    embedder: Embedder | None,
-    qdrant_url: str | None,
-    collection: str | None,
-) -> PassageIndex:
-    """The passage index at the store's version: built where there is none, updated where it is behind.
+class SharedIndex:
+    """A collection on a Qdrant server, which shows the newest version to all."""
 
-    folder: holds `state.json` and, where no qdrant_url is given, the embedded engine's files.
-    """
-    state = _read_state(folder)
-    indexed = _indexed_version(store, state)
-    if state is None or indexed is None:
-        if state is None and qdrant_url is not None:
-            _refuse_foreign_collection(qdrant_url, collection)
-        return _build(folder, store, embedder, qdrant_url, collection)
-    if state.embedder != (embedder.name if embedder else None):
-        raise KnowledgeBaseError(
-            f"The passage index in {folder} was made with embedder {state.embedder}, not with "
-            f"{embedder.name if embedder else None}."
-        )
-    index = _open(folder, state.bm25, embedder, qdrant_url, collection)
-    if indexed.version != store.version:
-        sync_index(index, store, indexed)
-        _write_state(folder, _State(store.version, state.bm25, state.embedder))
-    return index
-
-
-def sync_index(index: PassageIndex, store: LatentStore, indexed: LatentStore | None) -> None:
-    """Apply what changed between the version that `index` shows (None: nothing) and `store`.
-
-    Interrupted, it can be run again: every step gives the same result twice.
-    """
-    before = {e.name: e for e in indexed.manifest.fragments} if indexed else {}
-    after = {e.name: e for e in store.manifest.fragments}
-    # Deletions first: a changed document has its passages under the same keys again.
-    for name, entry in before.items():
-        gone = set(after[name].deleted) if name in after else set(range(entry.rows))
-        index.delete(_keys(store.fragment_passages(entry, gone - entry.deleted)))
-    for name, entry in after.items():
-        if name not in before:
-            rows = set(range(entry.rows)) - entry.deleted
-            index.upsert(_entries(store.fragment_passages(entry, rows)))
-    index.flush()
-
-
-def _build(
-    folder: Path,
-    store: LatentStore,
-    embedder: Embedder | None,
-    qdrant_url: str | None,
-    collection: str | None,
-) -> PassageIndex:
-    if qdrant_url is not None:
-        from lclm_rag.retrieval.server import drop_collection
-
-        drop_collection(qdrant_url, str(collection))
-    shutil.rmtree(folder / "edge", ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    sample = [row.passage.content for row in itertools.islice(store.passages(), _AVERAGED)]
-    bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
-    name = embedder.name if embedder else None
-    _write_state(folder, _State(None, bm25, name))
-    index = _open(folder, bm25, embedder, qdrant_url, collection)
-    sync_index(index, store, None)
-    # An empty store says nothing of the average length: the next version builds anew.
-    if sample:
-        _write_state(folder, _State(store.version, bm25, name))
-    return index
-
-
-def _open(
-    folder: Path,
-    bm25: Bm25Settings,
-    embedder: Embedder | None,
-    qdrant_url: str | None,
-    collection: str | None,
-) -> PassageIndex:
-    if qdrant_url is not None:
+    def __init__(
+        self,
+        folder: Folder,
+        store: LatentStore,
+        embedder: Embedder | None,
+        qdrant_url: str,
+        collection: str,
+    ) -> None:
         from lclm_rag.retrieval.server import ServerIndex
 
-        return ServerIndex.connect(qdrant_url, str(collection), bm25=bm25, embedder=embedder)
-    if not (folder / "edge").exists():
-        return EdgeIndex.create(folder / "edge", bm25=bm25, embedder=embedder)
-    return EdgeIndex.open(folder / "edge", bm25=bm25, embedder=embedder)
-
-
-def _refuse_foreign_collection(qdrant_url: str, collection: str | None) -> None:
-    from lclm_rag.retrieval.server import collection_exists
-
-    if collection_exists(qdrant_url, str(collection)):
-        raise KnowledgeBaseError(
-            f"The collection {collection!r} at {qdrant_url} is there already, and not of this "
-            "knowledge base; choose another name, or delete it."
+        self._folder = folder
+        self._embedder = embedder
+        self._url = qdrant_url
+        self._collection = collection
+        self._name = embedder.name if embedder else None
+        folder.make()
+        state = _read_state(folder)
+        indexed = _opened(store, state) if state is not None else None
+        if state is None or indexed is None or not len(indexed):
+            if state is None:
+                _refuse_foreign_collection(qdrant_url, collection)
+            self._build(store)
+            return
+        _check_embedder(state.embedder, embedder, folder)
+        self._bm25 = state.bm25
+        self.index: PassageIndex = ServerIndex.connect(
+            qdrant_url, collection, bm25=state.bm25, embedder=embedder
         )
+        self.follow(indexed, store)
+
+    def follow(self, old: LatentStore, new: LatentStore) -> None:
+        """Bring the collection from one version of the store to another."""
+        if old.version == new.version:
+            return
+        if not len(old):
+            self.index.close()
+            self._build(new)
+            return
+        sync_index(self.index, new, old)
+        self._write_state(new.version)
+
+    def optimize(self, store: LatentStore) -> None:
+        self.index.optimize()
+
+    def publish(self, store: LatentStore) -> None:
+        """Everybody has it already."""
+
+    def close(self, store: LatentStore) -> None:
+        self.index.close()
+
+    def _build(self, store: LatentStore) -> None:
+        from lclm_rag.retrieval.server import ServerIndex, drop_collection
+
+        drop_collection(self._url, self._collection)
+        sample = [row.passage.content for row in itertools.islice(store.passages(), _AVERAGED)]
+        self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
+        self._write_state(None)
+        self.index = ServerIndex.connect(
+            self._url, self._collection, bm25=self._bm25, embedder=self._embedder
+        )
+        sync_index(self.index, store, None)
+        self._write_state(store.version)
+
+    def _write_state(self, version: int | None) -> None:
+        state = _State(version, self._bm25, self._name)
+        self._folder.replace("state.json", seal(asdict(state)))
 
 
-def _indexed_version(store: LatentStore, state: _State | None) -> LatentStore | None:
-    """The store at the version that the index shows; None where that is not known any more."""
-    if state is None or state.version is None:
-        return None
-    try:
-        return LatentStore.open(store.path, state.version)
-    except StoreError:
-        return None
+OpenIndex = EmbeddedIndex | SharedIndex
 
 
-def _keys(rows: Iterable[StoredPassage]) -> Iterator[PassageKey]:
-    return (row.passage.key for row in rows)
+def rebuild_snapshot(folder: Folder, store: LatentStore, embedder: str | None) -> None:
+    """Make the embedded index anew and publish it, whatever is published. embedder: a model's name."""
+    from lclm_rag.retrieval import SentenceTransformerEmbedder
+
+    SnapshotFolder(folder).remove_all()
+    model = SentenceTransformerEmbedder(embedder) if embedder else None
+    index = EmbeddedIndex(folder, store, model)
+    index.publish(store)
+    index.close(store)
+
+
+def sync_index(index: PassageIndex, store: LatentStore, indexed: LatentStore | None) -> int:
+    """Apply what changed between the version that `index` shows (None: nothing) and `store`; returns how many
+    passages that were. Interrupted, it can be run again: every step gives the same result twice."""
+    changes = Changes.between(indexed, store)
+    changes.apply(index)
+    return changes.count
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the index of one version has to forget and to learn to be that of another.
+
+    gone, new: fragments with rows. A row that was only written elsewhere (compaction, another codec) is neither.
+    """
+
+    gone: list[tuple[Fragment, list[int]]]
+    new: list[tuple[Fragment, list[int]]]
+
+    @classmethod
+    def between(cls, indexed: LatentStore | None, store: LatentStore) -> Changes:
+        """indexed: None where the index is empty. Only fragments that the two do not share are looked at."""
+        before = {e.name: e for e in indexed.manifest.fragments} if indexed else {}
+        after = {e.name: e for e in store.manifest.fragments}
+        gone = _only_in(indexed, before, after) if indexed else []
+        new = _only_in(store, after, before)
+        moved = _identities(gone) & _identities(new) if gone and new else set()
+        return cls(_without(gone, moved), _without(new, moved))
+
+    @property
+    def count(self) -> int:
+        return sum(len(rows) for _, rows in (*self.gone, *self.new))
+
+    def apply(self, index: PassageIndex) -> None:
+        # Deletions first: a changed document has its passages under the same keys again.
+        for fragment, rows in self.gone:
+            index.delete(map(fragment.key, rows))
+        for fragment, rows in self.new:
+            index.upsert(_entries(map(fragment.read, rows)))
+        index.flush()
+
+
+def _only_in(
+    store: LatentStore, entries: dict[str, FragmentEntry], others: dict[str, FragmentEntry]
+) -> list[tuple[Fragment, list[int]]]:
+    """The rows that one version shows and the other does not, as far as their places tell."""
+    found = []
+    for name, entry in entries.items():
+        shown = visible_rows(entry)
+        if name in others:
+            shown &= ~visible_rows(others[name])
+        if shown.any():
+            found.append((store.fragment(name), [int(row) for row in np.flatnonzero(shown)]))
+    return found
+
+
+def _identity(fragment: Fragment, row: int) -> tuple[int, bytes]:
+    """The same where key, text and metadata are."""
+    return fragment.key_hash(row), fragment.document_hash(row)
+
+
+def _identities(rows: list[tuple[Fragment, list[int]]]) -> set[tuple[int, bytes]]:
+    return {_identity(fragment, row) for fragment, numbers in rows for row in numbers}
+
+
+def _without(
+    rows: list[tuple[Fragment, list[int]]], moved: set[tuple[int, bytes]]
+) -> list[tuple[Fragment, list[int]]]:
+    if not moved:
+        return rows
+    return [(f, [row for row in numbers if _identity(f, row) not in moved]) for f, numbers in rows]
 
 
 def _entries(rows: Iterable[StoredPassage]) -> Iterator[IndexEntry]:
     return (IndexEntry(r.passage.key, r.passage.content, r.passage.metadata) for r in rows)
 
 
-def _read_state(folder: Path) -> _State | None:
+def _opened(store: LatentStore, made_from: Snapshot | _State) -> LatentStore | None:
+    """The store at the version that an index shows; None where that is not there any more."""
+    if made_from.version is None:
+        return None
     try:
-        raw = json.loads((folder / "state.json").read_text("utf-8"))
+        return LatentStore.open(store.folder, made_from.version)
+    except StoreError:
+        return None
+
+
+def _check_embedder(made_with: str | None, embedder: Embedder | None, folder: Folder) -> None:
+    given = embedder.name if embedder else None
+    if made_with != given:
+        raise KnowledgeBaseError(
+            f"The passage index in {folder} was made with embedder {made_with}, not with {given}."
+        )
+
+
+def _require_space(path: Path, passages: int) -> None:
+    """The engine maps its files, and a full disk would end the process in the middle of a write."""
+    needed = _SPACE_BYTES + passages * _SPACE_PER_PASSAGE
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise PassageIndexError(
+            f"The passage index needs about {needed / 1e6:,.0f} MB of disk in {path.parent}, and "
+            f"{free / 1e6:,.0f} MB are free. What is committed stands; the index follows when the knowledge "
+            "base is opened with enough room."
+        )
+
+
+def _refuse_foreign_collection(qdrant_url: str, collection: str) -> None:
+    from lclm_rag.retrieval.server import collection_exists
+
+    if collection_exists(qdrant_url, collection):
+        raise KnowledgeBaseError(
+            f"The collection {collection!r} at {qdrant_url} is there already, and not of this "
+            "knowledge base; choose another name, or delete it."
+        )
+
+
+def _read_state(folder: Folder) -> _State | None:
+    try:
+        raw = unseal(folder.read("state.json"))
         return _State(raw["version"], Bm25Settings(**raw["bm25"]), raw["embedder"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # The index is derived: what cannot be read is built anew.
-
-
-def _write_state(folder: Path, state: _State) -> None:
-    write_json(folder / "state.json", asdict(state))
+        return None  # Derived: what cannot be read is built anew.

@@ -25,7 +25,6 @@ from lclm_rag.retrieval.filters import (
 from lclm_rag.retrieval.index import (
     IndexEntry,
     IndexHit,
-    IndexLockedError,
     PassageIndex,
     PassageIndexError,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "In",
     "IndexEntry",
     "IndexHit",
-    "IndexLockedError",
     "Missing",
     "Not",
     "Or",

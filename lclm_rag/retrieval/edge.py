@@ -1,4 +1,8 @@
-"""The passage index in process: Qdrant Edge, in a folder that one process has open at a time."""
+"""The passage index in process: Qdrant Edge, in a folder of this process's own.
+
+The engine's write-ahead log is off, and with it the lock that the log holds: what is on disk is whole after
+`flush` only. `lclm_rag.indexing.snapshots` gives each process a private folder, and publishes flushed ones.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,11 @@ from typing import Any
 
 import qdrant_edge as edge
 
+from lclm_rag.documents import PassageKey
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
-from lclm_rag.retrieval.index import IndexHit, IndexLockedError, PassageIndexError
+from lclm_rag.retrieval.index import IndexHit, PassageIndexError
 from lclm_rag.retrieval.points import passage_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
@@ -29,7 +34,7 @@ from lclm_rag.retrieval.qdrant_index import (
     check_dense_width,
 )
 
-__all__ = ["EdgeIndex"]
+__all__ = ["EdgeIndex", "settle", "stored_keys"]
 
 # Edge's own file; it says which vectors a shard has, which the Python API does not.
 _CONFIG = "edge_config.json"
@@ -81,8 +86,7 @@ class EdgeIndex(QdrantIndex):
         config = edge.EdgeConfig(
             vectors=vectors,
             sparse_vectors={BM25: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
-            # Without it a crash loses what was written, and two processes can write at once.
-            wal_enabled=True,
+            wal_enabled=False,
         )
         with _edge_errors(path):
             shard = edge.EdgeShard.create(str(path), config)
@@ -94,8 +98,7 @@ class EdgeIndex(QdrantIndex):
     ) -> EdgeIndex:
         """The index that `create` made in `path`, given the same settings and embedder.
 
-        Raises IndexLockedError where it is open elsewhere, PassageIndexError where there is none,
-        it is damaged, or it does not fit the embedder.
+        Raises PassageIndexError where there is none, it is damaged, or it does not fit the embedder.
         """
         path = Path(path)
         # Edge would lay down an empty shard in a folder that has none.
@@ -158,11 +161,7 @@ class EdgeIndex(QdrantIndex):
             shard.update(operation)
 
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
-        condition = (
-            None
-            if filter is None
-            else translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
-        )
+        condition = _condition(filter)
         words = edge.Query.Nearest(edge.SparseVector(vectors.indices, vectors.values), using=BM25)
         if vectors.dense is None:
             request = edge.QueryRequest(
@@ -185,9 +184,9 @@ class EdgeIndex(QdrantIndex):
         return [IndexHit(passage_key(point.payload), point.score) for point in found]
 
     def _scroll(
-        self, filter: Filter, limit: int, offset: Any
+        self, filter: Filter | None, limit: int, offset: Any
     ) -> tuple[list[dict[str, Any] | None], Any]:
-        condition = translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
+        condition = _condition(filter)
         request = edge.ScrollRequest(
             offset=offset, limit=limit, filter=condition, with_payload=PAYLOAD_KEYS
         )
@@ -201,6 +200,33 @@ class EdgeIndex(QdrantIndex):
             if self._shard is None:
                 raise PassageIndexError(f"The passage index at {self._path} is closed.")
             yield self._shard
+
+
+def settle(path: Path) -> None:
+    """Open and close an index once: what the engine tidies up at an opening is then tidy."""
+    _load(path).close()
+
+
+def stored_keys(path: Path) -> set[PassageKey]:
+    """The keys of all passages in an index, whatever its embedder. PassageIndexError where it is damaged."""
+    shard = _load(path)
+    keys: set[PassageKey] = set()
+    with _edge_errors(path):
+        offset = None
+        while True:
+            request = edge.ScrollRequest(offset=offset, limit=10_000, with_payload=PAYLOAD_KEYS)
+            found, offset = shard.scroll(request)
+            keys.update(passage_key(record.payload) for record in found)
+            if offset is None:
+                break
+        shard.close()
+    return keys
+
+
+def _condition(filter: Filter | None) -> Any:
+    if filter is None:
+        return None
+    return translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
 
 
 def _point(point: PointData) -> edge.Point:
@@ -234,8 +260,4 @@ def _edge_errors(path: Path) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = str(error).removeprefix("Service runtime error: ")
-        if "Can't init WAL" in reason and "WouldBlock" in reason:
-            raise IndexLockedError(
-                f"The passage index at {path} is open elsewhere; close it there first."
-            ) from error
         raise PassageIndexError(f"The passage index at {path} failed: {reason}") from error

@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lclm_rag.documents import Metadata, PassageKey
-from lclm_rag.errors import LclmRagError, LockedError
+from lclm_rag.errors import LclmRagError
 from lclm_rag.retrieval.filters import Filter
 
-__all__ = ["IndexEntry", "IndexHit", "IndexLockedError", "PassageIndex", "PassageIndexError"]
+__all__ = ["IndexEntry", "IndexHit", "PassageIndex", "PassageIndexError"]
 
 
 class PassageIndexError(LclmRagError, RuntimeError):
     """The index cannot be reached, read or written; the message says why, in a sentence."""
-
-
-class IndexLockedError(PassageIndexError, LockedError):
-    """Another process, or another object in this one, holds the index."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,8 @@ class PassageIndex(Protocol):
         """
         ...
 
-    def keys(self, filter: Filter) -> list[PassageKey]:
-        """All passages that the filter keeps, in the order of their keys."""
+    def keys(self, filter: Filter | None) -> list[PassageKey]:
+        """All passages that the filter keeps (None: all there are), in the order of their keys."""
         ...
 
     def count(self) -> int:

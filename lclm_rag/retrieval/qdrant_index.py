@@ -107,7 +107,7 @@ class QdrantIndex(ABC):
             hits = self._query(vectors, top_k + _TIE_REACH, filter)
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
 
-    def keys(self, filter: Filter) -> list[PassageKey]:
+    def keys(self, filter: Filter | None) -> list[PassageKey]:
         keys: list[PassageKey] = []
         offset = None
         while True:
@@ -122,7 +122,7 @@ class QdrantIndex(ABC):
 
     @abstractmethod
     def _scroll(
-        self, filter: Filter, limit: int, offset: Any
+        self, filter: Filter | None, limit: int, offset: Any
     ) -> tuple[list[dict[str, Any] | None], Any]:
         """Payloads of at most `limit` points from `offset` (None: the first) on, and the next offset."""
 

@@ -11,6 +11,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
+from lclm_rag.documents import PassageKey
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
@@ -26,7 +27,7 @@ from lclm_rag.retrieval.qdrant_index import (
     check_dense_width,
 )
 
-__all__ = ["ServerIndex", "collection_exists", "drop_collection"]
+__all__ = ["ServerIndex", "collection_exists", "collection_keys", "drop_collection"]
 
 _TIMEOUT = 60  # seconds that one request may take
 
@@ -150,9 +151,9 @@ class ServerIndex(QdrantIndex):
         return [IndexHit(passage_key(point.payload), point.score) for point in found.points]
 
     def _scroll(
-        self, filter: Filter, limit: int, offset: Any
+        self, filter: Filter | None, limit: int, offset: Any
     ) -> tuple[list[dict[str, Any] | None], Any]:
-        condition = translate(filter, models, models.Range, _is_empty)
+        condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
         with self._server_errors():
             found, following = self._client.scroll(
                 self._collection,
@@ -171,6 +172,20 @@ def collection_exists(url: str, collection: str) -> bool:
     """Raises PassageIndexError where the server cannot be reached, as `drop_collection` does."""
     with _errors_at(url, collection), closing(_client(url)) as client:
         return client.collection_exists(collection)
+
+
+def collection_keys(url: str, collection: str) -> set[PassageKey]:
+    """The keys of all passages in a collection."""
+    keys: set[PassageKey] = set()
+    with _errors_at(url, collection), closing(_client(url)) as client:
+        offset = None
+        while True:
+            found, offset = client.scroll(
+                collection, limit=10_000, offset=offset, with_payload=PAYLOAD_KEYS
+            )
+            keys.update(passage_key(record.payload) for record in found)
+            if offset is None:
+                return keys
 
 
 def drop_collection(url: str, collection: str) -> None:

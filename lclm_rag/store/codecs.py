@@ -45,8 +45,16 @@ def encode(latents: torch.Tensor, codec: CodecName) -> Bytes:
     return as_bytes
 
 
-def decode(stored: Bytes, codec: CodecName) -> torch.Tensor:
+def decode(
+    stored: Bytes, codec: CodecName, width: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """uint8 [n, latent_bytes] → [n, width] in the codec's own dtype, sharing the memory."""
+    import warnings
+
     import torch
 
-    return torch.from_numpy(stored).view(getattr(torch, _DTYPES[codec]))
+    with warnings.catch_warnings():
+        # The map is read-only, and so is what torch makes of it: nobody here writes to it.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        decoded = torch.from_numpy(stored).view(getattr(torch, _DTYPES[codec]))
+    return decoded if dtype is None else decoded.to(dtype)

@@ -1,36 +1,53 @@
-"""A fragment: one immutable, uncompressed Arrow IPC file of passages, read by memory map."""
+"""A fragment: one immutable, uncompressed Arrow IPC file with one record batch of passages."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import warnings
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from lclm_rag.checkpoint import Space
 from lclm_rag.documents import Passage, PassageKey
 from lclm_rag.errors import StoreError
-from lclm_rag.store.codecs import CodecName, decode, encode, latent_bytes
+from lclm_rag.folders import Folder, MappedFile
+from lclm_rag.store.codecs import Bytes, CodecName, decode, encode, latent_bytes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Fragment", "Layout", "StoredPassage", "key_hash", "write_fragment"]
+__all__ = [
+    "FORMAT_VERSION",
+    "DamagedError",
+    "Fragment",
+    "Layout",
+    "StoredPassage",
+    "decode_latents",
+    "key_hash",
+    "write_fragment",
+]
 
-FORMAT_VERSION = 2
-_ROWS_PER_BATCH = 256
+FORMAT_VERSION = 3
+
+# What a reader of a remote file fetches of either end: Arrow's schema, batch header and footer are there.
+_END_BYTES = 64 * 1024
+
+
+class DamagedError(StoreError):
+    """Bytes of the store are not what was written."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What every fragment of a store has in common; kept in each fragment's schema metadata.
+    """What all fragments of a version have in common; kept in each fragment's schema metadata.
 
     codec, space, width: how latents are stored. fingerprint: of the encoder that made them.
     compression_ratio: source tokens for one latent.
@@ -42,26 +59,37 @@ class Layout:
     fingerprint: str
     compression_ratio: int
 
+    @property
+    def latent_bytes(self) -> int:
+        """Bytes of one latent."""
+        return latent_bytes(self.codec, self.width)
+
     def schema(self) -> pa.Schema:
-        latent = pa.binary(latent_bytes(self.codec, self.width))
+        """The columns, in the order in which they lie in the file.
+
+        key_hash comes first, so that looking keys up reads one stretch of each fragment; checksum is that of
+        the row (`StoredPassage.checksum`); last is true in a document's last passage.
+        """
+        latent = pa.field("item", pa.binary(self.latent_bytes), nullable=False)
+        # Large where the rows of a fragment may hold more than 2 GiB.
+        columns = {
+            "key_hash": pa.uint64(),
+            "checksum": pa.uint64(),
+            "ordinal": pa.int32(),
+            "last": pa.uint8(),
+            "start": pa.int64(),
+            "end": pa.int64(),
+            "tokens": pa.int32(),
+            "document_hash": pa.binary(32),
+            "document_id": pa.large_string(),
+            "header": pa.large_string(),
+            "text": pa.large_string(),
+            "metadata": pa.large_string(),
+            "latents": pa.large_list(latent),
+        }
+        fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
         metadata = {k: str(v) for k, v in vars(self).items()}
-        return pa.schema(
-            [
-                pa.field("key_hash", pa.uint64(), nullable=False),
-                pa.field("document_id", pa.string(), nullable=False),
-                pa.field("ordinal", pa.int32(), nullable=False),
-                pa.field("start", pa.int64(), nullable=False),
-                pa.field("end", pa.int64(), nullable=False),
-                pa.field("tokens", pa.int32(), nullable=False),
-                pa.field("header", pa.string(), nullable=False),
-                # Large: the rows of a batch may hold more than 2 GiB of either.
-                pa.field("text", pa.large_string(), nullable=False),
-                pa.field("metadata", pa.large_string(), nullable=False),
-                pa.field("document_hash", pa.binary(32), nullable=False),
-                pa.field("latents", pa.large_list(pa.field("item", latent, nullable=False))),
-            ],
-            metadata={"format_version": str(FORMAT_VERSION), **metadata},
-        )
+        return pa.schema(fields, metadata={"format_version": str(FORMAT_VERSION), **metadata})
 
 
 @dataclass(frozen=True)
@@ -69,14 +97,76 @@ class StoredPassage:
     """A passage as the store keeps it.
 
     tokens: source tokens (of the encoder's tokenizer), its header's among them. document_hash:
-    `Document.content_hash()`.
-    latents: [n_latents, width]; when read, in the codec's dtype and backed by the memory map.
+    `Document.content_hash()`. last: whether it is its document's last passage. encoded: uint8
+    [n_latents, layout.latent_bytes]; when read, a view of the mapped file.
     """
 
     passage: Passage
     tokens: int
     document_hash: bytes
-    latents: torch.Tensor
+    last: bool
+    encoded: Bytes
+    layout: Layout
+
+    @classmethod
+    def encode(
+        cls,
+        passage: Passage,
+        tokens: int,
+        document_hash: bytes,
+        last: bool,
+        latents: torch.Tensor,
+        layout: Layout,
+    ) -> StoredPassage:
+        """latents: [n_latents, layout.width]. StoreError where the codec cannot hold them."""
+        return cls(passage, tokens, document_hash, last, encode(latents, layout.codec), layout)
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """[n_latents, width]: bf16 and fp16 share the stored memory, int8 and int4 become float32."""
+        return decode(self.encoded, self.layout.codec, self.layout.width)
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes in a file."""
+        return self.encoded.nbytes + self.passage.characters
+
+    def checksum(self) -> int:
+        """XXH3 (64 bits) over every field: a read finds a byte that is not as it was written."""
+        p = self.passage
+        metadata = json.dumps(dict(p.metadata), ensure_ascii=False)
+        numbers = (p.key.ordinal, p.start, p.end, self.tokens, int(self.last))
+        texts = (p.key.document_id, p.header, p.text, metadata)
+        return _row_checksum(numbers, self.document_hash, [t.encode() for t in texts], self.encoded)
+
+
+def _row_checksum(
+    numbers: Sequence[int], document_hash: bytes, texts: Sequence[bytes], encoded: Bytes
+) -> int:
+    digest = xxhash.xxh3_64(struct.pack("<5q", *numbers))
+    digest.update(document_hash)
+    for text in texts:
+        digest.update(struct.pack("<q", len(text)))
+        digest.update(text)
+    digest.update(encoded.data)
+    return digest.intdigest()
+
+
+def decode_latents(
+    rows: Sequence[StoredPassage], dtype: torch.dtype | None = None
+) -> list[torch.Tensor]:
+    """The latents of each row, [n_latents, width], decoded in one go.
+
+    dtype: None is bf16 and fp16 as they are, sharing the stored memory, and float32 for int8 and int4.
+    """
+    if not rows:
+        return []
+    layout = rows[0].layout
+    if layout.codec in ("bf16", "fp16"):
+        return [decode(row.encoded, layout.codec, layout.width, dtype) for row in rows]
+    joined = np.concatenate([row.encoded for row in rows])
+    decoded = decode(joined, layout.codec, layout.width, dtype)
+    return list(decoded.split([len(row.encoded) for row in rows]))
 
 
 def key_hash(key: PassageKey) -> int:
@@ -85,130 +175,190 @@ def key_hash(key: PassageKey) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def write_fragment(path: Path, rows: Sequence[StoredPassage], layout: Layout) -> tuple[int, str]:
-    """Write and sync a fragment under a temporary name, then rename it: (bytes, SHA-256).
+def write_fragment(
+    folder: Folder, name: str, rows: Sequence[StoredPassage]
+) -> tuple[int, str, int]:
+    """Write rows of one layout to a new file, whole and durable before it has its name.
 
-    Nothing is left behind where writing fails.
+    Returns its size in bytes, its SHA-256, and where in it the key hashes begin. Nothing is left behind where
+    writing fails.
     """
-    temporary = path.with_suffix(".tmp")
-    schema = layout.schema()
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for start in range(0, len(rows), _ROWS_PER_BATCH):
-                writer.write_batch(_to_batch(rows[start : start + _ROWS_PER_BATCH], layout, schema))
-        with temporary.open("rb+") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-            os.fsync(f.fileno())
-        size = temporary.stat().st_size
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return size, digest
+    return folder.write(name, partial(_fill, _to_batch(rows)))
 
 
-def _to_batch(rows: Sequence[StoredPassage], layout: Layout, schema: pa.Schema) -> pa.RecordBatch:
-    import torch
+def _fill(batch: pa.RecordBatch, path: Path) -> tuple[int, str, int]:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with path.open("rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    file = pa.memory_map(str(path)).read_buffer()
+    written = pa.ipc.open_file(pa.BufferReader(file)).get_batch(0)
+    keys = written.column("key_hash").buffers()[1].address - file.address
+    return file.size, digest, keys
 
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    offsets[1:] = np.cumsum([len(row.latents) for row in rows])
-    stored = encode(torch.cat([row.latents for row in rows]), layout.codec)
-    latent_type = schema.field("latents").type.value_type
-    values = pa.Array.from_buffers(latent_type, len(stored), [None, pa.py_buffer(stored)])
+
+def _to_batch(rows: Sequence[StoredPassage]) -> pa.RecordBatch:
+    schema = rows[0].layout.schema()
     passages = [row.passage for row in rows]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "key_hash": [key_hash(p.key) for p in passages],
-        "document_id": [p.key.document_id for p in passages],
+        "checksum": [row.checksum() for row in rows],
         "ordinal": [p.key.ordinal for p in passages],
+        "last": [int(row.last) for row in rows],
         "start": [p.start for p in passages],
         "end": [p.end for p in passages],
         "tokens": [row.tokens for row in rows],
+        "document_hash": [row.document_hash for row in rows],
+        "document_id": [p.key.document_id for p in passages],
         "header": [p.header for p in passages],
         "text": [p.text for p in passages],
         "metadata": [json.dumps(dict(p.metadata), ensure_ascii=False) for p in passages],
-        "document_hash": [row.document_hash for row in rows],
     }
     arrays: list[pa.Array] = [pa.array(v, schema.field(n).type) for n, v in columns.items()]
-    arrays.append(
-        pa.LargeListArray.from_arrays(pa.array(offsets), values, type=schema.field("latents").type)
+    latents = schema.field("latents").type
+    encoded = np.concatenate([row.encoded for row in rows])
+    values = pa.Array.from_buffers(
+        latents.value_type, len(encoded), [None, pa.py_buffer(encoded.reshape(-1))]
     )
+    offsets = np.cumsum([0, *(len(row.encoded) for row in rows)])
+    arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), values, type=latents))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+_FIXED = {
+    "key_hash": np.uint64,
+    "checksum": np.uint64,
+    "ordinal": np.int32,
+    "last": np.uint8,
+    "start": np.int64,
+    "end": np.int64,
+    "tokens": np.int32,
+    "document_hash": np.dtype("V32"),
+}
+_TEXTS = ("document_id", "header", "text", "metadata")
+
+
 class Fragment:
-    """A fragment opened by memory map; rows are counted from 0."""
+    """A fragment opened by memory map; rows are counted from 0. Only what is asked for is looked at."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self.path = path
+    def __init__(self, file: MappedFile, where: str, layout: Layout) -> None:
+        self._file = file
+        self._where = where
         self._layout = layout
+        size = file.buffer.size
+        file.need(0, min(size, _END_BYTES))
+        file.need(max(0, size - _END_BYTES), size)
         try:
-            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError(f"Fragment {path} cannot be read: {error}.") from error
-        expected = layout.schema()
-        if not self._file.schema.equals(expected, check_metadata=True):
-            raise StoreError(f"Fragment {path} does not have the layout of its store.")
-        self._batches: dict[int, pa.RecordBatch] = {}
+            reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
+            batch = reader.get_batch(0)
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedError(f"Fragment {where} cannot be read: {error}.") from error
+        if not reader.schema.equals(layout.schema(), check_metadata=True):
+            raise DamagedError(f"Fragment {where} does not have the layout of its store.")
+        self.rows: int = batch.num_rows
+        self._fixed = {name: self._view(batch, name, 1, kind) for name, kind in _FIXED.items()}
+        self._offsets = {n: self._view(batch, n, 1, np.int64) for n in (*_TEXTS, "latents")}
+        self._texts = {name: self._view(batch, name, 2, np.uint8) for name in _TEXTS}
+        # A list's buffers are its validity and offsets, then those of its values.
+        flat = self._view(batch, "latents", 3, np.uint8)
+        self._latents = flat[: len(flat) - len(flat) % layout.latent_bytes].reshape(
+            -1, layout.latent_bytes
+        )
+        self._sound: set[int] = set()
 
-    def key_hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        """uint64 [rows]."""
-        batches = [self._batch(i) for i in range(self._file.num_record_batches)]
-        return np.concatenate([b.column("key_hash").to_numpy() for b in batches])
-
-    def ordinals(self) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """int32 [rows]: the place of each passage in its document."""
-        batches = [self._batch(i) for i in range(self._file.num_record_batches)]
-        return np.concatenate([b.column("ordinal").to_numpy() for b in batches])
+    def _view(self, batch: pa.RecordBatch, name: str, buffer: int, kind: Any) -> np.ndarray:
+        """A buffer of a column as an array, over the mapped file; empty where there is none."""
+        found = batch.column(name).buffers()[buffer]
+        if found is None:
+            return np.empty(0, kind)
+        usable = found.size - found.size % np.dtype(kind).itemsize
+        return np.frombuffer(found, kind, usable // np.dtype(kind).itemsize)
 
     def key(self, row: int) -> PassageKey:
-        batch, i = self._locate(row)
-        return PassageKey(
-            batch.column("document_id")[i].as_py(), batch.column("ordinal")[i].as_py()
-        )
+        return PassageKey(self._text("document_id", row), int(self._number("ordinal", row)))
+
+    def key_hash(self, row: int) -> int:
+        return int(self._number("key_hash", row))
+
+    @property
+    def keys_offset(self) -> int:
+        """Where in the file the key hashes begin."""
+        address: int = self._fixed["key_hash"].__array_interface__["data"][0]
+        return address - int(self._file.buffer.address)
 
     def document_hash(self, row: int) -> bytes:
-        batch, i = self._locate(row)
-        return bytes(batch.column("document_hash")[i].as_py())
+        return bytes(self._number("document_hash", row))
+
+    def tokens(self, row: int) -> int:
+        return int(self._number("tokens", row))
+
+    def is_last(self, row: int) -> bool:
+        return bool(self._number("last", row))
+
+    def latent_count(self, row: int) -> int:
+        first, stop = self._span("latents", row, len(self._latents))
+        return stop - first
 
     def read(self, row: int) -> StoredPassage:
-        """One passage. Its latents are a view of the mapped file, valid as long as they are held."""
-        batch, i = self._locate(row)
-        values = {
-            n: batch.column(n)[i].as_py()
-            for n in ("start", "end", "tokens", "header", "text", "metadata")
-        }
-        passage = Passage(
-            key=self.key(row),
-            start=values["start"],
-            end=values["end"],
-            text=values["text"],
-            metadata=json.loads(values["metadata"]),
-            header=values["header"],
-        )
-        return StoredPassage(
-            passage, values["tokens"], self.document_hash(row), self._latents(batch, i)
-        )
+        """One passage. Its latents are a view of the mapped file, valid as long as they are held.
 
-    def _latents(self, batch: pa.RecordBatch, i: int) -> torch.Tensor:
-        column = batch.column("latents")
-        first, last = column.offsets[i].as_py(), column.offsets[i + 1].as_py()
-        size = latent_bytes(self._layout.codec, self._layout.width)
-        buffer = column.values.buffers()[1]
-        stored = np.frombuffer(buffer, np.uint8, (last - first) * size, first * size)
-        with warnings.catch_warnings():
-            # The map is read-only, and so is what torch makes of it: nobody here writes to it.
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            return decode(stored.reshape(-1, size), self._layout.codec)
+        Raises DamagedError where the row is not what was written.
+        """
+        texts = [self._text_bytes(name, row) for name in _TEXTS]
+        encoded = self._encoded(row)
+        names = ("ordinal", "start", "end", "tokens", "last")
+        numbers = [int(self._number(name, row)) for name in names]
+        document_hash = self.document_hash(row)
+        if row not in self._sound:
+            if _row_checksum(numbers, document_hash, texts, encoded) != self._checksum(row):
+                raise self._damaged(row, "its checksum does not match")
+            self._sound.add(row)
+        ordinal, start, end, tokens, last = numbers
+        document_id, header, text, metadata = (each.decode() for each in texts)
+        key = PassageKey(document_id, ordinal)
+        passage = Passage(key, start, end, text, json.loads(metadata), header)
+        return StoredPassage(passage, tokens, document_hash, bool(last), encoded, self._layout)
 
-    def rows(self) -> Iterator[StoredPassage]:
+    def read_all(self) -> Iterator[StoredPassage]:
         """All rows in order."""
-        count = sum(self._batch(i).num_rows for i in range(self._file.num_record_batches))
-        yield from (self.read(row) for row in range(count))
+        return map(self.read, range(self.rows))
 
-    def _locate(self, row: int) -> tuple[pa.RecordBatch, int]:
-        return self._batch(row // _ROWS_PER_BATCH), row % _ROWS_PER_BATCH
+    def _checksum(self, row: int) -> int:
+        return int(self._number("checksum", row))
 
-    def _batch(self, index: int) -> pa.RecordBatch:
-        if index not in self._batches:
-            self._batches[index] = self._file.get_batch(index)
-        return self._batches[index]
+    def _encoded(self, row: int) -> Bytes:
+        first, stop = self._span("latents", row, len(self._latents))
+        return self._needed(self._latents[first:stop])
+
+    def _text(self, name: str, row: int) -> str:
+        try:
+            return self._text_bytes(name, row).decode()
+        except UnicodeDecodeError as error:
+            raise self._damaged(row, f"{name} is no text") from error
+
+    def _text_bytes(self, name: str, row: int) -> bytes:
+        first, stop = self._span(name, row, len(self._texts[name]))
+        return self._needed(self._texts[name][first:stop]).tobytes()
+
+    def _number(self, name: str, row: int) -> Any:
+        return self._needed(self._fixed[name][row : row + 1])[0]
+
+    def _span(self, name: str, row: int, size: int) -> tuple[int, int]:
+        """Where a row's values begin and end; checked, because nothing else keeps a damaged offset from
+        pointing outside the file."""
+        first, stop = map(int, self._needed(self._offsets[name][row : row + 2]))
+        if not 0 <= first <= stop <= size:
+            raise self._damaged(row, f"{name} points outside the file")
+        return first, stop
+
+    def _needed(self, view: np.ndarray) -> np.ndarray:
+        """The same view, its bytes there."""
+        start = view.__array_interface__["data"][0] - self._file.buffer.address
+        self._file.need(start, start + view.nbytes)
+        return view
+
+    def _damaged(self, row: int, what: str) -> DamagedError:
+        return DamagedError(
+            f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
+            "verify --repair makes room for adding it again."
+        )

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from lclm_rag.errors import StoreError
-from lclm_rag.store.fragment import FORMAT_VERSION, Layout
+from lclm_rag.folders import Folder
+from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.store.fragment import FORMAT_VERSION, DamagedError, Layout
 
-__all__ = ["FragmentEntry", "Manifest", "latest_version", "read_manifest", "write_manifest"]
+__all__ = [
+    "FragmentEntry",
+    "Manifest",
+    "Operation",
+    "Totals",
+    "committed_versions",
+    "manifest_name",
+    "pack_entry",
+    "read_manifest",
+    "unpack_entry",
+    "write_manifest",
+]
+
+Operation = Literal["create", "add", "delete", "sync", "compact", "convert", "repair"]
 
 
 @dataclass(frozen=True)
 class FragmentEntry:
-    """One fragment of a version. `deleted`: rows that this version no longer shows."""
+    """One fragment of a version.
+
+    rows, latents, tokens: of the whole file. bytes: its size. keys_offset: where in it the key hashes begin
+    (uint64 for each row). deleted: rows that this version does not show.
+    """
 
     name: str
     rows: int
@@ -25,93 +42,142 @@ class FragmentEntry:
     tokens: int
     bytes: int
     sha256: str
+    keys_offset: int
     deleted: frozenset[int] = frozenset()
+
+    def without(self, rows: Iterable[int]) -> FragmentEntry:
+        """The same with these rows deleted as well."""
+        return replace(self, deleted=self.deleted | frozenset(rows))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a version shows."""
+
+    documents: int = 0
+    passages: int = 0
+    tokens: int = 0
+    latents: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return self._joined(other, 1)
+
+    def __sub__(self, other: Totals) -> Totals:
+        return self._joined(other, -1)
+
+    def _joined(self, other: Totals, sign: int) -> Totals:
+        return Totals(
+            self.documents + sign * other.documents,
+            self.passages + sign * other.passages,
+            self.tokens + sign * other.tokens,
+            self.latents + sign * other.latents,
+        )
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version: which fragments, which deletions."""
+    """One version: which fragments, which deletions. operation: what made it. created: UTC, ISO 8601."""
 
     version: int
     layout: Layout
-    fragments: tuple[FragmentEntry, ...] = field(default_factory=tuple)
+    fragments: tuple[FragmentEntry, ...]
+    totals: Totals
+    operation: Operation
+    created: str
+
+    @classmethod
+    def first(cls, layout: Layout) -> Manifest:
+        return cls(0, layout, (), Totals(), "create", _now())
+
+    def next(
+        self,
+        fragments: Iterable[FragmentEntry],
+        totals: Totals,
+        operation: Operation,
+        layout: Layout,
+    ) -> Manifest:
+        return Manifest(self.version + 1, layout, tuple(fragments), totals, operation, _now())
 
     @property
-    def passages(self) -> int:
-        return sum(f.rows - len(f.deleted) for f in self.fragments)
+    def bytes(self) -> int:
+        """Of the fragments, deleted rows included."""
+        return sum(entry.bytes for entry in self.fragments)
 
 
-def latest_version(folder: Path) -> int | None:
-    """The newest committed version in `folder`; None where there is none."""
-    versions = [int(path.stem) for path in folder.glob("[0-9]*.json")]
-    return max(versions, default=None)
+def committed_versions(folder: Folder) -> list[int]:
+    """The versions that are there, oldest first."""
+    stems = (facts.name.removesuffix(".json") for facts in folder.files())
+    return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
-def read_manifest(folder: Path, version: int) -> Manifest:
-    """Raises StoreError where the file is missing, damaged, or of a later format."""
-    path = _path(folder, version)
+def read_manifest(folder: Folder, version: int) -> Manifest:
+    """Raises StoreError where there is no such version, it is damaged, or of another format."""
+    name = manifest_name(version)
     try:
-        outer = json.loads(path.read_text("utf-8"))
-        body = outer["manifest"]
-        intact = outer["sha256"] == _digest(body)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"Manifest {path} cannot be read: {error}.") from error
-    if not intact:
-        raise StoreError(f"Manifest {path} is damaged: its checksum does not match.")
+        body = unseal(folder.read(name))
+    except FileNotFoundError as error:
+        there = ", ".join(map(str, committed_versions(folder)[-8:]))
+        raise StoreError(f"There is no version {version} in {folder}; there is {there}.") from error
+    except ValueError as error:
+        raise DamagedError(
+            f"Manifest {folder / name} is damaged: {error}. lclm-rag verify --repair goes back to the "
+            "version before."
+        ) from error
     if body["format_version"] != FORMAT_VERSION:
         raise StoreError(
             f"The store has format version {body['format_version']}; this lclm-rag reads "
-            f"{FORMAT_VERSION}. Use the version of lclm-rag that wrote it, or a newer one."
+            f"{FORMAT_VERSION}. Use the version of lclm-rag that wrote it, or build it anew."
         )
-    fragments = [
-        FragmentEntry(**{**entry, "deleted": frozenset(entry["deleted"])})
-        for entry in body["fragments"]
-    ]
-    return Manifest(body["version"], Layout(**body["layout"]), tuple(fragments))
+    return Manifest(
+        body["version"],
+        Layout(**body["layout"]),
+        tuple(unpack_entry(entry) for entry in body["fragments"]),
+        Totals(**body["totals"]),
+        body["operation"],
+        body["created"],
+    )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit a version: write aside, sync, link into place. A version is never replaced.
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Commit a version. A version is never replaced.
 
     Raises StoreError where the version exists already (another writer was faster).
     """
-    body: dict[str, Any] = {
+    body = {
         "format_version": FORMAT_VERSION,
-        "version": manifest.version,
+        **{n: getattr(manifest, n) for n in ("version", "operation", "created")},
         "layout": asdict(manifest.layout),
-        "fragments": [
-            {**asdict(entry), "deleted": sorted(entry.deleted)} for entry in manifest.fragments
-        ],
+        "totals": asdict(manifest.totals),
+        "fragments": [pack_entry(entry) for entry in manifest.fragments],
     }
-    path = _path(folder, manifest.version)
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as f:
-            json.dump({"sha256": _digest(body), "manifest": body}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.link(temporary, path)
+        folder.create(manifest_name(manifest.version), seal(body))
     except FileExistsError as error:
         raise StoreError(
-            f"Version {manifest.version} of the store is already committed."
+            f"Version {manifest.version} of {folder} has been committed by another writer meanwhile; run "
+            "the same command again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
+    """As JSON; deleted rows as runs, [first, one after the last]."""
+    runs: list[list[int]] = []
+    for row in sorted(entry.deleted):
+        if runs and runs[-1][1] == row:
+            runs[-1][1] += 1
+        else:
+            runs.append([row, row + 1])
+    return {**vars(entry), "deleted": runs}
 
 
-def _path(folder: Path, version: int) -> Path:
-    return folder / f"{version:010d}.json"
+def unpack_entry(packed: dict[str, Any]) -> FragmentEntry:
+    rows = (row for first, stop in packed["deleted"] for row in range(first, stop))
+    return FragmentEntry(**{**packed, "deleted": frozenset(rows)})
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def manifest_name(version: int) -> str:
+    return f"{version:010d}.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -2,65 +2,80 @@
 
 from __future__ import annotations
 
-import errno
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from lclm_rag.documents import PassageKey
-from lclm_rag.errors import LockedError, StoreError
-from lclm_rag.store.fragment import Fragment, Layout, StoredPassage, key_hash, write_fragment
+from lclm_rag.errors import StoreError
+from lclm_rag.folders import Folder, open_folder
+from lclm_rag.store.fragment import Fragment, Layout, StoredPassage, key_hash
+from lclm_rag.store.locks import Lease, reading
 from lclm_rag.store.manifest import (
     FragmentEntry,
     Manifest,
-    latest_version,
+    committed_versions,
     read_manifest,
-    sync_folder,
     write_manifest,
 )
 
-__all__ = ["LatentStore", "StoreWriter"]
+__all__ = [
+    "FRAGMENTS",
+    "LEASES",
+    "MANIFESTS",
+    "UNCOMMITTED",
+    "LatentStore",
+    "Place",
+    "newest_version",
+    "read_versions",
+]
 
-_FRAGMENT_BYTES = 64 * 2**20
-"""A writer starts a new fragment once the latents, texts and metadata it holds reach this size."""
+FRAGMENTS, MANIFESTS, LEASES, UNCOMMITTED = "fragments", "manifests", "readers", "uncommitted"
 
 Place = tuple[str, int]
 """Fragment name and row."""
 
 
 class LatentStore:
-    """One version of a store, for reading; `writer()` makes the next version.
+    """One version of a store, for reading; it stays as it is, whatever is written meanwhile.
 
-    Folder: `fragments/*.arrow`, `manifests/<version>.json`, `lock`.
+    Folder: `fragments/*.arrow`, `manifests/<version>.json`; `uncommitted/`, what a writer has finished and not
+    committed; `readers/`, who reads which version; `lock`.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, manifest: Manifest, lease: Lease | None = None) -> None:
+        self.folder = folder
         self.manifest = manifest
+        self._lease = lease
         self._fragments: dict[str, Fragment] = {}
         self._lookup: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def create(cls, path: Path, layout: Layout) -> LatentStore:
+    def create(cls, location: str | Path | Folder, layout: Layout) -> LatentStore:
         """An empty store, committed as version 0. StoreError where there is one already."""
-        for folder in (path / "fragments", path / "manifests"):
-            folder.mkdir(parents=True, exist_ok=True)
-        manifest = Manifest(0, layout)
-        write_manifest(path / "manifests", manifest)
-        return cls(path, manifest)
+        folder = open_folder(location)
+        for name in (FRAGMENTS, MANIFESTS, UNCOMMITTED, LEASES):
+            (folder / name).make()
+        write_manifest(folder / MANIFESTS, Manifest.first(layout))
+        return cls.open(folder)
 
     @classmethod
-    def open(cls, path: Path, version: int | None = None) -> LatentStore:
+    def open(cls, location: str | Path | Folder, version: int | None = None) -> LatentStore:
         """The newest version, or the one asked for. StoreError where there is none."""
-        found = latest_version(path / "manifests")
-        if found is None:
-            raise StoreError(f"There is no latent store in {path}.")
-        return cls(path, read_manifest(path / "manifests", found if version is None else version))
+        folder = open_folder(location)
+        if folder.local is None:
+            return cls(folder, _manifest(folder, version))
+        if not (folder.local / MANIFESTS).is_dir():
+            raise StoreError(f"There is no latent store in {folder}.")
+        with reading(folder.local / LEASES) as gate:
+            manifest = _manifest(folder, version)
+            return cls(folder, manifest, gate and gate.lease(manifest.version))
+
+    def close(self) -> None:
+        """Give the version free for `vacuum`; reading what was not read before may fail from then on."""
+        if self._lease is not None:
+            self._lease.release()
 
     @property
     def version(self) -> int:
@@ -72,214 +87,127 @@ class LatentStore:
 
     def __len__(self) -> int:
         """Passages in this version."""
-        return self.manifest.passages
+        return self.manifest.totals.passages
 
     def count_documents(self) -> int:
         """Documents in this version."""
-        return sum(
-            int((self._fragment(e.name).ordinals()[_visible(e)] == 0).sum())
-            for e in self.manifest.fragments
-        )
+        return self.manifest.totals.documents
 
     def __contains__(self, key: PassageKey) -> bool:
-        return self._find(key) is not None
+        return self.place(key) is not None
 
     def read(self, keys: Iterable[PassageKey]) -> list[StoredPassage]:
-        """Passages in the order of `keys`. KeyError names a key that this version does not hold."""
+        """Passages in the order of `keys`. KeyError names a key that this version does not hold; StoreError
+        a damaged row."""
         rows = []
         for key in keys:
-            place = self._find(key)
+            place = self.place(key)
             if place is None:
                 raise KeyError(f"The store holds no passage {key} in version {self.version}.")
-            rows.append(self._fragment(place[0]).read(place[1]))
+            rows.append(self.fragment(place[0]).read(place[1]))
         return rows
 
     def document_hash(self, document_id: str) -> bytes | None:
         """`Document.content_hash()` of a stored document; None where it is not stored."""
-        place = self._find(PassageKey(document_id, 0))
-        return None if place is None else self._fragment(place[0]).document_hash(place[1])
+        place = self.place(PassageKey(document_id, 0))
+        return None if place is None else self.fragment(place[0]).document_hash(place[1])
 
     def document_keys(self, document_id: str) -> list[PassageKey]:
         """Keys of all passages of a document, in order; empty where it is not stored."""
-        keys: list[PassageKey] = []
-        while (key := PassageKey(document_id, len(keys))) in self:
-            keys.append(key)
-        return keys
+        return [PassageKey(document_id, i) for i, _ in enumerate(self.document_places(document_id))]
+
+    def document_places(self, document_id: str) -> list[Place]:
+        """Where the passages of a document are, in order; empty where it is not stored."""
+        places: list[Place] = []
+        while (place := self.place(PassageKey(document_id, len(places)))) is not None:
+            places.append(place)
+        return places
 
     def passages(self) -> Iterator[StoredPassage]:
         """Every passage of this version."""
         for entry in self.manifest.fragments:
-            yield from self.fragment_passages(entry, set(range(entry.rows)) - entry.deleted)
+            fragment = self.fragment(entry.name)
+            yield from (fragment.read(int(row)) for row in np.flatnonzero(visible_rows(entry)))
 
-    def fragment_passages(
-        self, entry: FragmentEntry, rows: Iterable[int]
-    ) -> Iterator[StoredPassage]:
-        fragment = self._fragment(entry.name)
-        for row in sorted(rows):
-            yield fragment.read(row)
+    def document_ids(self, except_hashes: np.ndarray) -> Iterator[str]:
+        """Ids of all documents but those whose first passage's key hash is in `except_hashes` (uint64)."""
+        hashes, numbers, rows = self._sorted_hashes()
+        for at in np.flatnonzero(~np.isin(hashes, except_hashes)):
+            fragment = self.fragment(self.manifest.fragments[numbers[at]].name)
+            key = fragment.key(int(rows[at]))
+            if key.ordinal == 0:
+                yield key.document_id
 
-    def places(self, keys: Iterable[PassageKey]) -> list[Place]:
-        """Fragment name and row of each key; keys that are not stored are left out."""
-        return [place for key in keys if (place := self._find(key)) is not None]
-
-    @contextmanager
-    def writer(self) -> Iterator[StoreWriter]:
-        """Take the store's write lock and collect changes on top of the newest version.
-
-        Nothing is visible until `commit()`; leaving without it throws the changes away.
-        Raises LockedError where another process writes.
-        """
-        with _write_lock(self.path):
-            writer = StoreWriter(LatentStore.open(self.path))
-            try:
-                with _disk_errors(self.path, writer.base.version):
-                    yield writer
-            finally:
-                writer.abandon()
-
-    def _fragment(self, name: str) -> Fragment:
+    def fragment(self, name: str) -> Fragment:
+        """An open fragment of this version."""
         if name not in self._fragments:
-            self._fragments[name] = Fragment(self.path / "fragments" / name, self.layout)
+            folder = self.folder / FRAGMENTS
+            self._fragments[name] = Fragment(folder.map(name), str(folder / name), self.layout)
         return self._fragments[name]
 
-    def _find(self, key: PassageKey) -> Place | None:
+    def place(self, key: PassageKey) -> Place | None:
+        """Where a passage is; None where this version does not hold it."""
+        return next(self.places(key), None)
+
+    def places(self, key: PassageKey) -> Iterator[Place]:
+        """Every row of this key; a committed version has one at most."""
         hashes, fragments, rows = self._sorted_hashes()
         wanted = np.uint64(key_hash(key))
         at = int(np.searchsorted(hashes, wanted))
         while at < len(hashes) and hashes[at] == wanted:
-            name = self.manifest.fragments[fragments[at]].name
-            if self._fragment(name).key(int(rows[at])) == key:
-                return name, int(rows[at])
+            name, row = self.manifest.fragments[fragments[at]].name, int(rows[at])
+            if self.fragment(name).key(row) == key:
+                yield name, row
             at += 1
-        return None
 
     def _sorted_hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hashes of all visible keys, sorted, with fragment number and row of each."""
+        """Hashes of all visible keys, sorted, with fragment number and row of each.
+
+        Read as one stretch of each fragment, and not through its memory map: the pages around would count
+        as this process's memory.
+        """
         if self._lookup is None:
-            hashes, numbers, rows = [np.empty(0, np.uint64)], [np.empty(0, int)], [np.empty(0, int)]
-            for number, entry in enumerate(self.manifest.fragments):
-                visible = _visible(entry)
-                rows.append(np.flatnonzero(visible))
-                hashes.append(self._fragment(entry.name).key_hashes()[visible])
-                numbers.append(np.full(len(rows[-1]), number))
-            joined = np.concatenate(hashes)
-            order = np.argsort(joined, kind="stable")
-            self._lookup = (
-                joined[order],
-                np.concatenate(numbers)[order],
-                np.concatenate(rows)[order],
+            entries = self.manifest.fragments
+            hashes = np.concatenate([np.empty(0, np.uint64), *self.key_hashes(entries)])
+            numbers = np.repeat(np.arange(len(entries), dtype=np.int32), [e.rows for e in entries])
+            rows = np.concatenate(
+                [np.empty(0, np.int32), *(np.arange(e.rows, dtype=np.int32) for e in entries)]
             )
+            visible = np.concatenate([np.empty(0, bool), *map(visible_rows, entries)])
+            order = np.argsort(hashes, kind="stable")
+            order = order[visible[order]]
+            self._lookup = hashes[order], numbers[order], rows[order]
         return self._lookup
 
-
-class StoreWriter:
-    """Changes on top of one version; one writer at a time holds the store's lock."""
-
-    def __init__(self, base: LatentStore) -> None:
-        self.base = base
-        self._pending: list[StoredPassage] = []
-        self._pending_bytes = 0
-        self._new: list[FragmentEntry] = []
-        self._deleted: dict[str, set[int]] = {}
-        self._committed = False
-        self._remove_orphans()
-
-    def add(self, row: StoredPassage) -> None:
-        """Add a passage; its key must be new, or deleted by this writer before."""
-        self._pending.append(row)
-        self._pending_bytes += row.latents.nbytes + row.passage.characters
-        if self._pending_bytes >= _FRAGMENT_BYTES:
-            self._write_pending()
-
-    def delete_document(self, document_id: str) -> int:
-        """Delete all passages of a stored document; returns how many."""
-        keys = self.base.document_keys(document_id)
-        for name, row in self.base.places(keys):
-            self._deleted.setdefault(name, set()).add(row)
-        return len(keys)
-
-    def commit(self) -> LatentStore:
-        """Make the changes the newest version, atomically; without changes the version stays."""
-        self._write_pending()
-        if not self._new and not self._deleted:
-            return self.base
-        kept = [
-            replace(entry, deleted=entry.deleted | self._deleted.get(entry.name, set()))
-            for entry in self.base.manifest.fragments
-        ]
-        manifest = Manifest(self.base.version + 1, self.base.layout, (*kept, *self._new))
-        sync_folder(self.base.path / "fragments")
-        write_manifest(self.base.path / "manifests", manifest)
-        self._committed = True
-        return LatentStore(self.base.path, manifest)
-
-    def abandon(self) -> None:
-        """Remove what was written and not committed."""
-        if not self._committed:
-            for entry in self._new:
-                (self.base.path / "fragments" / entry.name).unlink(missing_ok=True)
-
-    def _write_pending(self) -> None:
-        if not self._pending:
-            return
-        name = f"{uuid.uuid4().hex}.arrow"
-        path = self.base.path / "fragments" / name
-        size, digest = write_fragment(path, self._pending, self.base.layout)
-        self._new.append(
-            FragmentEntry(
-                name=name,
-                rows=len(self._pending),
-                latents=sum(len(row.latents) for row in self._pending),
-                tokens=sum(row.tokens for row in self._pending),
-                bytes=size,
-                sha256=digest,
-            )
-        )
-        self._pending, self._pending_bytes = [], 0
-
-    def _remove_orphans(self) -> None:
-        """What a killed writer left: no committed version names it, and we hold the lock."""
-        manifests = self.base.path / "manifests"
-        named = {
-            entry.name
-            for path in manifests.glob("[0-9]*.json")
-            for entry in read_manifest(manifests, int(path.stem)).fragments
-        }
-        for path in (self.base.path / "fragments").iterdir():
-            if path.name not in named:
-                path.unlink()
-        for path in manifests.glob("*.tmp"):
-            path.unlink()
+    def key_hashes(self, entries: Iterable[FragmentEntry]) -> list[np.ndarray]:
+        """uint64 [rows] for each fragment, deleted rows included."""
+        ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in entries]
+        pieces = (self.folder / FRAGMENTS).read_ranges(ranges)
+        return [np.frombuffer(piece, np.uint64) for piece in pieces]
 
 
-def _visible(entry: FragmentEntry) -> np.ndarray:
+def visible_rows(entry: FragmentEntry) -> np.ndarray:
     """bool [rows]: not deleted."""
     visible = np.ones(entry.rows, bool)
     visible[list(entry.deleted)] = False
     return visible
 
 
-@contextmanager
-def _write_lock(path: Path) -> Iterator[None]:
-    lock = FileLock(path / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise LockedError(f"The store in {path} is being written by another process.") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _manifest(folder: Folder, version: int | None) -> Manifest:
+    if version is None:
+        found = committed_versions(folder / MANIFESTS)
+        if not found:
+            raise StoreError(f"There is no latent store in {folder}.")
+        version = found[-1]
+    return read_manifest(folder / MANIFESTS, version)
 
 
-@contextmanager
-def _disk_errors(path: Path, version: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(
-            f"The disk is full: nothing was committed to {path}, version {version} still stands. "
-            "Free some space and run the same command again."
-        ) from error
+def read_versions(location: str | Path | Folder) -> list[Manifest]:
+    """The manifests of all versions, oldest first. StoreError where one is damaged."""
+    manifests = open_folder(location) / MANIFESTS
+    return [read_manifest(manifests, version) for version in committed_versions(manifests)]
+
+
+def newest_version(folder: Folder) -> int:
+    """The newest committed version of the store in `folder`."""
+    return committed_versions(folder / MANIFESTS)[-1]

@@ -1,0 +1,159 @@
+"""A folder of this machine: durable, atomic writes; files are read by memory map."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+
+__all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile"]
+
+TEMPORARY = ".tmp"
+"""How names end that are only written to; a crash leaves them behind, and nothing reads them."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """name: within the folder. size: bytes. modified: seconds since 1970."""
+
+    name: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A whole file as one buffer.
+
+    need: to be called with start and stop (bytes) before they are looked at: where the file lies in an
+    object store, that is when they are fetched.
+    """
+
+    buffer: pa.Buffer
+    need: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """Names are relative, with "/" between folders; a file's folder must be there. Methods raise OSError."""
+
+    path: Path
+
+    only_writer = True
+    """Whether `create` decides between two writers who want the same name."""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name)
+
+    @property
+    def local(self) -> Path:
+        return self.path
+
+    def make(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def files(self) -> list[FileFacts]:
+        """The files in this folder, by name; none where there is no folder. Not those below it."""
+        found = []
+        try:
+            entries = list(os.scandir(self.path))
+        except FileNotFoundError:
+            return []
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    facts = entry.stat()
+                    found.append(FileFacts(entry.name, facts.st_size, facts.st_mtime))
+            except FileNotFoundError:  # Gone meanwhile, as other processes' temporary files do.
+                continue
+        return sorted(found, key=lambda facts: facts.name)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Bytes start to stop of each named file."""
+        pieces = []
+        for name, start, stop in ranges:
+            descriptor = os.open(self.path / name, os.O_RDONLY)
+            try:
+                pieces.append(os.pread(descriptor, stop - start, start))
+            finally:
+                os.close(descriptor)
+        return pieces
+
+    def map(self, name: str) -> MappedFile:
+        return MappedFile(pa.memory_map(str(self.path / name)).read_buffer(), _nothing_needed)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Put a whole new file in place, durably. FileExistsError where there is one of that name."""
+        temporary = self._temporary(name)
+        try:
+            _write_synced(temporary, data)
+            os.link(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.sync()
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put a whole file in place of the one there may be, durably."""
+        temporary = self._temporary(name)
+        try:
+            _write_synced(temporary, data)
+            temporary.replace(self.path / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self.sync()
+
+    def write(self, name: str, fill: Callable[[Path], T]) -> T:
+        """Let `fill` write a file that is put in place whole, durably, once it returns."""
+        temporary = self._temporary(name)
+        try:
+            result = fill(temporary)
+            with temporary.open("rb+") as f:
+                os.fsync(f.fileno())
+            temporary.rename(self.path / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self.sync()
+        return result
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing where there is none."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Make new and changed names in this folder survive a power cut."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _temporary(self, name: str) -> Path:
+        descriptor, path = tempfile.mkstemp(TEMPORARY, f"{name}-", self.path)
+        os.close(descriptor)
+        return Path(path)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _nothing_needed(start: int, stop: int) -> None:
+    """A local file is there as a whole."""

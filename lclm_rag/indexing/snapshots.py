@@ -1,0 +1,320 @@
+"""Snapshots of the embedded passage index, which any number of processes read at once.
+
+The engine knows one process per folder, so every process has a private one. It begins as a view of a published
+snapshot (hard links: the engine writes no byte of a file that it only searches) or, where passages have to be
+added or removed, as a copy. A snapshot is published whole, by renaming a folder, and never changed.
+
+```
+index/published/<version>-<id>/index.json, edge/…     index/<version>-<id>.tar.zst in an object store
+index/private/<pid>-<id>/edge/…                       gone with its process: <pid>-<id>.lock is free then
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lclm_rag.documents import PassageKey
+from lclm_rag.folders import Folder, ObjectFolder
+from lclm_rag.folders.objects import cache_folder
+from lclm_rag.retrieval import Bm25Settings
+from lclm_rag.retrieval.edge import settle, stored_keys
+from lclm_rag.sealed_json import seal, unseal
+
+__all__ = [
+    "PrivateFolder",
+    "Snapshot",
+    "SnapshotFolder",
+    "remove_leftovers",
+    "snapshot_keys",
+]
+
+_PACKED = ".tar.zst"
+_PIECE = 1 << 23
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """version: of the store that it shows. path: the folder that holds `edge` and `index.json`."""
+
+    path: Path
+    version: int
+    bm25: Bm25Settings
+    embedder: str | None
+    files: dict[str, tuple[int, str]]
+
+    def damage(self) -> list[str]:
+        """The files that are not as they were published."""
+        there = {name: path for name, path in _files(self.path / "edge")}
+        wrong = [n for n in self.files if n not in there or _facts(there[n]) != self.files[n]]
+        return sorted([*wrong, *(there.keys() - self.files.keys())])
+
+
+class SnapshotFolder:
+    """Where snapshots are published, and private folders made: in the knowledge base's own `index` folder, or,
+    where that is in an object store or nothing may be written, in the user's cache."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        cached = cache_folder() / "index" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self.home = folder.local or cached
+        self.published = self.home / "published"
+        try:
+            self.published.mkdir(parents=True, exist_ok=True)
+            (self.home / "private").mkdir(exist_ok=True)
+            self.private = self.home / "private"
+        except OSError:
+            self.private = cached / "private"
+            self.private.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.private, os.W_OK):
+            self.private = cached / "private"
+            self.private.mkdir(parents=True, exist_ok=True)
+
+    def find(self, version: int) -> Snapshot | None:
+        """The snapshot that is nearest to a version: the newest up to it, else the oldest after it."""
+        self._fetch(version)
+        found = sorted(self.snapshots(), key=lambda snapshot: snapshot.version)
+        before = [snapshot for snapshot in found if snapshot.version <= version]
+        return before[-1] if before else (found[0] if found else None)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """All that are published here and can be read."""
+        for path in self.published.iterdir():
+            try:
+                raw: dict[str, Any] = unseal((path / "index.json").read_bytes())
+                files = {name: (size, digest) for name, (size, digest) in raw["files"].items()}
+                yield Snapshot(
+                    path, raw["version"], Bm25Settings(**raw["bm25"]), raw["embedder"], files
+                )
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # Derived: what cannot be read is built anew, and verify tells of it.
+
+    def unreadable(self) -> list[Path]:
+        """What is published here and is no snapshot."""
+        sound = {snapshot.path for snapshot in self.snapshots()}
+        return sorted(path for path in self.published.iterdir() if path not in sound)
+
+    def publish(
+        self, own: PrivateFolder, version: int, bm25: Bm25Settings, embedder: str | None
+    ) -> None:
+        """Copy the flushed index in a private folder to where others find it; earlier ones are removed."""
+        copy = own.path / "publish"
+        shutil.rmtree(copy, ignore_errors=True)
+        _copy_tree(own.path / "edge", copy / "edge")
+        settle(copy / "edge")
+        files = {name: _facts(path) for name, path in _files(copy / "edge")}
+        content = {"version": version, "bm25": asdict(bm25), "embedder": embedder, "files": files}
+        (copy / "index.json").write_bytes(seal(content))
+        _sync(copy)
+        name = f"{version:010d}-{uuid.uuid4().hex[:8]}"
+        copy.rename(self.published / name)
+        _sync_folder(self.published)
+        if isinstance(self.folder, ObjectFolder):
+            _upload(self.folder, self.published / name)
+        for path in self.published.iterdir():
+            if path.name < name:
+                _remove_tree(path, own.path)
+
+    def remove_all(self) -> None:
+        for path in self.published.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+        if isinstance(self.folder, ObjectFolder):
+            for facts in self.folder.files():
+                self.folder.remove(facts.name)
+
+    def _fetch(self, version: int) -> None:
+        """Bring the nearest snapshot from the object store."""
+        if not isinstance(self.folder, ObjectFolder):
+            return
+        names = [f.name for f in self.folder.files() if f.name.endswith(_PACKED)]
+        before = [name for name in names if int(name.partition("-")[0]) <= version]
+        for name in (before or names)[-1:]:
+            if not (self.published / name.removesuffix(_PACKED)).exists():
+                _download(self.folder, name, self.published, self.private)
+
+
+class PrivateFolder:
+    """A folder of this process alone, until it is closed or the process ends."""
+
+    def __init__(self, private: Path) -> None:
+        remove_leftovers(private)
+        self.path = private / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._lock = FileLock(f"{self.path}.lock", thread_local=False)
+        self._lock.acquire(timeout=0)
+        self.path.mkdir()
+
+    def link(self, snapshot: Snapshot) -> None:
+        """Show a snapshot, for searching only."""
+        _clear(self.path / "edge")
+        for name, path in _files(snapshot.path / "edge"):
+            target = self.path / "edge" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if name == "edge_config.json":  # The engine writes it anew when it opens a folder.
+                    raise OSError
+                os.link(path, target)
+            except FileNotFoundError:
+                raise
+            except OSError:  # Another file system, or one without links.
+                _copy_file(path, target)
+
+    def copy(self, snapshot: Snapshot) -> None:
+        """Hold a snapshot's index as this folder's own, to be written to."""
+        _clear(self.path / "edge")
+        _copy_tree(snapshot.path / "edge", self.path / "edge")
+
+    def unlink(self) -> None:
+        """Make what is linked this folder's own."""
+        (self.path / "edge").rename(self.path / "linked")
+        _copy_tree(self.path / "linked", self.path / "edge")
+        shutil.rmtree(self.path / "linked")
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        Path(f"{self.path}.lock").unlink(missing_ok=True)
+        self._lock.release()
+
+
+def snapshot_keys(snapshots: SnapshotFolder, snapshot: Snapshot) -> set[PassageKey]:
+    """The keys of all passages that a snapshot holds."""
+    own = PrivateFolder(snapshots.private)
+    try:
+        own.link(snapshot)
+        return stored_keys(own.path / "edge")
+    finally:
+        own.close()
+
+
+def remove_leftovers(private: Path) -> int:
+    """Remove the private folders of processes that have ended; returns the bytes that they took."""
+    freed = 0
+    for path in private.glob("*.lock"):
+        lock = FileLock(path, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        folder = path.with_suffix("")
+        freed += sum(file.stat().st_blocks * 512 for _, file in _files(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+    return freed
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Relative name and path of every file below a folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+
+
+def _facts(path: Path) -> tuple[int, str]:
+    with path.open("rb") as f:
+        return path.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.rglob("*"):
+        if path.is_dir():  # Some are empty, and missed by the engine where they are not there.
+            (target / path.relative_to(source)).mkdir(parents=True, exist_ok=True)
+    for name, path in _files(source):
+        _copy_file(path, target / name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy what is written; holes, of which the engine's files mostly consist, stay holes."""
+    with source.open("rb", buffering=0) as a, target.open("wb", buffering=0) as b:
+        size = os.fstat(a.fileno()).st_size
+        b.truncate(size)
+        offset = 0
+        while offset < size:
+            try:
+                begin = os.lseek(a.fileno(), offset, os.SEEK_DATA)
+            except OSError:  # Nothing but a hole follows.
+                return
+            end = os.lseek(a.fileno(), begin, os.SEEK_HOLE)
+            for start in range(begin, end, _PIECE):
+                piece = os.pread(a.fileno(), min(_PIECE, end - start), start)
+                os.pwrite(b.fileno(), piece, start)
+            offset = end
+
+
+def _sync(folder: Path) -> None:
+    """Make every file below a folder survive a power cut."""
+    for _, path in _files(folder):
+        with path.open("rb+") as f:
+            os.fsync(f.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(path: Path, aside: Path) -> None:
+    """In one step for whoever looks: a half-removed snapshot is never seen."""
+    target = aside / f"removed-{uuid.uuid4().hex[:8]}"
+    try:
+        path.rename(target)
+    except OSError:  # Another process was faster.
+        return
+    shutil.rmtree(target, ignore_errors=True)
+
+
+def _upload(folder: ObjectFolder, snapshot: Path) -> None:
+    """As one object, which appears whole; earlier ones are removed."""
+    import pyarrow as pa
+
+    name = f"{snapshot.name}{_PACKED}"
+
+    def fill(path: Path) -> None:
+        with (
+            pa.CompressedOutputStream(str(path), "zstd") as packed,
+            tarfile.open(fileobj=packed, mode="w|") as tar,
+        ):
+            tar.add(snapshot, arcname=".")
+
+    folder.write(name, fill)
+    for facts in folder.files():
+        if facts.name.endswith(_PACKED) and facts.name < name:
+            folder.remove(facts.name)
+
+
+def _download(folder: ObjectFolder, name: str, published: Path, private: Path) -> None:
+    import pyarrow as pa
+
+    aside = Path(tempfile.mkdtemp(dir=private))
+    try:
+        folder.filesystem.get_file(f"{folder.root}/{name}", str(aside / name))
+        with (
+            pa.CompressedInputStream(str(aside / name), "zstd") as packed,
+            tarfile.open(fileobj=packed, mode="r|") as tar,
+        ):
+            tar.extractall(aside / "snapshot", filter="data")
+        try:
+            (aside / "snapshot").rename(published / name.removesuffix(_PACKED))
+        except OSError:  # Another process was faster.
+            if not (published / name.removesuffix(_PACKED)).exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,326 @@
+"""Making the next version of a store: additions, deletions, fragments written anew; one atomic commit."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from lclm_rag.documents import PassageKey
+from lclm_rag.errors import StoreError
+from lclm_rag.folders import Folder, open_folder
+from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.store.fragment import DamagedError, Layout, StoredPassage, write_fragment
+from lclm_rag.store.locks import write_lock
+from lclm_rag.store.manifest import (
+    FragmentEntry,
+    Operation,
+    Totals,
+    pack_entry,
+    unpack_entry,
+    write_manifest,
+)
+from lclm_rag.store.store import (
+    FRAGMENTS,
+    MANIFESTS,
+    UNCOMMITTED,
+    LatentStore,
+    Place,
+    visible_rows,
+)
+
+__all__ = ["FRAGMENT_BYTES", "StoreWriter", "uncommitted_entries", "writing"]
+
+FRAGMENT_BYTES = 64 * 2**20
+"""A writer starts a new fragment once the latents, texts and metadata it holds reach this size."""
+
+# A commit that finds so many fragments below this size makes one of them: else each insert of a document
+# would leave a file, and every later manifest a line about it.
+_SMALL_BYTES = FRAGMENT_BYTES // 16
+_SMALL_FRAGMENTS = 64
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def writing(
+    location: str | Path | Folder,
+    operation: Operation,
+    *,
+    wait: float = 0.0,
+    layout: Layout | None = None,
+    resumable: bool = False,
+) -> Iterator[StoreWriter]:
+    """Be the store's one writer, on top of the newest version.
+
+    Nothing is visible until `commit()`; leaving without it throws the changes away. resumable: fragments that
+    were finished stay, unseen, for the next writer that asks for what is in them. layout: of what is written,
+    where it is not the store's (then all of its rows must be written anew).
+    Raises LockedError where another process still writes after `wait` seconds, StoreError where the disk is
+    full. An object store has no lock: of two writers the second to commit gets a StoreError, unless it has no
+    conditional writes either.
+    """
+    folder = open_folder(location)
+    if not folder.only_writer:
+        _log.warning(
+            "%s has no conditional writes: make sure that nobody else writes to it now.", folder
+        )
+    # No folder and no lock file where there is no store.
+    LatentStore.open(folder).close()
+    with nullcontext() if folder.local is None else write_lock(folder.local, wait):
+        writer = StoreWriter(LatentStore.open(folder), operation, layout, resumable)
+        try:
+            with _disk_errors(folder, writer.base.version):
+                yield writer
+        finally:
+            writer.abandon()
+
+
+class StoreWriter:
+    """Changes on top of `base`, the newest version. Made by `writing`."""
+
+    def __init__(
+        self, base: LatentStore, operation: Operation, layout: Layout | None, resumable: bool
+    ) -> None:
+        self.base = base
+        self.layout = layout or base.layout
+        self._folder = base.folder
+        self._operation = operation
+        self._resumable = resumable
+        self._left = _left_behind(base) if resumable else LatentStore(base.folder, base.manifest)
+        self._taken_over: dict[str, set[int]] = {}
+        self._rows: list[StoredPassage] = []
+        self._bytes = 0
+        self._new: list[FragmentEntry] = []
+        self._deleted: dict[str, set[int]] = {}
+        self._replaced: set[str] = set()
+        self._totals = base.manifest.totals
+        self._done = False
+
+    def add(self, row: StoredPassage) -> None:
+        """Add a passage; its key must be new, or deleted by this writer before."""
+        self._totals += _totals(row)
+        self._append(row)
+
+    def delete_document(self, document_id: str) -> int:
+        """Delete all passages of a stored document; returns how many."""
+        gone = 0
+        for place in self.base.document_places(document_id):
+            rows = self._deleted.setdefault(place[0], set())
+            if place[1] not in rows:
+                rows.add(place[1])
+                gone += 1
+                self._totals -= _totals_at(self.base, place)
+        return gone
+
+    def take_over(self, document_id: str, document_hash: bytes) -> int:
+        """Add a document's passages that a writer before had finished and not committed; returns how many:
+        all of them, or 0."""
+        places: list[Place] = []
+        while found := [
+            (name, row)
+            for name, row in self._left_places(PassageKey(document_id, len(places)))
+            if self._left.fragment(name).document_hash(row) == document_hash
+        ]:
+            places.append(found[0])
+            name, row = found[0]
+            if self._left.fragment(name).is_last(row):
+                for name, row in places:
+                    self._taken_over.setdefault(name, set()).add(row)
+                    self._totals += _totals_at(self._left, (name, row))
+                return len(places)
+        return 0
+
+    def known_passages(self, document_id: str) -> dict[str, StoredPassage]:
+        """The passages of a document that are compressed already, committed or not, by their content."""
+        known: dict[str, StoredPassage] = {}
+        stores = [(self.base, self.base.places), (self._left, self._left_places)]
+        for store, places in stores:
+            ordinal = 0
+            while found := list(places(PassageKey(document_id, ordinal))):
+                for name, row in found:
+                    # A damaged one is compressed anew.
+                    with suppress(DamagedError):
+                        passage = store.fragment(name).read(row)
+                        known[passage.passage.content] = passage
+                ordinal += 1
+        return known
+
+    def rewrite(
+        self,
+        entries: Iterable[FragmentEntry],
+        on_row: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write what these fragments of `base` show anew, in this writer's layout, in place of them.
+
+        Raises DamagedError, which names the row.
+        """
+        for entry in entries:
+            fragment = self.base.fragment(entry.name)
+            for row in np.flatnonzero(visible_rows(entry)):
+                self._append(_in_layout(fragment.read(int(row)), self.layout))
+                on_row()
+            self._replaced.add(entry.name)
+
+    def commit(self) -> LatentStore:
+        """Make the changes the newest version, atomically; without changes the version stays."""
+        self._flush()
+        base = self.base.manifest
+        kept = [
+            entry.without(self._deleted.get(entry.name, ()))
+            for entry in base.fragments
+            if entry.name not in self._replaced
+        ]
+        taken = [
+            entry.without(set(range(entry.rows)) - self._taken_over[entry.name])
+            for entry in self._left.manifest.fragments
+            if entry.name in self._taken_over
+        ]
+        entries = [e for e in (*kept, *taken, *self._new) if len(e.deleted) < e.rows]
+        if entries == list(base.fragments) and self.layout == base.layout:
+            self._finish()
+            return LatentStore.open(self._folder)
+        entries = self._merged(entries)
+        write_manifest(
+            self._folder / MANIFESTS,
+            base.next(entries, self._totals, self._operation, self.layout),
+        )
+        self._finish()
+        return LatentStore.open(self._folder)
+
+    def abandon(self) -> None:
+        """Without a commit: keep what was finished for the next writer, or remove it."""
+        if self._done:
+            return
+        if self._resumable:
+            # On a full disk, or where a codec cannot hold what was computed, there is nothing to keep.
+            with suppress(OSError, StoreError):
+                self._flush()
+        else:
+            for entry in self._new:
+                (self._folder / FRAGMENTS).remove(entry.name)
+        self._done = True
+
+    def _append(self, row: StoredPassage) -> None:
+        self._rows.append(row)
+        self._bytes += row.bytes
+        if self._bytes >= FRAGMENT_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        entry = _write(self._folder, self._rows)
+        self._new.append(entry)
+        self._rows, self._bytes = [], 0
+        if self._resumable:
+            note = {"layout": asdict(self.layout), "entry": pack_entry(entry)}
+            (self._folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
+
+    def _merged(self, entries: list[FragmentEntry]) -> list[FragmentEntry]:
+        """The same rows, with one fragment in place of many small ones."""
+        small = [entry for entry in entries if entry.bytes < _SMALL_BYTES]
+        if len(small) < _SMALL_FRAGMENTS:
+            return entries
+        view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(small)))
+        try:
+            rows = list(view.passages())
+        except DamagedError:
+            return entries  # It is found when it is read, or by verify: no reason to refuse this commit.
+        kept = [entry for entry in entries if entry.bytes >= _SMALL_BYTES]
+        return [*kept, _write(self._folder, rows)]
+
+    def _finish(self) -> None:
+        """After a commit nothing is left behind of what was finished before it."""
+        self._done = True
+        self.base.close()
+        if not self._resumable:
+            return
+        uncommitted = self._folder / UNCOMMITTED
+        left = [e.name for e in self._left.manifest.fragments]
+        for name in (*left, *(entry.name for entry in self._new)):
+            uncommitted.remove(f"{name}.json")
+        for name in left:
+            if name not in self._taken_over:
+                (self._folder / FRAGMENTS).remove(name)
+
+    def _left_places(self, key: PassageKey) -> Iterator[Place]:
+        return self._left.places(key) if self._resumable else iter(())
+
+
+def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[FragmentEntry]:
+    """What writers have finished and not committed; only in `layout`, where one is given."""
+    entries = []
+    for facts in (folder / UNCOMMITTED).files():
+        if not facts.name.endswith(".json"):
+            continue
+        try:
+            note = unseal((folder / UNCOMMITTED).read(facts.name))
+        except ValueError:
+            continue  # Nobody's loss but time: it is compressed anew.
+        if layout is None or Layout(**note["layout"]) == layout:
+            entries.append(unpack_entry(note["entry"]))
+    return entries
+
+
+def _left_behind(base: LatentStore) -> LatentStore:
+    """What writers before had finished and not committed, as if it were a version."""
+    named = {entry.name for entry in base.manifest.fragments}
+    there = {facts.name for facts in (base.folder / FRAGMENTS).files()}
+    entries = tuple(
+        entry
+        for entry in uncommitted_entries(base.folder, base.layout)
+        if entry.name not in named and entry.name in there
+    )
+    return LatentStore(base.folder, replace(base.manifest, fragments=entries))
+
+
+def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
+    name = f"{uuid.uuid4().hex}.arrow"
+    size, digest, keys_offset = write_fragment(folder / FRAGMENTS, name, rows)
+    return FragmentEntry(
+        name=name,
+        rows=len(rows),
+        latents=sum(len(row.encoded) for row in rows),
+        tokens=sum(row.tokens for row in rows),
+        bytes=size,
+        sha256=digest,
+        keys_offset=keys_offset,
+    )
+
+
+def _in_layout(row: StoredPassage, layout: Layout) -> StoredPassage:
+    if row.layout == layout:
+        return row
+    return StoredPassage.encode(
+        row.passage, row.tokens, row.document_hash, row.last, row.latents, layout
+    )
+
+
+def _totals(row: StoredPassage) -> Totals:
+    return Totals(int(row.passage.key.ordinal == 0), 1, row.tokens, len(row.encoded))
+
+
+def _totals_at(store: LatentStore, place: Place) -> Totals:
+    fragment, row = store.fragment(place[0]), place[1]
+    first = fragment.key(row).ordinal == 0
+    return Totals(int(first), 1, fragment.tokens(row), fragment.latent_count(row))
+
+
+@contextmanager
+def _disk_errors(folder: Folder, version: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            f"The disk is full: nothing was committed to {folder}, version {version} still stands. "
+            "Free some space and run the same command again."
+        ) from error
