@@ -234,7 +234,7 @@ class StoreWriter:
         except DamagedError:
             return entries  # It is found when it is read, or by verify: no reason to refuse this commit.
         kept = [entry for entry in entries if entry.bytes >= _SMALL_BYTES]
-        return [*kept, _write(self._folder, rows)]
+        return [*kept, *(_write(self._folder, part) for part in _parts(rows))]
 
     def _finish(self) -> None:
         """After a commit nothing is left behind of what was finished before it."""
@@ -293,6 +293,20 @@ def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
         sha256=digest,
         keys_offset=keys_offset,
     )
+
+
+def _parts(rows: list[StoredPassage]) -> Iterator[list[StoredPassage]]:
+    """The rows in order, a fragment's worth at a time."""
+    part: list[StoredPassage] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += row.bytes
+        if size >= FRAGMENT_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _in_layout(row: StoredPassage, layout: Layout) -> StoredPassage:
