@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-__all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile"]
+__all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile", "nothing_needed"]
 
 TEMPORARY = ".tmp"
 """How names end that are only written to; a crash leaves them behind, and nothing reads them."""
@@ -93,7 +93,7 @@ class LocalFolder:
         return pieces
 
     def map(self, name: str) -> MappedFile:
-        return MappedFile(pa.memory_map(str(self.path / name)).read_buffer(), _nothing_needed)
+        return MappedFile(pa.memory_map(str(self.path / name)).read_buffer(), nothing_needed)
 
     def create(self, name: str, data: bytes) -> None:
         """Put a whole new file in place, durably. FileExistsError where there is one of that name."""
@@ -155,5 +155,5 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def _nothing_needed(start: int, stop: int) -> None:
+def nothing_needed(start: int, stop: int) -> None:
     """A local file is there as a whole."""

@@ -11,12 +11,11 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.seen_ids import SeenIds
 from lclm_rag.splitting import split_document
-from lclm_rag.store import Layout, StoredPassage, StoreWriter
+from lclm_rag.store import Layout, StoredPassage, StoreWriter, encode_latents
 
 if TYPE_CHECKING:
-    import torch
-
     from lclm_rag.compression import Compressor
+    from lclm_rag.store.codecs import Bytes
 
 __all__ = ["PassageWork", "add_documents", "compress_passages"]
 
@@ -133,35 +132,23 @@ def compress_passages(
         new = iter(_compressed(texts, compressor(), layout) if texts else ())
         rows = []
         for item in batch:
-            if item.known is None:
-                tokens, latents = next(new)
-                rows.append(
-                    StoredPassage.encode(
-                        item.passage, tokens, item.document_hash, item.last, latents, layout
-                    )
+            known = item.known
+            tokens, encoded = next(new) if known is None else (known.tokens, known.encoded)
+            rows.append(
+                StoredPassage(
+                    item.passage, tokens, item.document_hash, item.last, encoded, layout
                 )
-            else:
-                known = item.known
-                rows.append(
-                    StoredPassage(
-                        item.passage,
-                        known.tokens,
-                        item.document_hash,
-                        item.last,
-                        known.encoded,
-                        layout,
-                    )
-                )
+            )
         yield batch, rows
 
 
 def _compressed(
     texts: list[str], compressor: Compressor, layout: Layout
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Source tokens and latents of each text."""
+) -> Iterator[tuple[int, Bytes]]:
+    """Source tokens and encoded latents of each text; encoded all at once."""
     token_ids = compressor.tokenize(texts)
     latents = compressor.compress_token_ids(token_ids, layout.space)
-    return zip(map(len, token_ids), latents, strict=True)
+    return zip(map(len, token_ids), encode_latents(latents, layout), strict=True)
 
 
 def _passages(

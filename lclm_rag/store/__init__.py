@@ -1,7 +1,13 @@
 """Latents ⇄ Arrow files: fragments, manifest, and the store over both."""
 
 from lclm_rag.store.codecs import CODECS, CodecName
-from lclm_rag.store.fragment import DamagedError, Layout, StoredPassage, decode_latents
+from lclm_rag.store.fragment import (
+    DamagedError,
+    Layout,
+    StoredPassage,
+    decode_latents,
+    encode_latents,
+)
 from lclm_rag.store.manifest import Manifest, Operation, Totals
 from lclm_rag.store.store import LatentStore, newest_version, read_versions
 from lclm_rag.store.upkeep import Vacuumed, compact, convert, vacuum
@@ -22,6 +28,7 @@ __all__ = [
     "compact",
     "convert",
     "decode_latents",
+    "encode_latents",
     "newest_version",
     "read_versions",
     "vacuum",

@@ -19,6 +19,7 @@ from lclm_rag.checkpoint import Space
 from lclm_rag.documents import Passage, PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, MappedFile
+from lclm_rag.folders.local import nothing_needed
 from lclm_rag.store.codecs import Bytes, CodecName, decode, encode, latent_bytes
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Layout",
     "StoredPassage",
     "decode_latents",
+    "encode_latents",
     "key_hash",
     "write_fragment",
 ]
@@ -152,6 +154,18 @@ def _row_checksum(
     return digest.intdigest()
 
 
+def encode_latents(latents: Sequence[torch.Tensor], layout: Layout) -> list[Bytes]:
+    """Each [n_latents, width] → uint8 [n_latents, latent_bytes], encoded in one go.
+
+    StoreError where the codec cannot hold a value.
+    """
+    import torch
+
+    encoded = encode(torch.cat(list(latents)), layout.codec)
+    ends = np.cumsum([len(each) for each in latents])
+    return np.split(encoded, ends[:-1])
+
+
 def decode_latents(
     rows: Sequence[StoredPassage], dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
@@ -245,6 +259,7 @@ class Fragment:
         self._file = file
         self._where = where
         self._layout = layout
+        self._whole = file.need is nothing_needed
         size = file.buffer.size
         file.need(0, min(size, _END_BYTES))
         file.need(max(0, size - _END_BYTES), size)
@@ -353,6 +368,8 @@ class Fragment:
 
     def _needed(self, view: np.ndarray) -> np.ndarray:
         """The same view, its bytes there."""
+        if self._whole:
+            return view
         start = view.__array_interface__["data"][0] - self._file.buffer.address
         self._file.need(start, start + view.nbytes)
         return view
