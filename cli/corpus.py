@@ -193,8 +193,8 @@ def add(
 ) -> int:
     """Add a CORPUS to a knowledge base; documents of the same id are replaced.
 
-    Unchanged documents cost a hash. Of changed ones, passages whose text is the same are not compressed again.
-    CORPUS is as for lclm-rag build.
+    Unchanged documents cost a hash. Of changed ones, passages whose text is the same are not compressed
+    again. CORPUS is as for lclm-rag build.
 
     \b
     Example:

@@ -124,8 +124,8 @@ def compact(kb: str, keep_versions: bool, wait: float, as_json: bool) -> None:
 def convert(kb: str, codec: Any, wait: float, as_json: bool) -> None:
     """Store the latents in another codec, without the encoder.
 
-    It makes one new version; the earlier ones keep theirs until vacuum. What a smaller codec has lost does not
-    come back with a larger one.
+    It makes one new version; the earlier ones keep theirs until vacuum. What a smaller codec has lost does
+    not come back with a larger one.
 
     \b
     Example:

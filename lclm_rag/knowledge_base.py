@@ -112,15 +112,14 @@ class KnowledgeBase:
         """Make an empty knowledge base in a folder that is empty or does not exist, on this machine or, named
         by a URL, in an object store.
 
-        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4". space: "encoder" (smaller,
-        survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
-        default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front
-        of each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers
-        model for hybrid retrieval (default: BM25 alone). qdrant_url, collection: a Qdrant server in place
-        of the embedded index.
-        decoder, decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base to which
-        nothing was ever committed, because the first `add` was killed, is opened, where it was made with the
-        same settings.
+        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4". space: "encoder"
+        (smaller, survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
+        default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front of
+        each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers model for
+        hybrid retrieval (default: BM25 alone). qdrant_url, collection: a Qdrant server in place of the
+        embedded index. decoder, decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base
+        to which nothing was ever committed, because the first `add` was killed, is opened, where it was made
+        with the same settings.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout
 
@@ -336,8 +335,8 @@ class KnowledgeBase:
         """Compress documents and commit them as one new version; upsert by document id.
 
         A document whose text and metadata are unchanged is skipped; of a changed one only the passages whose
-        text has changed are compressed. An error, a duplicate id among them too, leaves the last version as it
-        stands; what was compressed until then, or until the process was killed, is taken over by the next
+        text has changed are compressed. An error, a duplicate id among them too, leaves the last version as
+        it stands; what was compressed until then, or until the process was killed, is taken over by the next
         `add` of the same documents. split: False makes each document one passage, however long and without a
         header: for what was split elsewhere. resume: False compresses everything that is not committed.
         `on_progress` gets the running totals.
@@ -395,8 +394,8 @@ class KnowledgeBase:
         *,
         filters: Filter | Mapping[str, Any] | None = None,
     ) -> int:
-        """Delete documents by id, or all of which a passage matches `filters` (as for `retrieve`); returns how
-        many passages went.
+        """Delete documents by id, or all of which a passage matches `filters` (as for `retrieve`); returns
+        how many passages went.
 
         Raises KnowledgeBaseError, and deletes nothing, where one of the ids is not there, or nothing matches.
         """
@@ -435,8 +434,8 @@ class KnowledgeBase:
         *,
         on_row: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Write the latents in another codec, without the encoder, as a new version. From a smaller codec to a
-        larger one nothing comes back that the smaller one had lost. on_row: as for `compact`."""
+        """Write the latents in another codec, without the encoder, as a new version. From a smaller codec to
+        a larger one nothing comes back that the smaller one had lost. on_row: as for `compact`."""
         from lclm_rag.store import convert
 
         self._refuse_reading()

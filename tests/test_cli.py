@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lclm_rag import KnowledgeBase
 from lclm_rag.cli.main import _run
 from lclm_rag.cli.state import _OPTIONAL
 from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.store import writing
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -270,7 +270,7 @@ ASK = ("query", "--kb", "{kb}", "Who?")
         (("query", "--kb", "{kb}", " "), 1, "question is empty"),
         (("query", "--kb", "{kb}", "why " * 20000), 1, "Shorten it"),
         (("info", "--kb", "{tmp}/nothing"), 1, "is not a knowledge base"),
-        (("build", "{corpus}", "--kb", "{kb}"), 1, "is not empty"),
+        (("build", "{corpus}", "--kb", "{kb}"), 1, "is finished already"),
         (("build", "{tmp}/nothing", "--kb", "{tmp}/new"), 1, "no such file or folder"),
         (("build", "{corpus}", "--kb", "{tmp}/new", "--checkpoint", "./none"), 1, "no checkpoint"),
         (
@@ -354,15 +354,73 @@ def test_a_duplicate_id_names_both_places(run: Run, tmp_path: Path) -> None:
     assert "line 1" in err
 
 
+def test_sync_mirrors_a_folder(run: Run, built: Path, corpus: Path) -> None:
+    notes = sorted(corpus.glob("*.txt"))
+    notes[0].unlink()
+    notes[1].write_text("Now it tells of zebras.")
+    (corpus / "new.txt").write_text("A new note.")
+    code, out, _ = run("sync", corpus, "--kb", built, "--json")
+    report = json.loads(out)
+    assert (code, report["added"], report["updated"], report["deleted"]) == (0, 1, 1, 1)
+    assert report["unchanged"] == len(notes) - 2
+    assert report["version"] == 2
+
+
+def test_upkeep_from_versions_to_vacuum(run: Run, built: Path, sheets: list[FactSheet]) -> None:
+    assert run("delete", f"{sheets[0].document.id}.txt", "--kb", built)[0] == 0
+    code, out, _ = run("convert", "--kb", built, "--codec", "int4")
+    assert code == 0
+    assert "became int4" in out
+    listed = json.loads(run("versions", "--kb", built, "--json")[1])
+    assert [v["operation"] for v in listed] == ["create", "add", "delete", "convert"]
+    assert [v["codec"] for v in listed][-1] == "int4"
+    assert "convert" in run("versions", "--kb", built)[1]
+    code, out, _ = run("compact", "--kb", built, "--json")
+    assert code == 0
+    assert json.loads(out)["fragments"] == 1
+    assert [v["version"] for v in json.loads(run("versions", "--kb", built, "--json")[1])] == [3]
+    code, out, _ = run("vacuum", "--kb", built, "--json")
+    assert json.loads(out)["kept"] == [3]
+    code, out, _ = run("verify", "--kb", built)
+    assert (code, out.strip().splitlines()[-1][-25:]) == (0, "all is as it was written.")
+
+
+def test_delete_takes_ids_or_a_filter(run: Run, tmp_path: Path) -> None:
+    records = [{"id": f"d{i}", "text": f"Text {i}.", "year": 2000 + i} for i in range(6)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    kb = tmp_path / "kb"
+    assert run("build", tmp_path / "a.jsonl", "--kb", kb)[0] == 0
+    code, out, _ = run("delete", "--filter", "year<2003", "--kb", kb, "--json")
+    assert (code, json.loads(out)["documents"]) == (0, 3)
+    assert run("delete", "--kb", kb)[0] == 2
+    assert run("delete", "d5", "--filter", "year=2004", "--kb", kb)[0] == 2
+    code, _, err = run("delete", "--filter", "year<2003", "--kb", kb)
+    assert (code, "matches the filter" in err) == (1, True)
+
+
+def test_a_build_with_a_bad_record_keeps_what_it_compressed(run: Run, tmp_path: Path) -> None:
+    path, kb = tmp_path / "a.jsonl", tmp_path / "kb"
+    good = [json.dumps({"id": f"d{i}", "text": f"Text number {i}. " * 40}) for i in range(600)]
+    path.write_text("\n".join([*good, '{"id": "bad"}']))
+    code, _, err = run("build", path, "--kb", kb)
+    assert code == 1
+    assert "What was compressed stays" in err
+    path.write_text("\n".join(good))
+    code, out, _ = run("build", path, "--kb", kb, "--json")
+    report = json.loads(out)
+    assert (code, report["added"]) == (0, 600)
+    assert report["reused"] > 0
+
+
 def test_a_locked_knowledge_base_is_exit_code_4(run: Run, built: Path, corpus: Path) -> None:
-    with KnowledgeBase.open(built) as kb, kb.store.writer():
+    with writing(built / "store", "add"):
         done = subprocess.run(
             [sys.executable, "-m", "lclm_rag.cli", "add", str(corpus), "--kb", str(built)],
             capture_output=True,
             text=True,
         )
     assert done.returncode == 4, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert f"(pid {os.getpid()})" in done.stderr.splitlines()[-1]
 
 
 def test_an_interrupted_build_leaves_nothing_and_says_130(
@@ -392,7 +450,10 @@ def test_an_interrupted_build_leaves_nothing_and_says_130(
 
 @pytest.mark.parametrize(
     "command",
-    ["build", "add", "delete", "query", "chat", "generate", "mcp", "info", "demo", "doctor"],
+    [
+        *("build", "add", "sync", "delete", "query", "chat", "generate", "mcp", "info", "estimate"),
+        *("versions", "verify", "compact", "convert", "vacuum", "demo", "doctor"),
+    ],
 )
 def test_every_command_helps_with_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")

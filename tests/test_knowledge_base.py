@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,14 +20,16 @@ from lclm_rag import (
     Document,
     KnowledgeBase,
     KnowledgeBaseError,
-    LockedError,
     PassageKey,
     Sampling,
+    StoreError,
     field,
 )
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.scoring import exact_match, recall, score_form
+from lclm_rag.indexing import local as local_module
+from lclm_rag.store import CodecName
 
 
 def test_questions_are_answered_from_latents_nearly_as_well_as_from_text(
@@ -135,6 +137,149 @@ def test_adding_again_skips_what_is_unchanged_and_replaces_what_is_not(
     assert small_kb.store.version == version
 
 
+class CountedCompressor:
+    """The compressor of a knowledge base, with the texts that it was given."""
+
+    def __init__(self, kb: KnowledgeBase) -> None:
+        self.texts: list[str] = []
+        inner = kb.compressor.tokenize
+
+        def tokenize(texts: Sequence[str]) -> list[list[int]]:
+            self.texts += texts
+            return inner(texts)
+
+        kb.compressor.tokenize = tokenize  # type: ignore[method-assign]
+
+
+def test_of_a_changed_document_only_the_passages_that_changed_are_compressed(
+    tmp_path: Path, decoder: TransformersDecoder
+) -> None:
+    sentences = [f"Sentence number {i} tells of thing {i}. " for i in range(12)]
+    with KnowledgeBase.create(tmp_path / "kb", passage_tokens=40, decoder=decoder) as kb:
+        kb.add([Document("d", "".join(sentences), {"lang": "en"})])
+        before = list(kb.store.passages())
+        counted = CountedCompressor(kb)
+        relabelled = kb.add([Document("d", "".join(sentences), {"lang": "de"})])
+        assert counted.texts == []
+        assert (relabelled.updated, relabelled.reused) == (1, len(before))
+        assert [h.metadata for h in kb.retrieve("thing", 1, {"lang": "de"})] == [{"lang": "de"}]
+        sentences[-1] = "A wholly new zebra ends it. "
+        changed = kb.add([Document("d", "".join(sentences), {"lang": "de"})])
+        assert all("zebra" in text for text in counted.texts)
+        assert changed.reused == len(before) - 1
+        assert changed.passages - changed.reused == len(counted.texts)
+        after = list(kb.store.passages())
+        for a, b in zip(before[:-1], after, strict=False):
+            assert torch.equal(a.latents, b.latents)
+        assert "".join(row.passage.text for row in after) == "".join(sentences)
+
+
+def test_sync_adds_what_is_new_and_deletes_what_is_gone_in_one_version(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    changed = Document(sheets[1].document.id, "Now it tells of zebras.")
+    version = small_kb.store.version
+    report = small_kb.sync([sheets[0].document, changed, sheets[9].document])
+    assert (report.added, report.updated, report.unchanged, report.deleted) == (1, 1, 1, 3)
+    assert small_kb.store.version == version + 1
+    left = {row.passage.key.document_id for row in small_kb.store.passages()}
+    assert left == {sheets[i].document.id for i in (0, 1, 9)}
+    assert {h.key.document_id for h in small_kb.retrieve("zebras", 3)} == {changed.id}
+    kept = small_kb.sync([sheets[0].document], keep=lambda: True)
+    assert (kept.deleted, len(small_kb)) == (0, 3)
+    with pytest.raises(KnowledgeBaseError, match=r"None of the 3 documents .* is it another"):
+        small_kb.sync([sheets[20].document])
+    assert len(small_kb) == 3
+
+
+def test_documents_are_deleted_by_filter(small_kb: KnowledgeBase, sheets: list[FactSheet]) -> None:
+    kinds = [sheet.kind for sheet in sheets[:5]]
+    small_kb.delete(filters={"kind": kinds[0]})
+    assert len(small_kb) == sum(kind != kinds[0] for kind in kinds)
+    with pytest.raises(KnowledgeBaseError, match=r"No document of .* matches the filter"):
+        small_kb.delete(filters={"kind": kinds[0]})
+    with pytest.raises(ValueError, match="either ids or filters"):
+        small_kb.delete()
+
+
+def test_an_earlier_version_is_asked_as_it_was(
+    small_kb: KnowledgeBase, sheets: list[FactSheet], decoder: TransformersDecoder
+) -> None:
+    question, name = sheets[0].questions[0], sheets[0].document.id
+    small_kb.delete([name])
+    small_kb.compact()
+    assert [m.operation for m in small_kb.versions()] == ["create", "add", "delete", "compact"]
+    with KnowledgeBase.open(small_kb.path, version=1, decoder=decoder) as earlier:
+        answer = earlier.query(question.question, 2)
+        assert answer.sources[0].key.document_id == name
+        assert exact_match(answer.text, question.answer)
+        with pytest.raises(KnowledgeBaseError, match="open at version 1, for reading"):
+            earlier.add([sheets[0].document])
+        assert 1 in small_kb.vacuum().kept
+        assert earlier.query(question.question, 2).text == answer.text
+    assert small_kb.vacuum().kept == [3]
+    with pytest.raises(StoreError, match="There is no version 1"):
+        KnowledgeBase.open(small_kb.path, version=1)
+    assert name not in {h.key.document_id for h in small_kb.retrieve(question.question, 5)}
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
+def test_converted_latents_answer_without_the_encoder(
+    tmp_path: Path, sheets: list[FactSheet], decoder: TransformersDecoder, codec: CodecName
+) -> None:
+    with KnowledgeBase.create(tmp_path / "kb", codec="bf16", decoder=decoder) as kb:
+        kb.add(sheet.document for sheet in sheets[:8])
+        questions = [sheet.questions[0] for sheet in sheets[:8]]
+        before = kb.store.manifest.bytes
+        kb.compressor.encoder = None  # type: ignore[assignment]
+        kb.convert(codec)
+        assert (kb.store.layout.codec, kb.store.version) == (codec, 2)
+        assert kb.store.manifest.bytes <= before
+        right = sum(exact_match(kb.query(q.question, 2).text, q.answer) for q in questions)
+        assert right >= 7
+        with pytest.raises(StoreError, match=f"are {codec} already"):
+            kb.convert(codec)
+
+
+def test_a_build_that_failed_goes_on_where_it_stopped(
+    tmp_path: Path, sheets: list[FactSheet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [sheet.document for sheet in sheets[:30]]
+
+    def broken() -> Iterator[Document]:
+        yield from documents[:20]
+        raise OSError("the drive went away")
+
+    monkeypatch.setattr(local_module, "_PASSAGES_AT_ONCE", 4)
+    kb = KnowledgeBase.create(tmp_path / "kb")
+    with pytest.raises(OSError, match="went away"), kb:
+        kb.add(broken())
+    assert kb.uncommitted_passages() == 20
+    with KnowledgeBase.create(tmp_path / "kb", resume=True) as again:
+        assert len(again) == 0
+        counted = CountedCompressor(again)
+        report = again.add(documents)
+        assert (report.added, report.passages, report.reused) == (30, 30, 20)
+        assert len(counted.texts) == 10
+        assert again.uncommitted_passages() == 0
+        whole = [row.latents for row in again.store.passages()]
+    with KnowledgeBase.create(tmp_path / "other") as other:
+        other.add(documents)
+        keys = [row.passage.key for row in again.store.passages()]
+        for a, b in zip(whole, other.store.read(keys), strict=True):
+            torch.testing.assert_close(a, b.latents, atol=0.02, rtol=0.02)
+    with pytest.raises(KnowledgeBaseError, match=r"finished already: 30 documents, version 1"):
+        KnowledgeBase.create(tmp_path / "kb", resume=True)
+
+
+def test_an_unfinished_build_is_gone_on_with_only_by_the_same_settings(tmp_path: Path) -> None:
+    KnowledgeBase.create(tmp_path / "kb", codec="bf16").close()
+    with pytest.raises(KnowledgeBaseError, match=r"begun with codec 'bf16', not 'fp16'"):
+        KnowledgeBase.create(tmp_path / "kb", codec="fp16", resume=True)
+    with pytest.raises(KnowledgeBaseError, match="is not empty"):
+        KnowledgeBase.create(tmp_path / "kb")
+
+
 def test_a_shorter_document_leaves_no_passage_behind(
     tmp_path: Path, decoder: TransformersDecoder
 ) -> None:
@@ -184,8 +329,8 @@ def test_the_passage_index_is_brought_to_the_stores_version(
     if damage != "lost":
         shutil.copytree(saved, index)
     if damage == "interrupted":
-        state = json.loads((index / "state.json").read_text())
-        (index / "state.json").write_text(json.dumps(state | {"version": None}))
+        for file in (index / "published").rglob("index.json"):
+            file.write_text("half")
     with KnowledgeBase.open(small_kb.path, decoder=decoder) as kb:
         found = {
             h.key.document_id
@@ -325,23 +470,29 @@ def test_encoder_space_survives_a_new_adapter_and_decoder_space_does_not(
         KnowledgeBase.open(tmp_path / "decoder")
 
 
-OPEN = """
+ASK = """
 import sys
-from lclm_rag import KnowledgeBase, LockedError
-try:
-    KnowledgeBase.open(sys.argv[1]).retrieve("anything", 1)
-except LockedError as error:
-    print("locked:", error)
+from lclm_rag import KnowledgeBase
+with KnowledgeBase.open(sys.argv[1]) as kb:
+    print(kb.retrieve(sys.argv[2], 1)[0].key)
 """
 
 
-def test_a_second_process_is_told_that_the_index_is_in_use(small_kb: KnowledgeBase) -> None:
-    small_kb.retrieve("anything", 1)
-    said = subprocess.run(
-        [sys.executable, "-c", OPEN, str(small_kb.path)], capture_output=True, text=True
-    )
-    assert said.stdout.startswith("locked: "), said.stderr
-    assert issubclass(LockedError, Exception)
+def test_several_processes_search_one_knowledge_base(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    assert small_kb.retrieve("anything at all", 1) is not None
+    questions = [sheet.questions[0].question for sheet in sheets[:3]]
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", ASK, str(small_kb.path), question],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for question in questions
+    ]
+    found = [process.communicate()[0].strip() for process in asking]
+    assert found == [f"{sheet.document.id}#0" for sheet in sheets[:3]]
 
 
 def test_exact_match_forgives_case_space_and_a_full_stop_only() -> None:

@@ -33,11 +33,14 @@ class MappedFile:
     """A whole file as one buffer.
 
     need: to be called with start and stop (bytes) before they are looked at: where the file lies in an
-    object store, that is when they are fetched.
+    object store, that is when they are fetched. forget: to be called where they are damaged: they are fetched
+    again when they are needed again. evicted: whether it is better mapped again before more of it is read.
     """
 
     buffer: pa.Buffer
-    need: Callable[[int, int], None]
+    need: Callable[[int, int], None] = lambda start, stop: None
+    forget: Callable[[], None] = lambda: None
+    evicted: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,6 @@ class LocalFolder:
     """Names are relative, with "/" between folders; a file's folder must be there. Methods raise OSError."""
 
     path: Path
-
-    only_writer = True
-    """Whether `create` decides between two writers who want the same name."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -58,6 +58,10 @@ class LocalFolder:
     @property
     def local(self) -> Path:
         return self.path
+
+    def only_writer(self) -> bool:
+        """Whether `create` decides between two writers who want the same name."""
+        return True
 
     def make(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lclm_rag.folders.local import FileFacts, MappedFile
+from lclm_rag.folders.local import TEMPORARY, FileFacts, MappedFile
 
 if TYPE_CHECKING:
     from lclm_rag.folders.range_cache import RangeCache
@@ -22,6 +26,9 @@ _CONDITIONAL = ("s3", "s3a", "gs", "gcs")
 
 _CACHE_GB = 10.0
 
+# What is said of this machine's disk is not said of the store.
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 T = TypeVar("T")
 
 
@@ -29,23 +36,31 @@ T = TypeVar("T")
 class ObjectFolder:
     """A folder named by a URL. An object appears whole or not at all, which is the store's promise.
 
-    filesystem: of fsspec. root: as `filesystem` names the folder, "bucket/folder". Methods raise OSError.
+    filesystem: of fsspec. root: as `filesystem` names the folder, "bucket/folder". cached: where what was
+    fetched is kept; None: in the user's cache. Methods raise OSError that names the object.
     """
 
     url: str
     filesystem: Any
     root: str
+    cached: Path | None = None
 
     @classmethod
     def of_url(cls, url: str) -> ObjectFolder:
-        """Raises ImportError where fsspec, or its part for this scheme, is not installed."""
+        """Raises ImportError where fsspec, or its part for this scheme, is not installed; ValueError for an
+        unknown scheme."""
         try:
             from fsspec.core import url_to_fs
 
-            filesystem, root = url_to_fs(url)
+            # What others write must be seen.
+            filesystem, root = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             raise ImportError(
                 f"{url} lies in an object store: pip install 'lclm-rag[object-stores]' ({error})"
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{url}: there is no such kind of store; use s3://, gs:// or a folder of this machine."
             ) from error
         return cls(url.rstrip("/"), filesystem, root.rstrip("/"))
 
@@ -55,11 +70,23 @@ class ObjectFolder:
         return self.url
 
     def __truediv__(self, name: str) -> ObjectFolder:
-        return ObjectFolder(f"{self.url}/{name}", self.filesystem, f"{self.root}/{name}")
+        return replace(self, url=f"{self.url}/{name}", root=f"{self.root}/{name}")
 
-    @property
     def only_writer(self) -> bool:
-        """Whether `create` decides between two writers who want the same name."""
+        """Whether `create` decides between two writers who want the same name. It is tried, because stores
+        that speak the protocol of S3 may not do all that S3 does. OSError where nothing can be written."""
+        name = f"only-writer-{os.getpid()}-{time.time_ns()}{TEMPORARY}"
+        self.replace(name, b"1")
+        try:
+            with self._errors(name):
+                self.filesystem.pipe_file(f"{self.root}/{name}", b"1", mode="create")
+            return False
+        except OSError as error:
+            return self._is_conditional() and not _is_not_implemented(error)
+        finally:
+            self.remove(name)
+
+    def _is_conditional(self) -> bool:
         protocol = self.filesystem.protocol
         names = (protocol,) if isinstance(protocol, str) else protocol
         return any(name in _CONDITIONAL for name in names)
@@ -70,7 +97,8 @@ class ObjectFolder:
     def files(self) -> list[FileFacts]:
         """The files in this folder, by name; none where there is no folder. Not those below it."""
         try:
-            found = self.filesystem.ls(self.root, detail=True, refresh=True)
+            with self._errors():
+                found = self.filesystem.ls(self.root, detail=True)
         except FileNotFoundError:
             return []
         facts = [
@@ -81,63 +109,123 @@ class ObjectFolder:
         return sorted(facts, key=lambda entry: entry.name)
 
     def read(self, name: str) -> bytes:
-        return bytes(self.filesystem.cat_file(f"{self.root}/{name}"))
+        with self._errors(name):
+            return bytes(self.filesystem.cat_file(f"{self.root}/{name}"))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Bytes start to stop of each named file; fetched side by side, and kept on disk."""
-        cache = cache_folder() / "ranges"
-        cache.mkdir(parents=True, exist_ok=True)
-        paths = [cache / _range_name(f"{self.url}/{n}", start, stop) for n, start, stop in ranges]
-        missing = [i for i, path in enumerate(paths) if not path.exists()]
-        fetched = self.filesystem.cat_ranges(
-            [f"{self.root}/{ranges[i][0]}" for i in missing],
-            [ranges[i][1] for i in missing],
-            [ranges[i][2] for i in missing],
-            on_error="raise",
+        kept = self._cache()
+        pieces = [kept.range(f"{self.url}/{name}", start, stop) for name, start, stop in ranges]
+        missing = [i for i, piece in enumerate(pieces) if piece is None]
+        names, starts, stops = (
+            zip(*(ranges[i] for i in missing), strict=True) if missing else ((),) * 3
         )
+        with self._errors():
+            fetched = self.filesystem.cat_ranges(
+                [f"{self.root}/{name}" for name in names],
+                list(starts),
+                list(stops),
+                on_error="raise",
+            )
         for i, piece in zip(missing, fetched, strict=True):
-            _put_aside(paths[i], bytes(piece))
-        return [path.read_bytes() for path in paths]
+            name, start, stop = ranges[i]
+            pieces[i] = bytes(piece)
+            if len(piece) == stop - start:
+                kept.keep_range(f"{self.url}/{name}", start, stop, bytes(piece))
+        return [piece for piece in pieces if piece is not None]
 
     def map(self, name: str) -> MappedFile:
         path = f"{self.root}/{name}"
-        size = int(self.filesystem.info(path)["size"])
-        return self._cache().map(
-            f"{self.url}/{name}",
-            size,
-            lambda start, stop: bytes(self.filesystem.cat_file(path, start, stop)),
-        )
+        with self._errors(name):
+            size = int(self.filesystem.info(path)["size"])
+
+        def fetch(start: int, stop: int) -> bytes:
+            with self._errors(name):
+                return bytes(self.filesystem.cat_file(path, start=start, end=stop))
+
+        return self._cache().map(f"{self.url}/{name}", size, fetch)
 
     def create(self, name: str, data: bytes) -> None:
         """Put a whole new object in place. FileExistsError where there is one of that name; where the store
         has no conditional writes (`only_writer` is False), only if it was there a moment before."""
-        self.filesystem.pipe_file(f"{self.root}/{name}", data, mode="create")
+        try:
+            with self._errors(name):
+                self.filesystem.pipe_file(f"{self.root}/{name}", data, mode="create")
+        except OSError as error:
+            # Stores say in many ways that it is there; and a request that was sent again because its answer
+            # was lost finds its own object.
+            try:
+                there = self.read(name)
+            except FileNotFoundError:
+                if not _is_not_implemented(error):
+                    raise error from None
+                self.replace(name, data)
+                return
+            if there != data:
+                raise FileExistsError(f"{self.url}/{name} is there already.") from error
 
     def replace(self, name: str, data: bytes) -> None:
-        self.filesystem.pipe_file(f"{self.root}/{name}", data)
+        with self._errors(name):
+            self.filesystem.pipe_file(f"{self.root}/{name}", data)
 
     def write(self, name: str, fill: Callable[[Path], T]) -> T:
-        """Let `fill` write a local file, and upload it."""
-        with tempfile.TemporaryDirectory(prefix="lclm-rag-") as folder:
-            path = Path(folder) / name
+        """Let `fill` write a local file, and upload it; it is then in the cache."""
+        kept = self._cache()
+        descriptor, temporary = tempfile.mkstemp(TEMPORARY, dir=kept.folder)
+        os.close(descriptor)
+        path = Path(temporary)
+        try:
             result = fill(path)
-            self.filesystem.put_file(str(path), f"{self.root}/{name}")
+            with self._errors(name):
+                self.filesystem.put_file(str(path), f"{self.root}/{name}")
+            kept.keep(f"{self.url}/{name}", path)
+        finally:
+            path.unlink(missing_ok=True)
         return result
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a whole object to a local file."""
+        with self._errors(name):
+            self.filesystem.get_file(f"{self.root}/{name}", str(path))
 
     def remove(self, name: str) -> None:
         """Remove an object; nothing where there is none."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._errors(name):
             self.filesystem.rm_file(f"{self.root}/{name}")
 
     def sync(self) -> None:
         """An object that was put is there."""
 
-    @staticmethod
-    def _cache() -> RangeCache:
-        from lclm_rag.folders.range_cache import RangeCache
+    @contextmanager
+    def fresh(self) -> Iterator[ObjectFolder]:
+        """The same folder, read from the store and not from what was fetched before."""
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="fresh-", dir=cache_folder()) as folder:
+            yield replace(self, cached=Path(folder))
 
-        limit = float(os.environ.get("LCLM_RAG_CACHE_GB", _CACHE_GB)) * 1e9
-        return RangeCache(cache_folder() / "files", int(limit))
+    def _cache(self) -> RangeCache:
+        return _range_cache(self.cached or cache_folder() / "files", _cache_bytes())
+
+    @contextmanager
+    def _errors(self, name: str = "") -> Iterator[None]:
+        """The store's libraries raise much that is no OSError, and little that names the object."""
+        where = f"{self.url}/{name}".rstrip("/")
+        try:
+            yield
+        except Exception as error:
+            said = _said(error)
+            if "NoSuchBucket" in said or "bucket does not exist" in said:
+                bucket = self.root.partition("/")[0]
+                raise OSError(f"There is no bucket {bucket} for {where}: make it first.") from error
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{where}: there is no such object.") from error
+            if isinstance(error, FileExistsError):
+                raise FileExistsError(f"{where} is there already.") from error
+            if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+                raise
+            if "credentials" in said.lower():
+                said += "; set the variables of the store: AWS_ACCESS_KEY_ID, or AWS_PROFILE, say"
+            raise OSError(f"{where} cannot be read or written: {said}.") from error
 
 
 def cache_folder() -> Path:
@@ -148,19 +236,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lclm-rag"
 
 
+@cache
+def _range_cache(folder: Path, limit: int) -> RangeCache:
+    from lclm_rag.folders.range_cache import RangeCache
+
+    return RangeCache(folder, limit)
+
+
+def _cache_bytes() -> int:
+    named = os.environ.get("LCLM_RAG_CACHE_GB") or _CACHE_GB
+    try:
+        return int(float(named) * 1e9)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"LCLM_RAG_CACHE_GB must be a number, not {named!r}.") from error
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(error).__name__
+
+
+def _is_not_implemented(error: OSError) -> bool:
+    """Of the store, for a conditional write."""
+    cause = error.__cause__
+    return isinstance(cause, NotImplementedError) or getattr(cause, "errno", None) == errno.ENOSYS
+
+
 def _modified(entry: dict[str, Any]) -> float:
-    when = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or 0.0
-    return float(when.timestamp()) if hasattr(when, "timestamp") else 0.0
-
-
-def _range_name(url: str, start: int, stop: int) -> str:
-    import hashlib
-
-    return hashlib.sha256(f"{url}\n{start}\n{stop}".encode()).hexdigest()[:32]
-
-
-def _put_aside(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(descriptor, "wb") as f:
-        f.write(data)
-    Path(temporary).replace(path)
+    """Seconds since 1970; now, where the store does not tell."""
+    when = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
+    if isinstance(when, datetime):
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    return float(when) if isinstance(when, int | float) else time.time()

@@ -1,8 +1,8 @@
 """Open the passage index of a knowledge base at a version of its store, and keep it there.
 
-The index is derived. The embedded one is private to each process and starts from a published snapshot; one on a
-server is shared, shows the newest version, and `state.json` says which that is, written only after the engine
-has flushed, so that an interrupted update is made again.
+The index is derived. The embedded one is private to each process and starts from a published snapshot; one on
+a server is shared, shows the newest version, and `state.json` says which that is, written only after the
+engine has flushed, so that an interrupted update is made again.
 """
 
 from __future__ import annotations
@@ -303,7 +303,8 @@ def sync_index(index: PassageIndex, store: LatentStore, indexed: LatentStore | N
 class Changes:
     """What the index of one version has to forget and to learn to be that of another.
 
-    gone, new: fragments with rows. A row that was only written elsewhere (compaction, another codec) is neither.
+    gone, new: fragments with rows. A row that was only written elsewhere (compaction, another codec) is
+    neither.
     """
 
     gone: list[tuple[Fragment, list[int]]]

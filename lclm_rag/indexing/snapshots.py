@@ -1,8 +1,9 @@
 """Snapshots of the embedded passage index, which any number of processes read at once.
 
-The engine knows one process per folder, so every process has a private one. It begins as a view of a published
-snapshot (hard links: the engine writes no byte of a file that it only searches) or, where passages have to be
-added or removed, as a copy. A snapshot is published whole, by renaming a folder, and never changed.
+The engine knows one process per folder, so every process has a private one. It begins as a view of a
+published snapshot (hard links: the engine writes no byte of a file that it only searches) or, where passages
+have to be added or removed, as a copy. A snapshot is published whole, by renaming a folder, and never
+changed.
 
 ```
 index/published/<version>-<id>/index.json, edge/…     index/<version>-<id>.tar.zst in an object store
@@ -13,6 +14,7 @@ index/private/<pid>-<id>/edge/…                       gone with its process: <
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tarfile
@@ -43,6 +45,8 @@ __all__ = [
 _PACKED = ".tar.zst"
 _PIECE = 1 << 23
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -56,14 +60,14 @@ class Snapshot:
 
     def damage(self) -> list[str]:
         """The files that are not as they were published."""
-        there = {name: path for name, path in _files(self.path / "edge")}
+        there = dict(_files(self.path / "edge"))
         wrong = [n for n in self.files if n not in there or _facts(there[n]) != self.files[n]]
         return sorted([*wrong, *(there.keys() - self.files.keys())])
 
 
 class SnapshotFolder:
-    """Where snapshots are published, and private folders made: in the knowledge base's own `index` folder, or,
-    where that is in an object store or nothing may be written, in the user's cache."""
+    """Where snapshots are published, and private folders made: in the knowledge base's own `index` folder,
+    or, where that is in an object store or nothing may be written, in the user's cache."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -92,11 +96,7 @@ class SnapshotFolder:
         """All that are published here and can be read."""
         for path in self.published.iterdir():
             try:
-                raw: dict[str, Any] = unseal((path / "index.json").read_bytes())
-                files = {name: (size, digest) for name, (size, digest) in raw["files"].items()}
-                yield Snapshot(
-                    path, raw["version"], Bm25Settings(**raw["bm25"]), raw["embedder"], files
-                )
+                yield _read_snapshot(path)
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # Derived: what cannot be read is built anew, and verify tells of it.
 
@@ -140,8 +140,18 @@ class SnapshotFolder:
         names = [f.name for f in self.folder.files() if f.name.endswith(_PACKED)]
         before = [name for name in names if int(name.partition("-")[0]) <= version]
         for name in (before or names)[-1:]:
-            if not (self.published / name.removesuffix(_PACKED)).exists():
+            if (self.published / name.removesuffix(_PACKED)).exists():
+                continue
+            try:
                 _download(self.folder, name, self.published, self.private)
+            except FileNotFoundError:
+                continue  # A newer one took its place meanwhile.
+            except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+                _log.warning(
+                    "The passage index %s cannot be used (%s); it is built anew.",
+                    self.folder / name,
+                    error,
+                )
 
 
 class PrivateFolder:
@@ -184,6 +194,13 @@ class PrivateFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         Path(f"{self.path}.lock").unlink(missing_ok=True)
         self._lock.release()
+
+
+def _read_snapshot(path: Path) -> Snapshot:
+    """Raises OSError, ValueError, KeyError or TypeError where it is not whole."""
+    raw: dict[str, Any] = unseal((path / "index.json").read_bytes())
+    files = {name: (size, digest) for name, (size, digest) in raw["files"].items()}
+    return Snapshot(path, raw["version"], Bm25Settings(**raw["bm25"]), raw["embedder"], files)
 
 
 def snapshot_keys(snapshots: SnapshotFolder, snapshot: Snapshot) -> set[PassageKey]:
@@ -301,20 +318,30 @@ def _upload(folder: ObjectFolder, snapshot: Path) -> None:
 
 
 def _download(folder: ObjectFolder, name: str, published: Path, private: Path) -> None:
+    """Earlier ones are removed."""
     import pyarrow as pa
 
     aside = Path(tempfile.mkdtemp(dir=private))
+    target = published / name.removesuffix(_PACKED)
     try:
-        folder.filesystem.get_file(f"{folder.root}/{name}", str(aside / name))
+        folder.fetch(name, aside / name)
         with (
             pa.CompressedInputStream(str(aside / name), "zstd") as packed,
             tarfile.open(fileobj=packed, mode="r|") as tar,
         ):
-            tar.extractall(aside / "snapshot", filter="data")
+            tar.extractall(aside / "packed", filter="data")
+        # With holes again where there were some.
+        _copy_tree(aside / "packed", aside / "snapshot")
+        found = _read_snapshot(aside / "snapshot")
+        if damage := found.damage():
+            raise OSError(f"{', '.join(damage[:3])} in it damaged")
         try:
-            (aside / "snapshot").rename(published / name.removesuffix(_PACKED))
+            (aside / "snapshot").rename(target)
         except OSError:  # Another process was faster.
-            if not (published / name.removesuffix(_PACKED)).exists():
+            if not target.exists():
                 raise
+        for path in published.iterdir():
+            if path.name < target.name:
+                _remove_tree(path, aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

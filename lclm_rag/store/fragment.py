@@ -267,6 +267,7 @@ class Fragment:
             reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
             batch = reader.get_batch(0)
         except (OSError, pa.ArrowException) as error:
+            file.forget()
             raise DamagedError(f"Fragment {where} cannot be read: {error}.") from error
         if not reader.schema.equals(layout.schema(), check_metadata=True):
             raise DamagedError(f"Fragment {where} does not have the layout of its store.")
@@ -288,6 +289,10 @@ class Fragment:
             return np.empty(0, kind)
         usable = found.size - found.size % np.dtype(kind).itemsize
         return np.frombuffer(found, kind, usable // np.dtype(kind).itemsize)
+
+    def evicted(self) -> bool:
+        """Whether it is better opened again before more of it is read."""
+        return self._file.evicted()
 
     def key(self, row: int) -> PassageKey:
         return PassageKey(self._text("document_id", row), int(self._number("ordinal", row)))
@@ -375,6 +380,7 @@ class Fragment:
         return view
 
     def _damaged(self, row: int, what: str) -> DamagedError:
+        self._file.forget()
         return DamagedError(
             f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
             "verify --repair makes room for adding it again."

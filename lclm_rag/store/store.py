@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from lclm_rag.documents import PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, open_folder
-from lclm_rag.store.fragment import Fragment, Layout, StoredPassage, key_hash
+from lclm_rag.store.fragment import DamagedError, Fragment, Layout, StoredPassage, key_hash
 from lclm_rag.store.locks import Lease, reading
 from lclm_rag.store.manifest import (
     FragmentEntry,
@@ -33,6 +34,8 @@ __all__ = [
 
 FRAGMENTS, MANIFESTS, LEASES, UNCOMMITTED = "fragments", "manifests", "readers", "uncommitted"
 
+_READS_AT_ONCE = 8
+
 Place = tuple[str, int]
 """Fragment name and row."""
 
@@ -40,8 +43,8 @@ Place = tuple[str, int]
 class LatentStore:
     """One version of a store, for reading; it stays as it is, whatever is written meanwhile.
 
-    Folder: `fragments/*.arrow`, `manifests/<version>.json`; `uncommitted/`, what a writer has finished and not
-    committed; `readers/`, who reads which version; `lock`.
+    Folder: `fragments/*.arrow`, `manifests/<version>.json`; `uncommitted/`, what a writer has finished and
+    not committed; `readers/`, who reads which version; `lock`.
     """
 
     def __init__(self, folder: Folder, manifest: Manifest, lease: Lease | None = None) -> None:
@@ -99,13 +102,18 @@ class LatentStore:
     def read(self, keys: Iterable[PassageKey]) -> list[StoredPassage]:
         """Passages in the order of `keys`. KeyError names a key that this version does not hold; StoreError
         a damaged row."""
-        rows = []
-        for key in keys:
-            place = self.place(key)
-            if place is None:
-                raise KeyError(f"The store holds no passage {key} in version {self.version}.")
-            rows.append(self.fragment(place[0]).read(place[1]))
-        return rows
+        if self.folder.local is not None:
+            return [self._read(key) for key in keys]
+        self._sorted_hashes()
+        # Side by side, because each waits for the object store.
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            return list(pool.map(self._read, keys))
+
+    def _read(self, key: PassageKey) -> StoredPassage:
+        place = self.place(key)
+        if place is None:
+            raise KeyError(f"The store holds no passage {key} in version {self.version}.")
+        return self.fragment(place[0]).read(place[1])
 
     def document_hash(self, document_id: str) -> bytes | None:
         """`Document.content_hash()` of a stored document; None where it is not stored."""
@@ -140,10 +148,12 @@ class LatentStore:
 
     def fragment(self, name: str) -> Fragment:
         """An open fragment of this version."""
-        if name not in self._fragments:
+        fragment = self._fragments.get(name)
+        if fragment is None or fragment.evicted():
             folder = self.folder / FRAGMENTS
-            self._fragments[name] = Fragment(folder.map(name), str(folder / name), self.layout)
-        return self._fragments[name]
+            fragment = Fragment(folder.map(name), str(folder / name), self.layout)
+            self._fragments[name] = fragment
+        return fragment
 
     def place(self, key: PassageKey) -> Place | None:
         """Where a passage is; None where this version does not hold it."""
@@ -183,6 +193,9 @@ class LatentStore:
         """uint64 [rows] for each fragment, deleted rows included."""
         ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in entries]
         pieces = (self.folder / FRAGMENTS).read_ranges(ranges)
+        for (name, start, stop), piece in zip(ranges, pieces, strict=True):
+            if len(piece) != stop - start:
+                raise DamagedError(f"Fragment {self.folder / FRAGMENTS / name} is cut off.")
         return [np.frombuffer(piece, np.uint64) for piece in pieces]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from lclm_rag.errors import StoreError
@@ -84,7 +85,8 @@ def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -
     """Remove all versions but the newest `keep` and those that are being read, and every file that no
     remaining version needs: what killed writers left among them, resumable or not.
 
-    In an object store versions and files younger than a day stay, for whoever may be reading or writing them.
+    In an object store versions stay that were the newest within the last day, and files younger than a day,
+    for whoever may be reading or writing them.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}: the newest version always stays.")
@@ -119,9 +121,11 @@ def _remove_versions(folder: Folder, keep: int) -> tuple[list[int], list[int], i
         if folder.local is not None:
             wanted |= versions_read(folder.local / LEASES)
         removed, freed = [], 0
-        for version in versions:
+        for version, follower in pairwise(versions):
             facts = files[manifest_name(version)]
-            if version not in wanted and not _may_be_in_use(folder, facts.modified):
+            # Whoever has opened it did so before there was a newer one.
+            superseded = files[manifest_name(follower)].modified
+            if version not in wanted and not _may_be_in_use(folder, superseded):
                 manifests.remove(facts.name)
                 removed.append(version)
                 freed += facts.size

@@ -67,12 +67,12 @@ def writing(
     conditional writes either.
     """
     folder = open_folder(location)
-    if not folder.only_writer:
+    # No folder and no lock file where there is no store.
+    LatentStore.open(folder).close()
+    if not (folder / UNCOMMITTED).only_writer():
         _log.warning(
             "%s has no conditional writes: make sure that nobody else writes to it now.", folder
         )
-    # No folder and no lock file where there is no store.
-    LatentStore.open(folder).close()
     with nullcontext() if folder.local is None else write_lock(folder.local, wait):
         writer = StoreWriter(LatentStore.open(folder), operation, layout, resumable)
         try:
@@ -187,10 +187,14 @@ class StoreWriter:
             self._finish()
             return LatentStore.open(self._folder)
         entries = self._merged(entries)
-        write_manifest(
-            self._folder / MANIFESTS,
-            base.next(entries, self._totals, self._operation, self.layout),
-        )
+        self._check_there(entries)
+        manifest = base.next(entries, self._totals, self._operation, self.layout)
+        try:
+            write_manifest(self._folder / MANIFESTS, manifest)
+        except OSError:
+            # An object store may have committed it all the same: what it names must stay.
+            self._done = self._folder.local is None
+            raise
         self._finish()
         return LatentStore.open(self._folder)
 
@@ -236,14 +240,28 @@ class StoreWriter:
         kept = [entry for entry in entries if entry.bytes >= _SMALL_BYTES]
         return [*kept, *(_write(self._folder, part) for part in _parts(rows))]
 
+    def _check_there(self, entries: list[FragmentEntry]) -> None:
+        """In an object store `vacuum` may have run meanwhile, and taken what is old for left behind."""
+        if self._folder.local is not None:
+            return
+        there = {facts.name for facts in (self._folder / FRAGMENTS).files()}
+        if any(entry.name not in there for entry in entries):
+            raise StoreError(
+                f"Another process has vacuumed {self._folder} meanwhile, and removed what was not "
+                "committed; run the same command again."
+            )
+
     def _finish(self) -> None:
-        """After a commit nothing is left behind of what was finished before it."""
+        """After a commit nothing is left behind of what was finished before it; in an object store, what
+        another writer may still want is left to `vacuum`."""
         self._done = True
         self.base.close()
         if not self._resumable:
             return
         uncommitted = self._folder / UNCOMMITTED
         left = [e.name for e in self._left.manifest.fragments]
+        if self._folder.local is None:
+            left = [name for name in left if name in self._taken_over]
         for name in (*left, *(entry.name for entry in self._new)):
             uncommitted.remove(f"{name}.json")
         for name in left:

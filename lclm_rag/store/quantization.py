@@ -1,0 +1,126 @@
+"""int8 and int4: latents are rotated, then each coordinate becomes a level. The format: `codecs`."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from lclm_rag.store.codecs import CodecName
+
+__all__ = ["LARGEST_NORM", "LEVELS", "dequantize", "norms", "quantize"]
+
+# The 16 levels with the least mean squared error for a Gaussian of variance 1: Max, "Quantizing for minimum
+# distortion" (1960), table I.
+_POSITIVE = (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6180, 2.0690, 2.7326)
+LEVELS = (*(-level for level in reversed(_POSITIVE)), *_POSITIVE)
+
+LARGEST_NORM = 1e38
+"""Of a latent: what is decoded from it then stays below the end of float32, 3.4e38."""
+
+_AT_ONCE = 256
+"""Latents that are decoded together: what lies between bytes and latents stays in the processor's cache."""
+
+
+def norms(latents: torch.Tensor) -> torch.Tensor:
+    """[n, width] floats → float64 [n]."""
+    found: torch.Tensor = torch.linalg.vector_norm(latents, dim=1, dtype=torch.float64)
+    return found
+
+
+def quantize(latents: torch.Tensor, codec: CodecName) -> torch.Tensor:
+    """[n, width] floats → uint8 [n, latent_bytes]; of no use where a norm is above `LARGEST_NORM`."""
+    # In units of the root mean square: squares of what is very large or small leave float32.
+    unit = norms(latents)[:, None] / latents.shape[1] ** 0.5
+    rotated = _rotate((latents / unit.where(unit > 0, 1)).float())
+    codes, step = _int8_codes(rotated) if codec == "int8" else _int4_codes(rotated)
+    scale = (unit * step).to(torch.bfloat16)
+    return torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], 1)
+
+
+def dequantize(
+    stored: torch.Tensor, codec: CodecName, width: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """uint8 [n, latent_bytes] → [n, width] in `dtype`."""
+    latents = torch.empty(len(stored), width, dtype=dtype)
+    for part, rows in zip(latents.split(_AT_ONCE), stored.split(_AT_ONCE), strict=True):
+        # A copy always: in place, a scale may stand at an odd byte.
+        scale = rows[:, -2:].clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
+        codes = rows[:, :-2]
+        levels = codes.view(torch.int8).float() if codec == "int8" else _int4_levels(codes, width)
+        part.copy_(_rotate_back(levels).mul_(scale))
+    return latents
+
+
+def _int8_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, width] → (int8 [n, width], step [n, 1]): 127 steps to the largest coordinate."""
+    step = rotated.abs().amax(1, keepdim=True) / 127
+    return (rotated / step.where(step > 0, 1)).round_().to(torch.int8), step
+
+
+def _int4_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, width] → (uint8 [n, ⌈width/2⌉], step [n, 1]): the nearest levels, two in a byte."""
+    levels = torch.tensor(LEVELS)
+    places = torch.bucketize(rotated, (levels[1:] + levels[:-1]) / 2, out_int32=True)
+    nearest = levels[places]
+    # With these levels, the step of the least squared error: about 1, and 0 for a latent of zeros.
+    step = (rotated * nearest).sum(1, keepdim=True) / nearest.square().sum(1, keepdim=True)
+    if places.shape[1] % 2:
+        places = torch.nn.functional.pad(places, (0, 1))
+    return (places[:, ::2] + 16 * places[:, 1::2]).to(torch.uint8), step
+
+
+def _int4_levels(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """uint8 [n, ⌈width/2⌉] → levels, float32 [n, width]."""
+    # Both levels of a byte are fetched at once, as one number of 8 bytes.
+    pairs = _pairs_of_levels().index_select(0, codes.flatten().int())
+    return pairs.view(torch.float32).view(len(codes), -1)[:, :width]
+
+
+@cache
+def _pairs_of_levels() -> torch.Tensor:
+    """The two levels of each byte, float32 [256, 2], seen as float64 [256]."""
+    levels, byte = torch.tensor(LEVELS), torch.arange(256)
+    return torch.stack([levels[byte % 16], levels[byte // 16]], 1).view(torch.float64)[:, 0]
+
+
+def _rotate(rows: torch.Tensor) -> torch.Tensor:
+    """R: float32 [n, width] → [n, width]."""
+    width = rows.shape[1]
+    parts = torch.view_as_real(torch.fft.rfft(rows * _signs(width), norm="ortho")).flatten(1)
+    # Column 1 is the imaginary part of F₀; column width + 1, where there is one, that of F_w/2.
+    return torch.cat([parts[:, :1], parts[:, 2 : width + 1]], 1) * _weights(width)
+
+
+def _rotate_back(rows: torch.Tensor) -> torch.Tensor:
+    """R⁻¹: float32 [n, width] → [n, width]."""
+    width = rows.shape[1]
+    weighted = rows / _weights(width)
+    parts = rows.new_zeros(len(rows), width // 2 + 1, 2)
+    columns = parts.flatten(1)
+    columns[:, 0] = weighted[:, 0]
+    columns[:, 2 : width + 1] = weighted[:, 1:]
+    rotated: torch.Tensor = torch.fft.irfft(torch.view_as_complex(parts), n=width, norm="ortho")
+    return rotated.mul_(_signs(width))
+
+
+@cache
+def _weights(width: int) -> torch.Tensor:
+    """float32 [width]: √2 for a coordinate that stands for two of the whole spectrum, 1 for the others."""
+    weights = torch.full((width,), 2**0.5)
+    weights[0] = 1
+    if width % 2 == 0:
+        weights[-1] = 1
+    return weights
+
+
+@cache
+def _signs(width: int) -> torch.Tensor:
+    """float32 [width] of 1 and -1."""
+    digest = hashlib.shake_128(b"lclm_rag").digest((width + 7) // 8)
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8))[:width]
+    return torch.from_numpy(1 - 2 * bits.astype(np.float32))
