@@ -265,12 +265,14 @@ class Fragment:
         file.need(max(0, size - _END_BYTES), size)
         try:
             reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
+            # Before the batch: only with this schema may its bytes be taken for columns.
+            if not reader.schema.equals(layout.schema(), check_metadata=True):
+                raise DamagedError(f"Fragment {where} does not have the layout of its store.")
             batch = reader.get_batch(0)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
             file.forget()
-            raise DamagedError(f"Fragment {where} cannot be read: {error}.") from error
-        if not reader.schema.equals(layout.schema(), check_metadata=True):
-            raise DamagedError(f"Fragment {where} does not have the layout of its store.")
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DamagedError(f"Fragment {where} cannot be read: {reason}.") from error
         self.rows: int = batch.num_rows
         self._fixed = {name: self._view(batch, name, 1, kind) for name, kind in _FIXED.items()}
         self._offsets = {n: self._view(batch, n, 1, np.int64) for n in (*_TEXTS, "latents")}
@@ -285,10 +287,12 @@ class Fragment:
     def _view(self, batch: pa.RecordBatch, name: str, buffer: int, kind: Any) -> np.ndarray:
         """A buffer of a column as an array, over the mapped file; empty where there is none."""
         found = batch.column(name).buffers()[buffer]
-        if found is None:
+        if found is None or not found.size:
             return np.empty(0, kind)
-        usable = found.size - found.size % np.dtype(kind).itemsize
-        return np.frombuffer(found, kind, usable // np.dtype(kind).itemsize)
+        begin = found.address - self._file.buffer.address
+        if not 0 <= begin <= begin + found.size <= self._file.buffer.size:
+            raise DamagedError(f"Fragment {self._where} is damaged: {name} lies outside the file.")
+        return np.frombuffer(found, kind, found.size // np.dtype(kind).itemsize)
 
     def evicted(self) -> bool:
         """Whether it is better opened again before more of it is read."""
@@ -301,10 +305,15 @@ class Fragment:
         return int(self._number("key_hash", row))
 
     @property
+    def address(self) -> int:
+        """Where in this process's memory the file begins."""
+        return int(self._file.buffer.address)
+
+    @property
     def keys_offset(self) -> int:
         """Where in the file the key hashes begin."""
         address: int = self._fixed["key_hash"].__array_interface__["data"][0]
-        return address - int(self._file.buffer.address)
+        return address - self.address
 
     def document_hash(self, row: int) -> bytes:
         return bytes(self._number("document_hash", row))
@@ -361,12 +370,18 @@ class Fragment:
         return self._needed(self._texts[name][first:stop]).tobytes()
 
     def _number(self, name: str, row: int) -> Any:
-        return self._needed(self._fixed[name][row : row + 1])[0]
+        found = self._needed(self._fixed[name][row : row + 1])
+        if not len(found):
+            raise self._damaged(row, f"its {name} is not there")
+        return found[0]
 
     def _span(self, name: str, row: int, size: int) -> tuple[int, int]:
         """Where a row's values begin and end; checked, because nothing else keeps a damaged offset from
         pointing outside the file."""
-        first, stop = map(int, self._needed(self._offsets[name][row : row + 2]))
+        found = self._needed(self._offsets[name][row : row + 2])
+        if len(found) < 2:
+            raise self._damaged(row, f"its {name} is not there")
+        first, stop = map(int, found)
         if not 0 <= first <= stop <= size:
             raise self._damaged(row, f"{name} points outside the file")
         return first, stop
