@@ -176,12 +176,16 @@ class ObjectFolder:
         path = Path(temporary)
         try:
             result = fill(path)
-            with self._errors(name):
-                self.filesystem.put_file(str(path), f"{self.root}/{name}")
+            self.upload(name, path)
             kept.keep(f"{self.url}/{name}", path)
         finally:
             path.unlink(missing_ok=True)
         return result
+
+    def upload(self, name: str, path: Path) -> None:
+        """Put a local file in place, whole."""
+        with self._errors(name):
+            self.filesystem.put_file(str(path), f"{self.root}/{name}")
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a whole object to a local file."""

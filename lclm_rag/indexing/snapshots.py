@@ -44,6 +44,7 @@ __all__ = [
 
 _PACKED = ".tar.zst"
 _PIECE = 1 << 23
+_HOLE = 1 << 16
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class SnapshotFolder:
         copy.rename(self.published / name)
         _sync_folder(self.published)
         if isinstance(self.folder, ObjectFolder):
-            _upload(self.folder, self.published / name)
+            _upload(self.folder, self.published / name, own.path)
         for path in self.published.iterdir():
             if path.name < name:
                 _remove_tree(path, own.path)
@@ -298,23 +299,43 @@ def _remove_tree(path: Path, aside: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
 
 
-def _upload(folder: ObjectFolder, snapshot: Path) -> None:
-    """As one object, which appears whole; earlier ones are removed."""
+def _upload(folder: ObjectFolder, snapshot: Path, aside: Path) -> None:
+    """As one object, which appears whole; earlier ones are removed. aside: a folder for the packed file."""
     import pyarrow as pa
 
     name = f"{snapshot.name}{_PACKED}"
-
-    def fill(path: Path) -> None:
+    try:
         with (
-            pa.CompressedOutputStream(str(path), "zstd") as packed,
+            pa.CompressedOutputStream(str(aside / name), "zstd") as packed,
             tarfile.open(fileobj=packed, mode="w|") as tar,
         ):
             tar.add(snapshot, arcname=".")
-
-    folder.write(name, fill)
+        folder.upload(name, aside / name)
+    finally:
+        (aside / name).unlink(missing_ok=True)
     for facts in folder.files():
         if facts.name.endswith(_PACKED) and facts.name < name:
             folder.remove(facts.name)
+
+
+def _unpack(tar: tarfile.TarFile, target: Path) -> None:
+    """Write what is packed; zeros become holes, which they mostly were."""
+    for member in tar:
+        safe = tarfile.data_filter(member, str(target))
+        path = target / safe.name
+        if safe.isdir():
+            path.mkdir(parents=True, exist_ok=True)
+        packed = tar.extractfile(member)
+        if packed is None:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as f:
+            f.truncate(safe.size)
+            while piece := packed.read(_HOLE):
+                if piece.count(0) == len(piece):
+                    f.seek(len(piece), os.SEEK_CUR)
+                else:
+                    f.write(piece)
 
 
 def _download(folder: ObjectFolder, name: str, published: Path, private: Path) -> None:
@@ -329,9 +350,7 @@ def _download(folder: ObjectFolder, name: str, published: Path, private: Path) -
             pa.CompressedInputStream(str(aside / name), "zstd") as packed,
             tarfile.open(fileobj=packed, mode="r|") as tar,
         ):
-            tar.extractall(aside / "packed", filter="data")
-        # With holes again where there were some.
-        _copy_tree(aside / "packed", aside / "snapshot")
+            _unpack(tar, aside / "snapshot")
         found = _read_snapshot(aside / "snapshot")
         if damage := found.damage():
             raise OSError(f"{', '.join(damage[:3])} in it damaged")
