@@ -40,6 +40,7 @@ def _facts(kb: str) -> dict[str, Any]:
     from lclm_rag.folders import open_folder
     from lclm_rag.settings import read_settings
     from lclm_rag.store import LatentStore
+    from lclm_rag.store.writer import uncommitted_entries
 
     folder = open_folder(kb)
     settings = read_settings(folder)
@@ -53,6 +54,7 @@ def _facts(kb: str) -> dict[str, Any]:
         "source_tokens": totals.tokens,
         "latents": totals.latents,
         "fragments": len(store.manifest.fragments),
+        "uncommitted_passages": sum(e.rows for e in uncommitted_entries(store.folder, layout)),
         "store_bytes": size,
         "bytes_per_source_token": round(size / totals.tokens, 1) if totals.tokens else None,
         "checkpoint": settings.checkpoint,

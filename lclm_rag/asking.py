@@ -26,6 +26,7 @@ from lclm_rag.prompting import (
 from lclm_rag.retrieval import PassageIndexError, as_filter
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.store import StoredPassage, decode_latents
+from lclm_rag.torch_setup import resolve_dtype
 
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
@@ -199,7 +200,7 @@ def _space(kb: KnowledgeBase, wanted: Space) -> Space:
 def _latents(
     kb: KnowledgeBase, rows: Sequence[StoredPassage], space: Space
 ) -> Sequence[torch.Tensor]:
-    stored = decode_latents(rows)
+    stored = decode_latents(rows, resolve_dtype(kb.dtype, kb.device))
     return stored if space == kb.store.layout.space or not rows else _project(kb, stored)
 
 

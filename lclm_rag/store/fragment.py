@@ -169,15 +169,13 @@ def encode_latents(latents: Sequence[torch.Tensor], layout: Layout) -> list[Byte
 def decode_latents(
     rows: Sequence[StoredPassage], dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
-    """The latents of each row, [n_latents, width], decoded in one go.
-
-    dtype: None is bf16 and fp16 as they are, sharing the stored memory, and float32 for int8 and int4.
-    """
+    """The latents of each row, [n_latents, width]: bf16 and fp16 as they are, sharing the stored memory; int8
+    and int4 in `dtype` (None: float32), all decoded in one go."""
     if not rows:
         return []
     layout = rows[0].layout
     if layout.codec in ("bf16", "fp16"):
-        return [decode(row.encoded, layout.codec, layout.width, dtype) for row in rows]
+        return [row.latents for row in rows]
     joined = np.concatenate([row.encoded for row in rows])
     decoded = decode(joined, layout.codec, layout.width, dtype)
     return list(decoded.split([len(row.encoded) for row in rows]))
