@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from lclm_rag.prompting import (
     PromptTemplate,
     SoftPrompt,
 )
-from lclm_rag.settings import Settings, is_knowledge_base, read_settings, write_settings
+from lclm_rag.settings import SETTINGS, Settings, is_knowledge_base, read_settings, write_settings
 
 if TYPE_CHECKING:
     from lclm_rag.asking import Asked, GivenPassage
@@ -444,15 +445,21 @@ class KnowledgeBase:
     def vacuum(self, *, keep: int = 1) -> Vacuumed:
         """Remove all versions but the newest `keep` and those that are open anywhere, and every file that no
         version needs, such as what killed runs left behind (unfinished builds then start from nothing)."""
+        from lclm_rag.indexing.snapshots import SnapshotFolder
+        from lclm_rag.retrieval import PassageIndexError
         from lclm_rag.store import LatentStore, vacuum
 
         self._refuse_reading()
-        self._show(LatentStore.open(self.folder / "store"))
-        with self._opening:
+        # A snapshot of a version that is removed would be of no use. On a full disk it goes all the same.
+        with self._opening, suppress(PassageIndexError):
+            self._show(LatentStore.open(self.folder / "store"))
             if self._index is not None:
-                # A snapshot of a version that is removed would be of no use.
                 self._index.publish(self.store)
-        return vacuum(self.folder / "store", keep=keep, wait=self.wait)
+        vacuumed = vacuum(self.folder / "store", keep=keep, wait=self.wait)
+        if self.settings.qdrant_url is None:
+            freed = SnapshotFolder(self.folder / "index").remove_superseded()
+            vacuumed = replace(vacuumed, bytes=vacuumed.bytes + freed)
+        return vacuumed
 
     def versions(self) -> list[Manifest]:
         """Every version that can be opened, oldest first."""
@@ -488,16 +495,17 @@ class KnowledgeBase:
         """Turn to another version, the passage index with it."""
         with self._opening:
             old, self.store = self.store, store
-            if self._index is None:
-                self.index_and_store()
-            else:
-                try:
+            try:
+                if self._index is None:
+                    self.index_and_store()
+                else:
                     self._index.follow(old, store)
-                except BaseException:
-                    # Half at one version, half at another: it is opened anew when it is needed.
-                    self._index = None
-                    raise
-            old.close()
+            except BaseException:
+                # Half at one version, half at another: it is opened anew when it is needed.
+                self._index = None
+                raise
+            finally:
+                old.close()
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -670,6 +678,13 @@ def _or_default(sampling: Sampling | None) -> Sampling:
     return sampling or Sampling()
 
 
+# What `create` makes before it is done.
+_LEFT_BY_CREATE = re.compile(
+    r"store|store/(fragments|manifests|uncommitted|readers)|store/readers/(gate|0-[\w-]+)"
+    rf"|store/manifests/0{{10}}\.json(-\w+\{TEMPORARY})?|{SETTINGS}-\w+\{TEMPORARY}"
+)
+
+
 def _is_free(folder: Folder) -> bool:
     """Whether nothing is there; what was left where `create` was killed does not count, and is removed."""
     if folder.local is None:
@@ -678,12 +693,13 @@ def _is_free(folder: Folder) -> bool:
         return True
     if not folder.local.is_dir():
         return False
-    names = {path.name for path in folder.local.iterdir() if not path.name.endswith(TEMPORARY)}
-    if names <= {"store"} and not (folder / "store" / "fragments").files():
-        for path in folder.local.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        names = set()
-    return not names
+    left = list(folder.local.iterdir())
+    names = {path.relative_to(folder.local).as_posix() for path in folder.local.rglob("*")}
+    if not all(map(_LEFT_BY_CREATE.fullmatch, names)):
+        return False
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return True
 
 
 def _check_unfinished(

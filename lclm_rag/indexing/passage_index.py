@@ -7,10 +7,12 @@ engine has flushed, so that an interrupted update is made again.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,8 +79,9 @@ class EmbeddedIndex:
         self._bm25 = Bm25Settings()
         self.index: EdgeIndex
         try:
-            if not self._start_from_snapshot(store):
-                self._build(store)
+            with _disk_errors(folder):
+                if not self._start_from_snapshot(store):
+                    self._build(store)
             self._publish_if_large(store)
         except BaseException:
             self._own.close()
@@ -88,17 +91,24 @@ class EmbeddedIndex:
         """Go from one version of the store to another."""
         if old.version == new.version:
             return
-        if not len(old):  # It said nothing of how long passages are.
-            self.index.close()
-            self._build(new)
-        else:
-            self._sync(new, old)
+        try:
+            with _disk_errors(self._snapshots.folder):
+                if not len(old):  # It said nothing of how long passages are.
+                    self.index.close()
+                    self._build(new)
+                else:
+                    self._sync(new, old)
+        except BaseException:
+            self._own.close()
+            raise
         self._publish_if_large(new)
 
     def optimize(self, store: LatentStore) -> None:
         """Make searches faster, here and for others; may take minutes."""
-        self._make_writable()
-        self.index.optimize()
+        with _disk_errors(self._snapshots.folder):
+            self._make_writable()
+            _require_space(self._own.path, len(store))
+            self.index.optimize()
         self._publish(store)
 
     def publish(self, store: LatentStore) -> None:
@@ -129,6 +139,9 @@ class EmbeddedIndex:
                     self._own.path / "edge", bm25=snapshot.bm25, embedder=self._embedder
                 )
             except FileNotFoundError:
+                if snapshot.path.exists():
+                    _log.warning("%s is damaged. It is built anew.", snapshot.path)
+                    return False
                 continue  # A newer one took its place meanwhile.
             except PassageIndexError as error:
                 _log.warning("%s It is built anew.", error)
@@ -169,8 +182,9 @@ class EmbeddedIndex:
     def _make_writable(self) -> None:
         if not self._linked:
             return
+        self._own.copy_links()
         self.index.close()
-        self._own.unlink()
+        self._own.take_copy()
         self._linked = False
         self.index = EdgeIndex.open(
             self._own.path / "edge", bm25=self._bm25, embedder=self._embedder
@@ -182,11 +196,12 @@ class EmbeddedIndex:
 
     def _publish(self, store: LatentStore) -> None:
         name = self._embedder.name if self._embedder else None
-        self._make_writable()
-        self.index.flush()
         try:
+            self._make_writable()
+            self.index.flush()
+            _require_space(self._own.path, 0)
             self._snapshots.publish(self._own, store.version, self._bm25, name)
-        except OSError as error:
+        except (OSError, PassageIndexError) as error:
             _log.warning(
                 "The passage index of version %s could not be published (%s): whoever opens the knowledge "
                 "base makes it again, until there is room.",
@@ -384,6 +399,19 @@ def _check_embedder(made_with: str | None, embedder: Embedder | None, folder: Fo
         raise KnowledgeBaseError(
             f"The passage index in {folder} was made with embedder {made_with}, not with {given}."
         )
+
+
+@contextmanager
+def _disk_errors(folder: Folder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PassageIndexError(
+            f"The disk is full: the passage index in {folder} cannot be brought up to date. What is "
+            "committed stands; the index follows when the knowledge base is opened with enough room."
+        ) from error
 
 
 def _require_space(path: Path, passages: int) -> None:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lclm_rag.documents import PassageKey
 from lclm_rag.folders import Folder, ObjectFolder
@@ -95,7 +95,7 @@ class SnapshotFolder:
 
     def snapshots(self) -> Iterator[Snapshot]:
         """All that are published here and can be read."""
-        for path in self.published.iterdir():
+        for path in self._paths():
             try:
                 yield _read_snapshot(path)
             except (OSError, ValueError, KeyError, TypeError):
@@ -103,8 +103,27 @@ class SnapshotFolder:
 
     def unreadable(self) -> list[Path]:
         """What is published here and is no snapshot."""
+        # The paths first, and those only that are still there: others may publish and remove meanwhile.
+        paths = self._paths()
         sound = {snapshot.path for snapshot in self.snapshots()}
-        return sorted(path for path in self.published.iterdir() if path not in sound)
+        return [path for path in paths if path not in sound and path.exists()]
+
+    def remove_superseded(self) -> int:
+        """Remove what killed processes left, and every snapshot but the newest; returns the bytes on disk."""
+        freed = remove_leftovers(self.private)
+        newest = max((snapshot.path.name for snapshot in self.snapshots()), default="")
+        own = PrivateFolder(self.private)
+        try:
+            for path in self._paths():
+                if path.name < newest:
+                    freed += _disk_bytes(path)
+                    _remove_tree(path, own.path)
+        finally:
+            own.close()
+        return freed
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.published.iterdir()) if self.published.is_dir() else []
 
     def publish(
         self, own: PrivateFolder, version: int, bm25: Bm25Settings, embedder: str | None
@@ -123,12 +142,12 @@ class SnapshotFolder:
         _sync_folder(self.published)
         if isinstance(self.folder, ObjectFolder):
             _upload(self.folder, self.published / name, own.path)
-        for path in self.published.iterdir():
+        for path in self._paths():
             if path.name < name:
                 _remove_tree(path, own.path)
 
     def remove_all(self) -> None:
-        for path in self.published.iterdir():
+        for path in self._paths():
             shutil.rmtree(path, ignore_errors=True)
         if isinstance(self.folder, ObjectFolder):
             for facts in self.folder.files():
@@ -162,14 +181,16 @@ class PrivateFolder:
         remove_leftovers(private)
         self.path = private / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
-        self._lock.acquire(timeout=0)
+        with _gate(private):
+            self._lock.acquire(timeout=0)
         self.path.mkdir()
 
     def link(self, snapshot: Snapshot) -> None:
         """Show a snapshot, for searching only."""
         _clear(self.path / "edge")
-        for name, path in _files(snapshot.path / "edge"):
-            target = self.path / "edge" / name
+        # By the names that it was published with: what is listed while it is removed may be a part of it.
+        for name in snapshot.files:
+            path, target = snapshot.path / "edge" / name, self.path / "edge" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if name == "edge_config.json":  # The engine writes it anew when it opens a folder.
@@ -180,15 +201,17 @@ class PrivateFolder:
             except OSError:  # Another file system, or one without links.
                 _copy_file(path, target)
 
-    def copy(self, snapshot: Snapshot) -> None:
-        """Hold a snapshot's index as this folder's own, to be written to."""
-        _clear(self.path / "edge")
-        _copy_tree(snapshot.path / "edge", self.path / "edge")
+    def copy_links(self) -> None:
+        """Copy what is linked, so that `take_copy` can make it this folder's own."""
+        try:
+            _copy_tree(self.path / "edge", self.path / "copied")
+        except BaseException:
+            shutil.rmtree(self.path / "copied", ignore_errors=True)
+            raise
 
-    def unlink(self) -> None:
-        """Make what is linked this folder's own."""
+    def take_copy(self) -> None:
         (self.path / "edge").rename(self.path / "linked")
-        _copy_tree(self.path / "linked", self.path / "edge")
+        (self.path / "copied").rename(self.path / "edge")
         shutil.rmtree(self.path / "linked")
 
     def close(self) -> None:
@@ -217,18 +240,33 @@ def snapshot_keys(snapshots: SnapshotFolder, snapshot: Snapshot) -> set[PassageK
 def remove_leftovers(private: Path) -> int:
     """Remove the private folders of processes that have ended; returns the bytes that they took."""
     freed = 0
-    for path in private.glob("*.lock"):
-        lock = FileLock(path, thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        folder = path.with_suffix("")
-        freed += sum(file.stat().st_blocks * 512 for _, file in _files(folder))
-        shutil.rmtree(folder, ignore_errors=True)
-        path.unlink(missing_ok=True)
-        lock.release()
+    with _gate(private):
+        for path in private.glob("*.lock"):
+            lock = FileLock(path, thread_local=False)
+            try:
+                lock.acquire(timeout=0)
+            except OSError:  # In use (Timeout is one), or another user's.
+                continue
+            folder = path.with_suffix("")
+            freed += _disk_bytes(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            path.unlink(missing_ok=True)
+            lock.release()
     return freed
+
+
+def _gate(private: Path) -> FileLock:
+    """Held while a lock file is made, or found to be nobody's: between its making and its locking it would
+    seem to be."""
+    return FileLock(private / "gate", thread_local=False)
+
+
+def _disk_bytes(folder: Path) -> int:
+    """0 where it goes away meanwhile."""
+    try:
+        return sum(path.stat().st_blocks * 512 for _, path in _files(folder))
+    except FileNotFoundError:
+        return 0
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -270,7 +308,10 @@ def _copy_file(source: Path, target: Path) -> None:
             end = os.lseek(a.fileno(), begin, os.SEEK_HOLE)
             for start in range(begin, end, _PIECE):
                 piece = os.pread(a.fileno(), min(_PIECE, end - start), start)
-                os.pwrite(b.fileno(), piece, start)
+                # On a disk that is nearly full a part is written, and no error raised.
+                while piece:
+                    written = os.pwrite(b.fileno(), piece, start)
+                    piece, start = piece[written:], start + written
             offset = end
 
 

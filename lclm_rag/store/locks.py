@@ -3,6 +3,7 @@ process. Their files are empty; what they have to tell is in their names."""
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 import weakref
@@ -86,8 +87,15 @@ class _Gate:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def lease(self, version: int) -> Lease:
-        return Lease(self._folder / f"{version}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    def lease(self, version: int) -> Lease | None:
+        """None where the disk is so full that it cannot be told."""
+        path = self._folder / f"{version}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            return Lease(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return None
 
 
 def versions_read(folder: Path) -> set[int]:

@@ -22,7 +22,9 @@ from lclm_rag.store.manifest import (
     FragmentEntry,
     Operation,
     Totals,
+    committed_versions,
     pack_entry,
+    read_manifest,
     unpack_entry,
     write_manifest,
 )
@@ -32,6 +34,7 @@ from lclm_rag.store.store import (
     UNCOMMITTED,
     LatentStore,
     Place,
+    newest_version,
     visible_rows,
 )
 
@@ -100,6 +103,7 @@ class StoreWriter:
         self._new: list[FragmentEntry] = []
         self._deleted: dict[str, set[int]] = {}
         self._replaced: set[str] = set()
+        self._merged_into: list[str] = []
         self._totals = base.manifest.totals
         self._done = False
 
@@ -184,7 +188,7 @@ class StoreWriter:
         ]
         entries = [e for e in (*kept, *taken, *self._new) if len(e.deleted) < e.rows]
         if entries == list(base.fragments) and self.layout == base.layout:
-            self._finish()
+            self._finish(set())
             return LatentStore.open(self._folder)
         entries = self._merged(entries)
         self._check_there(entries)
@@ -195,21 +199,24 @@ class StoreWriter:
             # An object store may have committed it all the same: what it names must stay.
             self._done = self._folder.local is None
             raise
-        self._finish()
+        self._finish({entry.name for entry in entries})
         return LatentStore.open(self._folder)
 
     def abandon(self) -> None:
         """Without a commit: keep what was finished for the next writer, or remove it."""
         if self._done:
             return
+        self._done = True
+        self.base.close()
+        # Ctrl-C may come in the very moment of the commit: what a manifest names must stay.
+        if newest_version(self._folder) != self.base.version:
+            return
         if self._resumable:
             # On a full disk, or where a codec cannot hold what was computed, there is nothing to keep.
             with suppress(OSError, StoreError):
                 self._flush()
-        else:
-            for entry in self._new:
-                (self._folder / FRAGMENTS).remove(entry.name)
-        self._done = True
+        for name in (*self._merged_into, *(() if self._resumable else (e.name for e in self._new))):
+            (self._folder / FRAGMENTS).remove(name)
 
     def _append(self, row: StoredPassage) -> None:
         self._rows.append(row)
@@ -232,13 +239,17 @@ class StoreWriter:
         small = [entry for entry in entries if entry.bytes < _SMALL_BYTES]
         if len(small) < _SMALL_FRAGMENTS:
             return entries
-        view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(small)))
+        manifest = replace(self.base.manifest, fragments=tuple(small), layout=self.layout)
+        view = LatentStore(self._folder, manifest)
         try:
             rows = list(view.passages())
         except DamagedError:
             return entries  # It is found when it is read, or by verify: no reason to refuse this commit.
         kept = [entry for entry in entries if entry.bytes >= _SMALL_BYTES]
-        return [*kept, *(_write(self._folder, part) for part in _parts(rows))]
+        for part in _parts(rows):
+            kept.append(_write(self._folder, part))
+            self._merged_into.append(kept[-1].name)
+        return kept
 
     def _check_there(self, entries: list[FragmentEntry]) -> None:
         """In an object store `vacuum` may have run meanwhile, and taken what is old for left behind."""
@@ -251,22 +262,25 @@ class StoreWriter:
                 "committed; run the same command again."
             )
 
-    def _finish(self) -> None:
+    def _finish(self, committed: set[str]) -> None:
         """After a commit nothing is left behind of what was finished before it; in an object store, what
-        another writer may still want is left to `vacuum`."""
+        another writer may still want is left to `vacuum`. committed: the fragments that it names."""
         self._done = True
         self.base.close()
-        if not self._resumable:
-            return
-        uncommitted = self._folder / UNCOMMITTED
-        left = [e.name for e in self._left.manifest.fragments]
-        if self._folder.local is None:
-            left = [name for name in left if name in self._taken_over]
-        for name in (*left, *(entry.name for entry in self._new)):
-            uncommitted.remove(f"{name}.json")
-        for name in left:
-            if name not in self._taken_over:
-                (self._folder / FRAGMENTS).remove(name)
+        finished = {entry.name for entry in self._new}
+        if self._resumable:
+            left = {entry.name for entry in self._left.manifest.fragments}
+            if self._folder.local is None:
+                left &= self._taken_over.keys()
+            finished |= left
+            notes = [f"{name}.json" for name in finished]
+            if self._folder.local is not None:
+                notes = [facts.name for facts in (self._folder / UNCOMMITTED).files()]
+            # Before the fragments: without a note nobody looks for one.
+            for note in notes:
+                (self._folder / UNCOMMITTED).remove(note)
+        for name in finished - committed:
+            (self._folder / FRAGMENTS).remove(name)
 
     def _left_places(self, key: PassageKey) -> Iterator[Place]:
         return self._left.places(key) if self._resumable else iter(())
@@ -280,23 +294,30 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
             continue
         try:
             note = unseal((folder / UNCOMMITTED).read(facts.name))
-        except ValueError:
-            continue  # Nobody's loss but time: it is compressed anew.
+        except (ValueError, FileNotFoundError):
+            continue  # Nobody's loss but time: it is compressed anew. Or a writer has committed it now.
         if layout is None or Layout(**note["layout"]) == layout:
             entries.append(unpack_entry(note["entry"]))
-    return entries
+    # A writer that is killed just after its commit leaves notes of what some version needs.
+    named = _named_fragments(folder) if entries else set()
+    there = {(facts.name, facts.size) for facts in (folder / FRAGMENTS).files()}
+    return [e for e in entries if e.name not in named and (e.name, e.bytes) in there]
+
+
+def _named_fragments(folder: Folder) -> set[str]:
+    """The fragments of all versions, less damaged ones, which nobody can open."""
+    named = set()
+    for version in committed_versions(folder / MANIFESTS):
+        with suppress(StoreError):
+            manifest = read_manifest(folder / MANIFESTS, version)
+            named |= {entry.name for entry in manifest.fragments}
+    return named
 
 
 def _left_behind(base: LatentStore) -> LatentStore:
     """What writers before had finished and not committed, as if it were a version."""
-    named = {entry.name for entry in base.manifest.fragments}
-    there = {facts.name for facts in (base.folder / FRAGMENTS).files()}
-    entries = tuple(
-        entry
-        for entry in uncommitted_entries(base.folder, base.layout)
-        if entry.name not in named and entry.name in there
-    )
-    return LatentStore(base.folder, replace(base.manifest, fragments=entries))
+    entries = uncommitted_entries(base.folder, base.layout)
+    return LatentStore(base.folder, replace(base.manifest, fragments=tuple(entries)))
 
 
 def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
@@ -352,7 +373,10 @@ def _disk_errors(folder: Folder, version: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        newest = newest_version(folder)
+        done = f"nothing was committed to {folder}, version {version} still stands"
+        if newest != version:
+            done = f"version {newest} was committed to {folder}, but not all that follows was done"
         raise StoreError(
-            f"The disk is full: nothing was committed to {folder}, version {version} still stands. "
-            "Free some space and run the same command again."
+            f"The disk is full: {done}. Free some space and run the same command again."
         ) from error
