@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -59,10 +60,15 @@ class RangeCache:
         marks = memory[_marks_at(size) :].view(np.uint64)
         sound = np.zeros(len(marks), bool)
 
+        fetching = Lock()
+
         def need(start: int, stop: int) -> None:
             first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
-            if sound[first:last].all():
-                return
+            if not sound[first:last].all():
+                with fetching:
+                    bring(first, last)
+
+        def bring(first: int, last: int) -> None:
             unknown = first + np.flatnonzero(~sound[first:last])
             missing = [
                 i for i in map(int, unknown) if marks[i] != _checksum(_block(memory, i, size))

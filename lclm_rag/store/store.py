@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class LatentStore:
         self.manifest = manifest
         self._lease = lease
         self._fragments: dict[str, Fragment] = {}
+        self._opening: dict[str, Lock] = {}
         self._lookup: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @classmethod
@@ -148,12 +150,13 @@ class LatentStore:
 
     def fragment(self, name: str) -> Fragment:
         """An open fragment of this version."""
-        fragment = self._fragments.get(name)
-        if fragment is None or fragment.evicted():
-            folder = self.folder / FRAGMENTS
-            fragment = Fragment(folder.map(name), str(folder / name), self.layout)
-            self._fragments[name] = fragment
-        return fragment
+        with self._opening.setdefault(name, Lock()):
+            fragment = self._fragments.get(name)
+            if fragment is None or fragment.evicted():
+                folder = self.folder / FRAGMENTS
+                fragment = Fragment(folder.map(name), str(folder / name), self.layout)
+                self._fragments[name] = fragment
+            return fragment
 
     def place(self, key: PassageKey) -> Place | None:
         """Where a passage is; None where this version does not hold it."""
