@@ -687,8 +687,16 @@ _LEFT_BY_CREATE = re.compile(
 
 def _is_free(folder: Folder) -> bool:
     """Whether nothing is there; what was left where `create` was killed does not count, and is removed."""
+    from lclm_rag.store.manifest import manifest_name
+
     if folder.local is None:
-        return not folder.files() and not (folder / "store" / "manifests").files()
+        manifests = folder / "store" / "manifests"
+        begun = [facts.name for facts in manifests.files()]
+        if folder.files() or begun not in ([], [manifest_name(0)]):
+            return False
+        for name in begun:
+            manifests.remove(name)
+        return True
     if not folder.local.exists():
         return True
     if not folder.local.is_dir():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pytest
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.documents import Passage, PassageKey
-from lclm_rag.errors import StoreError
+from lclm_rag.errors import KnowledgeBaseError, StoreError
 from lclm_rag.evaluation.fact_sheets import FactSheet
 from lclm_rag.folders import LocalFolder, ObjectFolder, open_folder
 from lclm_rag.store import (
@@ -136,6 +136,7 @@ def fetched(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetched
     S3FileSystem.clear_instance_cache()
 
 
+@cache
 def rows(document_id: str, passages: int = 16, latents: int = 1024) -> list[StoredPassage]:
     numbers = np.random.default_rng(abs(hash(document_id)) % 2**32)
     encoded = numbers.integers(0, 60, (passages, latents, LAYOUT.latent_bytes), np.uint8)
@@ -178,13 +179,13 @@ def test_a_knowledge_base_in_a_bucket_answers_as_one_in_a_folder(
     new_machine: Callable[[], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    documents = [sheet.document for sheet in sheets[:12]]
+    documents = [sheet.document for sheet in sheets[:8]]
     question = sheets[3].questions[0].question
     here = KnowledgeBase.create(tmp_path / "kb", decoder=decoder)
     there = KnowledgeBase.create(url, decoder=decoder)
     for kb in (here, there):
-        kb.add(documents[:8])
-        kb.add(documents[8:])
+        kb.add(documents[:5])
+        kb.add(documents[5:])
         kb.delete([documents[0].id])
         kb.compact()
     answer = here.query(question)
@@ -558,16 +559,31 @@ def test_a_store_without_conditional_writes_is_used_with_a_warning(
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    settings = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true", **environment}
-    for name in [name for name, value in settings.items() if not value]:
-        del settings[name]
-    run = [sys.executable, "-m", "lclm_rag.cli", *arguments]
-    done = subprocess.run(run, capture_output=True, text=True, env=settings)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def command(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs the command line; returns its exit code, stdout and stderr."""
+    from s3fs import S3FileSystem
+
+    from lclm_rag.cli.main import _run
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+            if not value:
+                monkeypatch.delenv(name)
+        S3FileSystem.clear_instance_cache()
+        code = _run(arguments)
+        return code, *capsys.readouterr()
+
+    yield run
+    S3FileSystem.clear_instance_cache()
 
 
-def test_the_command_line(bucket: Bucket, url: str, tmp_path: Path) -> None:
+def test_the_command_line(
+    command: Callable[..., tuple[int, str, str]], url: str, tmp_path: Path
+) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.md").write_text("The northern line opens in May.")
     code, out, error = command("build", str(tmp_path / "notes"), "--kb", url)
@@ -575,8 +591,13 @@ def test_the_command_line(bucket: Bucket, url: str, tmp_path: Path) -> None:
     assert out.startswith(f"{url}: 1 added")
     code, out, _ = command("info", "--kb", url, "--json")
     assert json.loads(out)["path"] == url
+    for name in ("compact", "vacuum", "versions"):
+        code, out, _ = command(name, "--kb", url)
+        assert code == 0
     code, out, _ = command("verify", "--kb", url)
     assert (code, "all is as it was written" in out) == (0, True)
+    code, _, error = command("build", str(tmp_path / "notes"), "--kb", url)
+    assert (code, error.splitlines()[-1][: len(url) + 19]) == (1, f"Error: {url} is finished")
 
 
 @pytest.mark.parametrize(
@@ -595,18 +616,26 @@ def test_the_command_line(bucket: Bucket, url: str, tmp_path: Path) -> None:
         ("file://other/kb", {}, "file://other/kb is on another machine, other"),
         (
             "s3://lake/nothing",
-            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": "/nowhere"},
+            {
+                "AWS_ACCESS_KEY_ID": "",
+                "AWS_SECRET_ACCESS_KEY": "",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+            },
             "s3://lake/nothing/kb.json cannot be read or written: Unable to locate credentials; set",
         ),
         (
             "s3://lake/nothing",
-            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"},
             "s3://lake/nothing/kb.json cannot be read or written: Could not connect to the endpoint",
         ),
     ],
 )
 def test_trouble_is_one_sentence_without_secrets(
-    bucket: Bucket, location: str, environment: dict[str, str], said: str
+    command: Callable[..., tuple[int, str, str]],
+    location: str,
+    environment: dict[str, str],
+    said: str,
 ) -> None:
     code, out, error = command("info", "--kb", location, **environment)
     assert (code, out) == (1, "")
@@ -616,11 +645,22 @@ def test_trouble_is_one_sentence_without_secrets(
     assert "not-to-be-seen" not in error
 
 
-def test_building_where_there_is_no_bucket_is_refused_at_once(tmp_path: Path) -> None:
+def test_building_where_there_is_no_bucket_is_refused_at_once(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     (tmp_path / "a.md").write_text("text")
     code, _, error = command("build", str(tmp_path), "--kb", "s3://no-such-bucket/kb")
     assert code == 1
     assert "Error: There is no bucket no-such-bucket for" in error
+
+
+def test_where_making_one_was_killed_it_is_made_again(bucket: Bucket, url: str) -> None:
+    KnowledgeBase.create(url).close()
+    with pytest.raises(KnowledgeBaseError, match="is not empty; choose another"):
+        KnowledgeBase.create(url)
+    bucket.remove(f"{url.removeprefix('s3://lake/')}/kb.json")
+    KnowledgeBase.create(url).close()
+    KnowledgeBase.open(url).close()
 
 
 def test_a_missing_library_is_named(bucket: Bucket) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -36,14 +36,13 @@ T = TypeVar("T")
 class ObjectFolder:
     """A folder named by a URL. An object appears whole or not at all, which is the store's promise.
 
-    filesystem: of fsspec. root: as `filesystem` names the folder, "bucket/folder". cached: where what was
-    fetched is kept; None: in the user's cache. Methods raise OSError that names the object.
+    filesystem: of fsspec. root: as `filesystem` names the folder, "bucket/folder". Methods raise OSError that
+    names the object.
     """
 
     url: str
     filesystem: Any
     root: str
-    cached: Path | None = None
 
     @classmethod
     def of_url(cls, url: str) -> ObjectFolder:
@@ -70,7 +69,7 @@ class ObjectFolder:
         return self.url
 
     def __truediv__(self, name: str) -> ObjectFolder:
-        return replace(self, url=f"{self.url}/{name}", root=f"{self.root}/{name}")
+        return ObjectFolder(f"{self.url}/{name}", self.filesystem, f"{self.root}/{name}")
 
     def only_writer(self) -> bool:
         """Whether `create` decides between two writers who want the same name. It is tried, because stores
@@ -200,15 +199,9 @@ class ObjectFolder:
     def sync(self) -> None:
         """An object that was put is there."""
 
-    @contextmanager
-    def fresh(self) -> Iterator[ObjectFolder]:
-        """The same folder, read from the store and not from what was fetched before."""
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fresh-", dir=cache_folder()) as folder:
-            yield replace(self, cached=Path(folder))
-
-    def _cache(self) -> RangeCache:
-        return _range_cache(self.cached or cache_folder() / "files", _cache_bytes())
+    @staticmethod
+    def _cache() -> RangeCache:
+        return _range_cache(cache_folder() / "files", _cache_bytes())
 
     @contextmanager
     def _errors(self, name: str = "") -> Iterator[None]:
