@@ -220,6 +220,8 @@ def _say_found(kb: str, found: Findings) -> None:
             click.echo(f"  {document_id}")
     if found.nameless_passages:
         click.echo(f"Damaged passages of unknown documents: {found.nameless_passages:,}")
+    for sentence in found.earlier:
+        click.echo(f"Before the last repair: {sentence}")
     for sentence in found.repaired:
         click.echo(f"Repaired: {sentence}")
     click.echo(

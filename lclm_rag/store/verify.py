@@ -1,52 +1,80 @@
-"""Read everything that a store holds and say what is not as it was written; make room to add it again."""
+"""Read everything that a store holds, and say what is not as it was written or contradicts itself.
+
+Each file is gone through once. What is kept of a passage meanwhile is some tens of bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
-from lclm_rag.documents import Document, PassageKey
 from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, LocalFolder
-from lclm_rag.folders.local import TEMPORARY
-from lclm_rag.sealed_json import seal, unseal
-from lclm_rag.store.fragment import DamagedError, Fragment, Layout, StoredPassage, key_hash
-from lclm_rag.store.locks import write_lock
+from lclm_rag.folders import Folder, MappedFile
+from lclm_rag.sealed_json import unseal
+from lclm_rag.store.checks import (
+    NO_HASHES,
+    Documents,
+    SoundRows,
+    document_trouble,
+    read_rows,
+    sure_name,
+)
+from lclm_rag.store.fragment import DamagedError, Fragment, StoredPassage
 from lclm_rag.store.manifest import (
     FragmentEntry,
     Manifest,
     Totals,
     committed_versions,
     manifest_name,
-    pack_entry,
     read_manifest,
-    write_manifest,
+    unpack_entry,
 )
 from lclm_rag.store.store import FRAGMENTS, MANIFESTS, UNCOMMITTED, LatentStore, Place, visible_rows
-from lclm_rag.store.writer import uncommitted_entries
 
-__all__ = ["StoreFindings", "go_back_to_an_intact_manifest", "repair_store", "verify_store"]
+__all__ = ["StoreFindings", "verify_store"]
+
+_ROWS_AT_ONCE = 64
 
 
 @dataclass
 class StoreFindings:
     """What `verify_store` has found.
 
-    problems: sentences. documents: ids of those of which something is damaged. damaged: places of the rows that
-    are. nameless: damaged passages whose document cannot be told from the store alone. keys: of all sound
-    passages. unneeded_bytes: of files that no version needs, which `vacuum` removes.
+    problems: sentences. earlier: sentences on what only versions from before a repair have: no problem any
+    more. documents: ids of those of which something is damaged. damaged: rows of `version` that are, by
+    fragment. nameless: how many of these do not tell their document. spoiled: fragments of `version` whose
+    files are not as they were written, whichever rows are. totals: of the sound passages. hashes: of their
+    keys, sorted (uint64). hidden: of the keys of passages that `version` does not show. manifests: versions
+    whose manifests are damaged. notes: damaged files on uncommitted work. unneeded_bytes: of fragments that
+    no version names.
     """
 
     version: int
     problems: list[str] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
     documents: set[str] = field(default_factory=set)
-    damaged: set[Place] = field(default_factory=set)
+    damaged: dict[str, set[int]] = field(default_factory=dict)
     nameless: int = 0
-    keys: set[PassageKey] = field(default_factory=set)
+    spoiled: set[str] = field(default_factory=set)
+    totals: Totals = field(default_factory=Totals)
+    hashes: np.ndarray = field(default_factory=lambda: NO_HASHES)
+    hidden: np.ndarray = field(default_factory=lambda: NO_HASHES)
+    manifests: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     unneeded_bytes: int = 0
+
+    @property
+    def damaged_passages(self) -> int:
+        return sum(map(len, self.damaged.values()))
+
+    @property
+    def needs_version(self) -> bool:
+        """Whether some of it is mended by a new version only."""
+        return len(self.problems) > len(self.manifests) + len(self.notes)
 
 
 def verify_store(
@@ -54,314 +82,202 @@ def verify_store(
 ) -> StoreFindings:
     """Check every file of the store's folder, and every row that `store` shows.
 
-    Manifests and fragments of all versions: checksums and sizes. The newest version: row counts, keys, finite
-    latents and as many as the tokens need, spans that match the text, documents that are whole and hash to
-    what was noted. on_bytes: called with the size of each file when it is done.
+    Manifests and fragments of all versions, and uncommitted work: checksums and sizes. The version of
+    `store`: row counts, keys, finite latents and as many as the tokens need, spans that match the text,
+    documents that are whole and hash to what was noted. on_bytes: called with the size of each fragment.
     """
     found = StoreFindings(store.version)
-    shown = {entry.name for entry in store.manifest.fragments}
-    entries = _all_entries(store, found)
-    sound_files = {}
-    for entry in entries.values():
-        sound_files[entry.name] = _check_file(store.folder / FRAGMENTS, entry, found)
-        on_bytes(entry.bytes)
-    rows = _Rows()
+    sound, documents = SoundRows(), Documents()
     for entry in store.manifest.fragments:
-        _check_rows(store, entry, sound_files[entry.name], found, rows)
-    if any(not sound_files[name] and name not in shown for name in entries):
+        sound.begin(entry)
+        for place, row in _check_shown(store, entry, found):
+            sound.add(place, row)
+            documents.add(place, row)
+        on_bytes(entry.bytes)
+    documents.close()
+    found.totals, found.hashes = sound.totals, sound.sorted_hashes()
+    _check_twice(store, sound, found)
+    _check_scattered(store, documents.scattered, found)
+    if not found.damaged_passages and found.totals != store.manifest.totals:
         found.problems.append(
-            "Some of these files belong to earlier versions only: vacuum removes them."
+            f"Version {store.version} says that it has {vars(store.manifest.totals)}, but there are "
+            f"{vars(found.totals)}."
         )
-    _check_documents(store, rows, found)
-    _check_totals(store.manifest, found)
-    _check_uncommitted(store.folder, entries, found)
+    manifests = _check_manifests(store, found)
+    _check_hidden(store, manifests, found, on_bytes)
+    _check_uncommitted(store.folder, manifests, found)
     return found
 
 
-def repair_store(
-    folder: Folder, found: StoreFindings, documents: Iterable[str], wait: float = 0.0
-) -> LatentStore:
-    """Commit a version without the damaged rows, and without what is left of `documents`; adding these again
-    heals it. The version stays where nothing is damaged."""
-    local = _local(folder)
-    with write_lock(local.path, wait):
-        base = LatentStore.open(folder)
-        if base.version != found.version:
-            raise StoreError(f"{folder} was written meanwhile; run the same command again.")
-        gone: dict[str, set[int]] = {}
-        for name, row in found.damaged:
-            gone.setdefault(name, set()).add(row)
-        for name, row in _sound_places(base, set(documents), found.damaged):
-            gone.setdefault(name, set()).add(row)
-        if not gone:
-            return base
-        entries = [entry.without(gone.get(entry.name, ())) for entry in base.manifest.fragments]
-        entries = [entry for entry in entries if len(entry.deleted) < entry.rows]
-        totals = _counted(LatentStore(folder, replace(base.manifest, fragments=tuple(entries))))
-        manifest = base.manifest.next(entries, totals, "repair", base.layout)
-        write_manifest(folder / MANIFESTS, manifest)
-        return LatentStore.open(folder)
+# --- files ----------------------------------------------------------------------------------------------
 
 
-def go_back_to_an_intact_manifest(folder: Folder, wait: float = 0.0) -> list[str]:
-    """Where the newest manifests are damaged, make the newest intact one the newest version.
-
-    The damaged are kept under the name `<version>.damaged`; fragments that they alone named are kept as
-    uncommitted work, which adding the same documents takes over. Returns sentences on what was done.
-    """
-    local = _local(folder)
-    manifests = local / MANIFESTS
-    said: list[str] = []
-    with write_lock(local.path, wait):
-        for version in reversed(committed_versions(manifests)):
-            try:
-                manifest = read_manifest(manifests, version)
-                break
-            except DamagedError:
-                name = manifest_name(version)
-                (manifests.path / name).rename(manifests.path / f"{version:010d}.damaged")
-                said.append(
-                    f"The manifest of version {version} was damaged: what that version had changed is "
-                    "undone; do it again. Latents that it had added are taken over then."
-                )
-        else:
-            raise StoreError(
-                f"No manifest in {manifests} is intact: build the knowledge base anew."
-            )
-        if said:
-            _keep_as_uncommitted(local, manifest)
-    return said
+def _mapped(folder: Folder, name: str) -> MappedFile:
+    """A file as it lies there: of one in an object store not what was kept of it on this disk."""
+    return folder.map(name) if folder.local else MappedFile(pa.py_buffer(folder.read(name)))
 
 
-def _keep_as_uncommitted(folder: LocalFolder, manifest: Manifest) -> None:
-    manifests = folder / MANIFESTS
-    named = {
-        entry.name
-        for version in committed_versions(manifests)
-        for entry in read_manifest(manifests, version).fragments
-    }
-    for facts in (folder / FRAGMENTS).files():
-        if facts.name in named or facts.name.endswith(TEMPORARY):
-            continue
-        try:
-            entry = _entry_of(folder / FRAGMENTS, facts.name, manifest.layout)
-        except DamagedError:
-            continue
-        note = {"layout": asdict(manifest.layout), "entry": pack_entry(entry)}
-        (folder / UNCOMMITTED).replace(f"{facts.name}.json", seal(note))
-
-
-def _entry_of(folder: LocalFolder, name: str, layout: Layout) -> FragmentEntry:
-    """What a manifest would say of a fragment. DamagedError where a row is not sound."""
-    fragment = Fragment(folder.map(name), name, layout)
-    rows = list(fragment.read_all())
-    path = folder.path / name
-    with path.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return FragmentEntry(
-        name=name,
-        rows=len(rows),
-        latents=sum(len(row.encoded) for row in rows),
-        tokens=sum(row.tokens for row in rows),
-        bytes=path.stat().st_size,
-        sha256=digest,
-        keys_offset=fragment.keys_offset,
-    )
-
-
-def _local(folder: Folder) -> LocalFolder:
-    if not isinstance(folder, LocalFolder):
-        raise StoreError(f"{folder} lies in an object store: copy it to a disk to repair it.")
-    return folder
-
-
-def _all_entries(store: LatentStore, found: StoreFindings) -> dict[str, FragmentEntry]:
-    """Every fragment that an intact manifest names."""
-    entries = {entry.name: entry for entry in store.manifest.fragments}
-    for version in committed_versions(store.folder / MANIFESTS):
-        try:
-            manifest = read_manifest(store.folder / MANIFESTS, version)
-        except StoreError as error:
-            found.problems.append(str(error))
-        else:
-            entries = {entry.name: entry for entry in manifest.fragments} | entries
-    return entries
-
-
-def _check_file(folder: Folder, entry: FragmentEntry, found: StoreFindings) -> bool:
-    try:
-        file = folder.map(entry.name)
-        file.need(0, file.buffer.size)
-    except OSError as error:
-        found.problems.append(f"Fragment {folder / entry.name} cannot be read: {error}.")
-        return False
+def _file_trouble(file: MappedFile, entry: FragmentEntry) -> str | None:
     if file.buffer.size != entry.bytes:
-        found.problems.append(
-            f"Fragment {folder / entry.name} has {file.buffer.size:,} bytes, not {entry.bytes:,}."
-        )
-        return False
+        return f"it has {file.buffer.size:,} bytes, not {entry.bytes:,}"
     if hashlib.sha256(file.buffer).hexdigest() != entry.sha256:
-        found.problems.append(
-            f"Fragment {folder / entry.name} is damaged: its checksum does not match."
-        )
-        return False
-    return True
-
-
-class _Rows:
-    """What tells whether documents are whole, of every sound row: arrays, to be sorted."""
-
-    def __init__(self) -> None:
-        self.columns: list[np.ndarray] = []
-        self.places: list[Place] = []
-
-    KIND = np.dtype(
-        [("document", "u8"), ("ordinal", "i8"), ("start", "i8"), ("end", "i8"), ("last", "?")]
-    )
-
-    def add(self, row: StoredPassage, place: Place) -> None:
-        p = row.passage
-        document = key_hash(PassageKey(p.key.document_id, 0))
-        facts = (document, p.key.ordinal, p.start, p.end, row.last)
-        self.columns.append(np.array([facts], self.KIND))
-        self.places.append(place)
-
-
-def _check_rows(
-    store: LatentStore, entry: FragmentEntry, sound: bool, found: StoreFindings, rows: _Rows
-) -> None:
-    visible = [int(row) for row in np.flatnonzero(visible_rows(entry))]
-    try:
-        fragment = store.fragment(entry.name)
-        if fragment.rows != entry.rows:
-            raise DamagedError(f"Fragment {entry.name} has {fragment.rows} rows, not {entry.rows}.")
-    except (OSError, DamagedError) as error:
-        if sound:  # Else it is known already.
-            found.problems.append(str(error))
-        found.damaged |= {(entry.name, row) for row in visible}
-        found.nameless += len(visible)
-        return
-    for row in visible:
-        try:
-            stored = fragment.read(row)
-            trouble = _trouble(stored, fragment, row)
-        except DamagedError as error:
-            stored, trouble = None, str(error)
-        if trouble is None and stored is not None:
-            found.keys.add(stored.passage.key)
-            rows.add(stored, (entry.name, row))
-            continue
-        found.damaged.add((entry.name, row))
-        name = _sure_name(fragment, row)
-        if name is None:
-            found.nameless += 1
-        else:
-            found.documents.add(name)
-        if sound:
-            found.problems.append(f"Row {row} of fragment {entry.name}: {trouble}")
-
-
-def _trouble(row: StoredPassage, fragment: Fragment, number: int) -> str | None:
-    """What contradicts itself in a row, as it was written."""
-    import torch
-
-    p = row.passage
-    if fragment.key_hash(number) != key_hash(p.key):
-        return f"passage {p.key} lies under another key's hash."
-    if p.end - p.start != len(p.text):
-        return f"passage {p.key} has a span of {p.end - p.start}, but {len(p.text)} characters."
-    if len(row.encoded) != max(1, -(-row.tokens // row.layout.compression_ratio)):
-        return f"passage {p.key} has {len(row.encoded)} latents for {row.tokens} tokens."
-    if not torch.isfinite(row.latents).all():
-        return f"passage {p.key} has latents that are not finite."
+        return "its checksum does not match"
     return None
 
 
-def _sure_name(fragment: Fragment, row: int) -> str | None:
-    """The document of a damaged row, where its key still fits its hash."""
-    try:
-        key = fragment.key(row)
-    except DamagedError:
-        return None
-    return key.document_id if key_hash(key) == fragment.key_hash(row) else None
+def _check_manifests(store: LatentStore, found: StoreFindings) -> list[Manifest]:
+    """All versions that can be read, oldest first."""
+    folder = store.folder / MANIFESTS
+    manifests = []
+    for version in committed_versions(folder):
+        try:
+            manifest = read_manifest(folder, version)
+        except DamagedError:
+            found.manifests.append(version)
+            found.problems.append(
+                f"Manifest {folder / manifest_name(version)} is damaged: version {version} cannot be read "
+                "any more; --repair puts it aside."
+            )
+        except StoreError as error:
+            if version in committed_versions(folder):  # Else vacuum has just taken it away.
+                found.problems.append(str(error))
+        else:
+            manifests.append(manifest)
+    return manifests
 
 
-def _check_documents(store: LatentStore, rows: _Rows, found: StoreFindings) -> None:
-    """No key twice, no gap, one last passage, and a text that hashes to what was noted."""
-    if not rows.columns:
-        return
-    facts = np.concatenate(rows.columns)
-    order = np.lexsort((facts["ordinal"], facts["document"]))
-    ends = np.flatnonzero(np.diff(facts["document"][order])) + 1
-    for group in np.split(order, ends):
-        _check_document(store, facts[group], [rows.places[i] for i in group], found)
-
-
-def _check_document(
-    store: LatentStore, facts: np.ndarray, places: list[Place], found: StoreFindings
+def _check_hidden(
+    store: LatentStore,
+    manifests: Sequence[Manifest],
+    found: StoreFindings,
+    on_bytes: Callable[[int], None],
 ) -> None:
-    stored = [store.fragment(name).read(row) for name, row in places]
-    name = stored[0].passage.key.document_id
-    whole = (
-        (facts["ordinal"] == np.arange(len(facts))).all()
-        and facts["last"][-1]
-        and not facts["last"][:-1].any()
-        and facts["start"][0] == 0
-        and (facts["start"][1:] == facts["end"][:-1]).all()
-    )
-    if whole:
-        text = "".join(row.passage.text for row in stored)
-        document = Document(name, text, stored[0].passage.metadata)
-        whole = {row.document_hash for row in stored} == {document.content_hash()}
-    if not whole:
-        if name not in found.documents:  # Else it is said already.
-            found.problems.append(f"Document {name!r} is not whole.")
-        found.documents.add(name)
-
-
-def _check_totals(manifest: Manifest, found: StoreFindings) -> None:
-    if not found.damaged and manifest.totals.passages != len(found.keys):
-        found.problems.append(
-            f"Version {manifest.version} says that it has {manifest.totals.passages} passages, but there "
-            f"are {len(found.keys)}."
-        )
-
-
-def _check_uncommitted(
-    folder: Folder, entries: dict[str, FragmentEntry], found: StoreFindings
-) -> None:
-    """What is not part of any version: whether it can be used, and how much there is."""
-    for facts in (folder / UNCOMMITTED).files():
-        if facts.name.endswith(TEMPORARY):
+    """The fragments that only other versions show; and the hashes of all passages that this one does not."""
+    shown = {entry.name: entry for entry in store.manifest.fragments}
+    others = {entry.name: (entry, m.version) for m in manifests for entry in m.fragments}
+    repaired = max((m.version for m in manifests if m.operation == "repair"), default=0)
+    hidden = [NO_HASHES]
+    for entry in shown.values():
+        if entry.deleted and entry.name not in found.spoiled:
+            hidden.append(store.key_hashes([entry])[0][sorted(entry.deleted)])
+    folder = store.folder / FRAGMENTS
+    for name, (entry, version) in others.items():
+        if name in shown:
             continue
         try:
-            unseal((folder / UNCOMMITTED).read(facts.name))
-        except ValueError as error:
-            found.problems.append(
-                f"{folder / UNCOMMITTED / facts.name} is damaged: {error}; vacuum removes it."
+            trouble = _file_trouble(_mapped(folder, name), entry)
+        except FileNotFoundError:
+            if version not in committed_versions(store.folder / MANIFESTS):
+                continue  # vacuum has just taken it away.
+            trouble = "it is not there"
+        except (OSError, ValueError) as error:
+            trouble = f"it cannot be read ({error})"
+        if trouble is None:
+            hidden.append(store.key_hashes([entry])[0])
+        else:
+            said = found.earlier if version < repaired else found.problems
+            said.append(
+                f"Fragment {folder / name} is damaged: {trouble}. Only versions up to {version} need it; "
+                "lclm-rag vacuum removes it with them."
             )
+        on_bytes(entry.bytes)
+    found.hidden = np.concatenate(hidden)
+
+
+def _check_uncommitted(folder: Folder, manifests: Sequence[Manifest], found: StoreFindings) -> None:
+    """What is part of no version: whether it can be used, and how much there is."""
+    named = {entry.name for manifest in manifests for entry in manifest.fragments}
     there = {facts.name: facts.size for facts in (folder / FRAGMENTS).files()}
-    for entry in uncommitted_entries(folder):
-        if entry.name in there and entry.name not in entries:
-            _check_file(folder / FRAGMENTS, entry, found)
-    found.unneeded_bytes = sum(size for name, size in there.items() if name not in entries)
+    for facts in (folder / UNCOMMITTED).files():
+        if not facts.name.endswith(".json"):
+            continue
+        try:
+            entry = unpack_entry(unseal((folder / UNCOMMITTED).read(facts.name))["entry"])
+            if entry.name in named or entry.name not in there:
+                continue
+            trouble = _file_trouble(_mapped(folder / FRAGMENTS, entry.name), entry)
+        except FileNotFoundError:  # A writer has just committed it, or removed it.
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            trouble = str(error)
+        if trouble is not None:
+            found.notes.append(facts.name)
+            found.problems.append(
+                f"Uncommitted work is damaged ({folder / UNCOMMITTED / facts.name}: {trouble}); --repair or "
+                "vacuum drops it, and the run that made it compresses it again."
+            )
+    found.unneeded_bytes = sum(size for name, size in there.items() if name not in named)
 
 
-def _sound_places(store: LatentStore, documents: set[str], damaged: set[Place]) -> Iterable[Place]:
-    """Rows of these documents that are not damaged; there may be gaps between them."""
-    for entry in store.manifest.fragments if documents else ():
-        places = [(entry.name, int(row)) for row in np.flatnonzero(visible_rows(entry))]
-        for name, row in places:
-            if (name, row) not in damaged:
-                if store.fragment(name).key(row).document_id in documents:
-                    yield name, row
+def _check_shown(
+    store: LatentStore, entry: FragmentEntry, found: StoreFindings
+) -> Iterator[tuple[Place, StoredPassage]]:
+    """The sound rows of a fragment of this version, in order."""
+    where = store.folder / FRAGMENTS / entry.name
+    rows = np.flatnonzero(visible_rows(entry)).tolist()
+    trouble = None
+    try:
+        file = _mapped(store.folder / FRAGMENTS, entry.name)
+        trouble = _file_trouble(file, entry)
+        fragment = Fragment(file, str(where), store.layout)
+        if (fragment.rows, fragment.keys_offset) != (entry.rows, entry.keys_offset):
+            raise DamagedError(f"Fragment {where} has {fragment.rows} rows, not {entry.rows}.")
+    except (OSError, ValueError, DamagedError) as error:
+        found.problems.append(
+            str(error)
+            if isinstance(error, DamagedError)
+            else f"Fragment {where} cannot be read: {error}."
+        )
+        found.spoiled.add(entry.name)
+        found.damaged[entry.name] = set(rows)
+        found.nameless += len(rows)
+        return
+    if trouble is not None:
+        found.problems.append(f"Fragment {where} is damaged: {trouble}.")
+        found.spoiled.add(entry.name)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        for row, stored, wrong in read_rows(fragment, rows[start : start + _ROWS_AT_ONCE]):
+            if stored is not None and wrong is None:
+                yield (entry.name, row), stored
+                continue
+            found.damaged.setdefault(entry.name, set()).add(row)
+            name = stored.passage.key.document_id if stored else sure_name(fragment, row)
+            if name is None:
+                found.nameless += 1
+            else:
+                found.documents.add(name)
+            if trouble is None:  # Else it is said already that the file is damaged.
+                found.problems.append(f"Row {row} of fragment {where}: {wrong}.")
 
 
-def _counted(store: LatentStore) -> Totals:
-    totals = Totals()
-    for entry in store.manifest.fragments:
-        fragment = store.fragment(entry.name)
-        for row in map(int, np.flatnonzero(visible_rows(entry))):
-            first = int(fragment.key(row).ordinal == 0)
-            totals += Totals(first, 1, fragment.tokens(row), fragment.latent_count(row))
-    return totals
+def _check_twice(store: LatentStore, sound: SoundRows, found: StoreFindings) -> None:
+    twice = found.hashes[1:][found.hashes[1:] == found.hashes[:-1]]
+    if not len(twice):
+        return
+    seen = set()
+    for name, row in sound.places(twice):
+        key = store.fragment(name).key(row)
+        if key in seen:
+            found.problems.append(f"Passage {key} is there twice.")
+            found.documents.add(key.document_id)
+        seen.add(key)
+
+
+def _check_scattered(
+    store: LatentStore, scattered: list[tuple[int, Place]], found: StoreFindings
+) -> None:
+    """The documents whose passages do not follow one another in their fragments."""
+    scattered.sort()
+    at = 0
+    while at < len(scattered):
+        stop = at
+        while stop < len(scattered) and scattered[stop][0] == scattered[at][0]:
+            stop += 1
+        rows = [store.fragment(name).read(row) for _, (name, row) in scattered[at:stop]]
+        at = stop
+        for document_id in sorted({row.passage.key.document_id for row in rows}):
+            own = [row for row in rows if row.passage.key.document_id == document_id]
+            trouble = document_trouble(sorted(own, key=lambda row: row.passage.key))
+            if trouble is not None and document_id not in found.documents:
+                found.problems.append(f"Document {document_id!r} is not whole: {trouble}.")
+                found.documents.add(document_id)
