@@ -13,7 +13,7 @@ from lclm_rag.answer import Answer, Hit, Timings, Usage
 from lclm_rag.checkpoint import Space
 from lclm_rag.decoding import Completion, all_answered
 from lclm_rag.documents import PassageKey
-from lclm_rag.errors import PromptError
+from lclm_rag.errors import PromptError, StoreError
 from lclm_rag.prompting import (
     AssembledPrompt,
     ChatMessage,
@@ -150,10 +150,16 @@ def retrieve(
         try:
             hits = index.search(question, top_k, condition)
             rows = store.read(hit.key for hit in hits)
-        except (PassageIndexError, KeyError):
-            # Another thread may have turned to a new version meanwhile: then that one is asked.
-            if kb.index_and_store()[1] is store:
-                raise
+        except (PassageIndexError, KeyError) as error:
+            # Another thread, or another process where the index is on a server, may have made a new version
+            # meanwhile: then that one is asked.
+            if kb.index_and_store()[1] is store and not kb.follow_server():
+                if isinstance(error, PassageIndexError):
+                    raise
+                raise StoreError(
+                    f"The passage index names a passage that is not in the store: {error.args[0]} Run "
+                    "lclm-rag verify."
+                ) from error
         else:
             if kb.index_and_store()[1] is store:
                 break

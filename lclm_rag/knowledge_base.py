@@ -17,7 +17,7 @@ from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.folders import TEMPORARY, Folder, open_folder
+from lclm_rag.folders import TEMPORARY, Folder, is_disk_full, open_folder
 from lclm_rag.prompting import (
     DEFAULT_INSTRUCTION,
     AssembledPrompt,
@@ -157,10 +157,17 @@ class KnowledgeBase:
             store = LatentStore.open(folder / "store")
             _check_unfinished(folder, store, read_settings(folder), settings, layout)
         else:
-            folder.make()
-            store = LatentStore.create(folder / "store", layout)
-            # Last, so that a folder with kb.json is always whole.
-            write_settings(folder, settings)
+            try:
+                folder.make()
+                store = LatentStore.create(folder / "store", layout)
+                # Last, so that a folder with kb.json is always whole.
+                write_settings(folder, settings)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                raise KnowledgeBaseError(
+                    f"The disk is full: there is no room for a knowledge base in {folder}."
+                ) from error
         return cls(
             folder,
             settings,
@@ -490,6 +497,19 @@ class KnowledgeBase:
                 f"{self.folder} is open at version {self.store.version}, for reading; open it without a "
                 "version to write."
             )
+
+    def follow_server(self) -> bool:
+        """Turn to the newest version where the passage index is on a server, which shows that one only.
+        False where this is it already, or the index is not on a server."""
+        from lclm_rag.store import LatentStore, newest_version
+
+        with self._opening:
+            store = self.folder / "store"
+            if self.settings.qdrant_url is None or newest_version(store) == self.store.version:
+                return False
+            old, self.store = self.store, LatentStore.open(store)
+            old.close()
+            return True
 
     def _show(self, store: LatentStore) -> None:
         """Turn to another version, the passage index with it."""

@@ -128,6 +128,11 @@ def read_manifest(folder: Folder, version: int) -> Manifest:
             f"The store has format version {body['format_version']}; this lclm-rag reads "
             f"{FORMAT_VERSION}. Use the version of lclm-rag that wrote it, or build it anew."
         )
+    if body["version"] != version:
+        raise DamagedError(
+            f"Manifest {folder / name} is that of version {body['version']}: was it copied by hand? lclm-rag "
+            "verify --repair goes back to the version before."
+        )
     return Manifest(
         body["version"],
         Layout(**body["layout"]),
