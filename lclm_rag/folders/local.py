@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-__all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile", "nothing_needed"]
+__all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile", "is_disk_full", "nothing_needed"]
 
 TEMPORARY = ".tmp"
 """How names end that are only written to; a crash leaves them behind, and nothing reads them."""
@@ -34,12 +35,13 @@ class MappedFile:
 
     need: to be called with start and stop (bytes) before they are looked at: where the file lies in an
     object store, that is when they are fetched. forget: to be called where they are damaged: they are fetched
-    again when they are needed again. evicted: whether it is better mapped again before more of it is read.
+    again when they are needed again; False where they were not fetched. evicted: whether it is better mapped
+    again before more of it is read.
     """
 
     buffer: pa.Buffer
     need: Callable[[int, int], None] = lambda start, stop: None
-    forget: Callable[[], None] = lambda: None
+    forget: Callable[[], bool] = lambda: False
     evicted: Callable[[], bool] = lambda: False
 
 
@@ -150,6 +152,11 @@ class LocalFolder:
         descriptor, path = tempfile.mkstemp(TEMPORARY, f"{name}-", self.path)
         os.close(descriptor)
         return Path(path)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Or a quota reached."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

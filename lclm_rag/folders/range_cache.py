@@ -82,9 +82,11 @@ class RangeCache:
                 self._evict(len(piece), keep=path)
             sound[unknown] = True
 
-        def forget() -> None:
-            marks[:] = 0
-            sound[:] = False
+        def forget() -> bool:
+            with fetching:
+                marks[:] = 0
+                sound[:] = False
+            return True
 
         return MappedFile(file.slice(0, size), need, forget, lambda: _inode(path) != inode)
 
@@ -186,11 +188,11 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _block(memory: np.ndarray, number: int, size: int) -> np.ndarray:
-    return memory[number * BLOCK_BYTES : min(size, (number + 1) * BLOCK_BYTES)]
+def _block(memory: np.ndarray, number: int, size: int) -> memoryview:
+    return memory[number * BLOCK_BYTES : min(size, (number + 1) * BLOCK_BYTES)].data
 
 
-def _checksum(block: np.ndarray | bytes) -> int:
+def _checksum(block: memoryview | bytes) -> int:
     """Never 0."""
     return xxhash.xxh3_64_intdigest(block) or 1
 

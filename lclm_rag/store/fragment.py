@@ -331,6 +331,16 @@ class Fragment:
 
         Raises DamagedError where the row is not what was written.
         """
+        try:
+            return self._read(row)
+        except DamagedError:
+            if not self._file.forget():
+                raise
+        # It may have been mended in the object store since it was fetched.
+        self._sound.clear()
+        return self._read(row)
+
+    def _read(self, row: int) -> StoredPassage:
         texts = [self._text_bytes(name, row) for name in _TEXTS]
         encoded = self._encoded(row)
         names = ("ordinal", "start", "end", "tokens", "last")
@@ -393,7 +403,6 @@ class Fragment:
         return view
 
     def _damaged(self, row: int, what: str) -> DamagedError:
-        self._file.forget()
         return DamagedError(
             f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
             "verify --repair makes room for adding it again."

@@ -75,7 +75,7 @@ class LatentStore:
             raise StoreError(f"There is no latent store in {folder}.")
         with reading(folder.local / LEASES) as gate:
             manifest = _manifest(folder, version)
-            return cls(folder, manifest, gate and gate.lease(manifest.version))
+            return cls(folder, manifest, gate.lease(manifest.version) if gate else None)
 
     def close(self) -> None:
         """Give the version free for `vacuum`; reading what was not read before may fail from then on."""
