@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forks, forks
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
@@ -157,6 +158,13 @@ def small_kb(
     with KnowledgeBase.create(tmp_path / "kb", decoder=decoder) as kb:
         kb.add(sheet.document for sheet in sheets[:5])
         yield kb
+
+
+@pytest.fixture(scope="session")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Child processes for operations on a knowledge base, to be killed or to be left to run."""
+    with forks(tmp_path_factory.mktemp("forks")) as started:
+        yield started
 
 
 MakeCheckpoint = Callable[..., Path]

@@ -172,17 +172,20 @@ def _operation(kb: Path, operation: str, arguments: list[Any], say: Callable[...
     if operation == "build":
         opened = KnowledgeBase.create(kb, passage_tokens=PASSAGE_TOKENS, device="cpu", resume=True)
     else:
-        wait = arguments.pop() if operation == "wait and delete" else 0.0
-        opened = KnowledgeBase.open(kb, device="cpu", wait=wait)
+        opened = KnowledgeBase.open(kb, device="cpu")
     with opened:
         opened.__dict__["compressor"] = _compressor()
+        if operation == "hold":
+            with opened._writing("add"):
+                say(said="holding")
+                _wait_for(arguments[0])
         said: Any = None
         match operation:
             case "build" | "add":
                 said = asdict(opened.add(documents(arguments[0])))
             case "sync":
                 said = asdict(opened.sync(documents(arguments[0])))
-            case "delete" | "wait and delete":
+            case "delete":
                 said = opened.delete(arguments[0])
             case "compact":
                 opened.compact()
@@ -190,7 +193,46 @@ def _operation(kb: Path, operation: str, arguments: list[Any], say: Callable[...
                 opened.convert(arguments[0])
             case "vacuum":
                 said = opened.vacuum().removed
+            case "query":
+                said = [hit.text for hit in opened.retrieve(arguments[0], 1)]
+            case "read":
+                said = _read_until(opened, *arguments)
         say(acknowledged=True, said=said)
+
+
+def _wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
+def _read_until(first: Any, stop: str) -> list[int]:
+    """Read everything, over and over: newly opened, and from the version that was opened first. Returns the
+    generations that were seen."""
+    from lclm_rag import KnowledgeBase
+
+    begun = _generation(first)
+    seen = {begun}
+    while not Path(stop).exists():
+        with KnowledgeBase.open(first.path, device="cpu") as opened:
+            seen.add(_generation(opened))
+        assert _generation(first) == begun
+    assert _generation(first) == begun
+    return sorted(seen)
+
+
+def _generation(opened: Any) -> int:
+    """Of the documents in a knowledge base: all are of one, and are found by words that only they have."""
+    import numpy as np
+
+    found = set()
+    for name in opened.store.document_ids(np.empty(0, np.uint64)):
+        rows = opened.store.read(opened.store.document_keys(name))
+        word = "".join(row.passage.text for row in rows).partition("edition is ")[2].split(".")[0]
+        (hit,) = opened.retrieve(word, 1)
+        assert (hit.key.document_id, word in hit.text) == (name, True)
+        found.add(int(word.rpartition("x")[2]))
+    (generation,) = found
+    return generation
 
 
 _loaded: list[Any] = []

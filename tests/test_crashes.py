@@ -7,26 +7,22 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forked import Ended, Forks, forks
+from forked import Ended, Forks
 
 from lclm_rag import KnowledgeBase
+from lclm_rag.cli.main import _run
 from lclm_rag.folders import open_folder
 from lclm_rag.store import CODECS, LatentStore, newest_version
 from lclm_rag.store.writer import uncommitted_entries
 from lclm_rag.verify import verify
-
-
-@pytest.fixture(scope="module")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("forks")) as started:
-        yield started
 
 
 @pytest.fixture
@@ -113,22 +109,22 @@ class Killer:
     def __init__(self, children: Forks, seed: int) -> None:
         self.random = random.Random(seed)
         self.kills = 0
-        self._children = children
+        self.children = children
         self._seen: dict[str, Ended] = {}
 
     def run(self, kb: Path, operation: str, *arguments: Any) -> Ended:
         """Start the operation, and try to kill it; it may be faster."""
         seen = self._seen.get(operation)
         if seen is None:
-            child = self._children.start(kb, operation, *arguments)
+            child = self.children.start(kb, operation, *arguments)
         elif self.random.random() < 0.5:
-            child = self._children.start(kb, operation, *arguments)
+            child = self.children.start(kb, operation, *arguments)
             time.sleep(self.random.uniform(0, seen.seconds))
             child.kill()
         else:
             place = self.random.choice(sorted(seen.calls))
             number = self.random.randint(1, seen.calls[place])
-            child = self._children.start(kb, operation, *arguments, at=place, number=number)
+            child = self.children.start(kb, operation, *arguments, at=place, number=number)
         ended = child.wait()
         assert ended.error is None
         if ended.done:
@@ -138,15 +134,18 @@ class Killer:
         return ended
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_killed_build_goes_on_where_it_stopped(folder: Path, children: Forks, seed: int) -> None:
-    killer = Killer(children, seed)
-    killer.run(folder / "first", "build", {f"d{i}": text(f"d{i}", 0) for i in range(8)})
+def test_a_killed_build_goes_on_where_it_stopped(folder: Path, children: Forks) -> None:
+    kills = at_once(lambda seed: _kill_builds(folder / str(seed), Killer(children, seed), 32), 2)
+    assert kills >= 64
+
+
+def _kill_builds(folder: Path, killer: Killer, kills: int) -> int:
+    killer.run(folder / "first", "build", {f"d{i}": text(f"d{i}", 0) for i in range(6)})
     build = 0
-    while killer.kills < 40:
+    while killer.kills < kills:
         build += 1
         kb = folder / f"kb{build}"
-        documents = {f"d{i}": text(f"d{i}", build) for i in range(8)}
+        documents = {f"d{i}": text(f"d{i}", build) for i in range(6)}
         ended = Ended()
         while not ended.done and not committed(kb):
             finished = finished_passages(kb)
@@ -156,10 +155,17 @@ def test_a_killed_build_goes_on_where_it_stopped(folder: Path, children: Forks, 
             if ended.acknowledged:
                 assert ended.said["reused"] >= finished
             if (kb / "kb.json").exists():
-                check(kb, [{}, documents] if not ended.acknowledged else [documents])
+                check(kb, [documents] if ended.acknowledged else [{}, documents])
         assert check(kb, [documents])
-        children.run(kb, "vacuum")
+        killer.children.run(kb, "vacuum")
         check_nothing_is_left_over(kb)
+    return killer.kills
+
+
+def at_once(work: Callable[[int], int], times: int) -> int:
+    """The sum of what `work` gives for 0, 1, …; two run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(work, range(times)))
 
 
 def committed(kb: Path) -> bool:
@@ -178,38 +184,135 @@ def finished_passages(kb: Path) -> int:
         return len({row.passage.key for row in finished.passages()})
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_killed_change_is_there_as_a_whole_or_not_at_all(
-    folder: Path, children: Forks, seed: int
-) -> None:
-    killer = Killer(children, seed)
-    kb = folder / "kb"
-    held = {f"d{i}": text(f"d{i}", 0) for i in range(8)}
-    children.run(kb, "build", held)
+def test_a_killed_change_is_there_as_a_whole_or_not_at_all(folder: Path, children: Forks) -> None:
+    kills = at_once(lambda seed: _kill_changes(folder / f"{seed}", Killer(children, seed), 35), 4)
+    assert kills >= 140
+
+
+def _kill_changes(kb: Path, killer: Killer, kills: int) -> int:
+    held = {f"d{i}": text(f"d{i}", 0) for i in range(6)}
+    killer.children.run(kb, "build", held)
     edition = 0
-    while killer.kills < 35:
+    while killer.kills < kills:
         edition += 1
-        operation = killer.random.choice(["add", "sync", "delete", "compact", "convert", "vacuum"])
-        after = dict(held)
-        arguments: list[Any] = []
-        some = killer.random.sample(sorted(held), 3)
-        if operation in ("add", "sync"):
-            new = {name: text(name, edition) for name in (*some, f"n{edition}")}
-            arguments = [new]
-            after = {**held, **new} if operation == "add" else new
-        elif operation == "delete":
-            arguments = [some[:2]]
-            after = {name: t for name, t in held.items() if name not in some[:2]}
-        elif operation == "convert":
-            store = LatentStore.open(kb / "store")
-            arguments = [killer.random.choice([c for c in CODECS if c != store.layout.codec])]
-            store.close()
+        operation, arguments, after = some_change(kb, held, edition, killer.random)
         ended = killer.run(kb, operation, *arguments)
         held = check(kb, [after] if ended.acknowledged else [held, after])
-        if len(held) < 6:
-            more = {f"m{edition}x{i}": text(f"m{edition}x{i}", edition) for i in range(5)}
-            children.run(kb, "add", more)
-            held |= more
-    children.run(kb, "vacuum")
+    killer.children.run(kb, "vacuum")
     check_nothing_is_left_over(kb)
     check(kb, [held])
+    return killer.kills
+
+
+def some_change(
+    kb: Path, held: Texts, edition: int, random: random.Random
+) -> tuple[str, list[Any], Texts]:
+    """An operation, its arguments, and what is held after it."""
+    operations = ["add", "compact", "convert", "vacuum"]
+    if len(held) > 5:
+        operations += ["sync", "delete"]
+    operation = random.choice(operations)
+    some = random.sample(sorted(held), 3)
+    if operation == "delete":
+        return operation, [some[:2]], {n: t for n, t in held.items() if n not in some[:2]}
+    if operation == "convert":
+        store = LatentStore.open(kb / "store")
+        store.close()
+        return operation, [random.choice([c for c in CODECS if c != store.layout.codec])], held
+    if operation in ("add", "sync"):
+        new = {name: text(name, edition) for name in (*some, f"n{edition}", f"m{edition}")}
+        return operation, [new], new if operation == "sync" else held | new
+    return operation, [], held
+
+
+# --- errors in place of kills ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["interrupt", "ENOSPC"])
+def test_an_error_or_an_interrupt_at_any_call_undoes_nothing_that_was_committed(
+    folder: Path, children: Forks, action: str
+) -> None:
+    held = {f"d{i}": text(f"d{i}", 0) for i in range(6)}
+    children.run(folder / "kb", "build", held)
+    draw = random.Random(action)
+    calls: dict[str, dict[str, int]] = {}
+    for edition in range(1, 26):
+        operation, arguments, after = some_change(folder / "kb", held, edition, draw)
+        fault: dict[str, Any] = {}
+        if seen := calls.get(operation):
+            # What removes needs no room.
+            needing = [c for c in seen if not c.startswith(("os.remove", "os.rmdir"))]
+            place = draw.choice(sorted(seen if action == "interrupt" else needing))
+            fault = {"at": place, "number": draw.randint(1, seen[place]), "action": action}
+        ended = children.run(folder / "kb", operation, *arguments, **fault)
+        assert ended.done
+        calls.setdefault(operation, ended.calls)
+        if ended.error is not None:
+            assert ended.error[0] in ("KeyboardInterrupt", "StoreError", "PassageIndexError"), fault
+            if "nothing was committed" in ended.error[1]:
+                after = held
+        whole = ended.error is None or ended.acknowledged
+        held = check(folder / "kb", [after] if whole else [held, after])
+
+
+# --- several processes -----------------------------------------------------------------------------
+
+
+def test_readers_see_one_version_whatever_is_written_meanwhile(
+    folder: Path, children: Forks
+) -> None:
+    kb, stop = folder / "kb", folder / "stop"
+    children.run(kb, "build", {f"d{i}": text(f"d{i}", 0) for i in range(5)})
+    readers = [children.start(kb, "read", str(stop)) for _ in range(3)]
+    for generation, codec in enumerate(("fp16", "bf16", "fp16"), start=1):
+        documents = {f"d{i}": text(f"d{i}", generation) for i in range(5)}
+        for operation, *arguments in [
+            ("sync", documents | {f"g{generation}": text(f"g{generation}", generation)}),
+            ("delete", ["d1"]),
+            ("compact",),
+            ("convert", codec),
+            ("vacuum",),
+        ]:
+            ended = children.run(kb, operation, *arguments)
+            assert ended.done
+            assert ended.error is None
+        readers.append(children.start(kb, "read", str(stop)))
+    stop.touch()
+    for reader in readers:
+        ended = reader.wait()
+        assert ended.error is None
+        assert set(ended.said) <= set(range(4))
+    # Those that had their version open are gone, and with them the reason to keep it.
+    children.run(kb, "vacuum")
+    check_nothing_is_left_over(kb)
+
+
+def test_a_second_writer_is_told_who_writes_and_may_wait(
+    folder: Path, children: Forks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kb, stop = folder / "kb", folder / "stop"
+    children.run(kb, "build", {f"d{i}": text(f"d{i}", 0) for i in range(3)})
+    holder = children.start(kb, "hold", str(stop))
+    assert holder.hear() == {"said": "holding"}
+    for operation, *arguments in [
+        ("add", {"new": text("new", 0)}),
+        ("delete", ["d0"]),
+        ("compact",),
+        ("convert", "fp16"),
+        ("vacuum",),
+    ]:
+        ended = children.run(kb, operation, *arguments)
+        assert ended.error is not None
+        assert ended.error[0] == "LockedError"
+        assert f"(pid {holder.pid})" in ended.error[1]
+    assert children.run(kb, "query", word("d0", 0)).said  # Reading goes on.
+    command = ["delete", "d0", "--kb", str(kb)]
+    assert _run(command) == 4
+    assert f"being written by another process (pid {holder.pid})" in capsys.readouterr().err
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(_run, [*command, "--wait", "120"])
+        time.sleep(0.2)
+        stop.touch()
+        assert waiting.result() == 0
+    assert holder.wait().error is None
+    check(kb, [{f"d{i}": text(f"d{i}", 0) for i in (1, 2)}])

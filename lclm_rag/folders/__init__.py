@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lclm_rag.folders.local import TEMPORARY, FileFacts, LocalFolder, MappedFile
+from lclm_rag.folders.local import TEMPORARY, FileFacts, LocalFolder, MappedFile, is_disk_full
 from lclm_rag.folders.objects import ObjectFolder
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LocalFolder",
     "MappedFile",
     "ObjectFolder",
+    "is_disk_full",
     "open_folder",
 ]
 

@@ -7,7 +7,6 @@ engine has flushed, so that an interrupted update is made again.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lclm_rag.errors import KnowledgeBaseError, StoreError
-from lclm_rag.folders import Folder
+from lclm_rag.folders import Folder, is_disk_full
 from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
 from lclm_rag.retrieval import (
     Bm25Settings,
@@ -73,7 +72,8 @@ class EmbeddedIndex:
     def __init__(self, folder: Folder, store: LatentStore, embedder: Embedder | None) -> None:
         self._snapshots = SnapshotFolder(folder)
         self._embedder = embedder
-        self._own = PrivateFolder(self._snapshots.private)
+        with _disk_errors(folder):
+            self._own = PrivateFolder(self._snapshots.private)
         self._linked = False
         self._unpublished = 0
         self._bm25 = Bm25Settings()
@@ -406,7 +406,7 @@ def _disk_errors(folder: Folder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise PassageIndexError(
             f"The disk is full: the passage index in {folder} cannot be brought up to date. What is "

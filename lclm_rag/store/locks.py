@@ -3,7 +3,6 @@ process. Their files are empty; what they have to tell is in their names."""
 
 from __future__ import annotations
 
-import errno
 import os
 import uuid
 import weakref
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lclm_rag.errors import LockedError
+from lclm_rag.folders import is_disk_full
 
 __all__ = ["Lease", "reading", "versions_read", "write_lock"]
 
@@ -93,7 +93,7 @@ class _Gate:
         try:
             return Lease(path)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
             return None
 

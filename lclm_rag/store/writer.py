@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ import numpy as np
 
 from lclm_rag.documents import PassageKey
 from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, open_folder
+from lclm_rag.folders import Folder, is_disk_full, open_folder
 from lclm_rag.sealed_json import seal, unseal
 from lclm_rag.store.fragment import DamagedError, Layout, StoredPassage, write_fragment
 from lclm_rag.store.locks import write_lock
@@ -71,12 +70,14 @@ def writing(
     """
     folder = open_folder(location)
     # No folder and no lock file where there is no store.
-    LatentStore.open(folder).close()
+    found = LatentStore.open(folder)
+    found.close()
     if not (folder / UNCOMMITTED).only_writer():
         _log.warning(
             "%s has no conditional writes: make sure that nobody else writes to it now.", folder
         )
-    with nullcontext() if folder.local is None else write_lock(folder.local, wait):
+    lock = nullcontext() if folder.local is None else write_lock(folder.local, wait)
+    with _disk_errors(folder, found.version), lock:
         writer = StoreWriter(LatentStore.open(folder), operation, layout, resumable)
         try:
             with _disk_errors(folder, writer.base.version):
@@ -371,7 +372,7 @@ def _disk_errors(folder: Folder, version: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         newest = newest_version(folder)
         done = f"nothing was committed to {folder}, version {version} still stands"
