@@ -1,0 +1,367 @@
+"""Making, finding and opening a knowledge base; its parts, loaded when they are first needed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
+from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.folders import TEMPORARY, Folder, is_disk_full, open_folder
+from lclm_rag.prompting import DEFAULT_INSTRUCTION, PromptTemplate
+from lclm_rag.settings import SETTINGS, Settings, is_knowledge_base, read_settings, write_settings
+
+if TYPE_CHECKING:
+    from lclm_rag.compression import Compressor
+    from lclm_rag.compression.adapter import Adapter
+    from lclm_rag.decoding import Decoder
+    from lclm_rag.indexing.passage_index import OpenIndex
+    from lclm_rag.retrieval import Embedder, PassageIndex
+    from lclm_rag.store import CodecName, LatentStore, Layout
+
+__all__ = ["OpenKnowledgeBase"]
+
+
+class OpenKnowledgeBase:
+    """A folder with settings, store and passage index, open at one version; and what answers from it.
+
+    `lclm_rag.KnowledgeBase` is this, with what can be done with it.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        settings: Settings,
+        checkpoint: Checkpoint,
+        store: LatentStore,
+        *,
+        decoder: str | Decoder = "transformers",
+        decoder_options: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        wait: float = 0.0,
+        read_only: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.store = store
+        self.device = device
+        self.dtype = dtype
+        self.wait = wait
+        self.read_only = read_only
+        self._decoder_name = decoder if isinstance(decoder, str) else ""
+        self._decoder_options = decoder_options or {}
+        self._decoder = None if isinstance(decoder, str) else decoder
+        self._loading = threading.Lock()
+        self._index: OpenIndex | None = None
+        self._opening = threading.RLock()
+
+    # --- making and opening ---------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        checkpoint: str | Path = BUNDLED,
+        *,
+        codec: CodecName = "bf16",
+        space: Space = "encoder",
+        passage_tokens: int | None = None,
+        contextual_headers: bool = False,
+        instruction: str = DEFAULT_INSTRUCTION,
+        embedder: str | None = None,
+        qdrant_url: str | None = None,
+        collection: str | None = None,
+        decoder: str | Decoder = "transformers",
+        decoder_options: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        wait: float = 0.0,
+        resume: bool = False,
+    ) -> Self:
+        """Make an empty knowledge base in a folder that is empty or does not exist, on this machine or, named
+        by a URL, in an object store.
+
+        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4". space: "encoder"
+        (smaller, survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
+        default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front of
+        each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers model for
+        hybrid retrieval (default: BM25 alone). qdrant_url, collection: a Qdrant server in place of the
+        embedded index. decoder, decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base
+        to which nothing was ever committed, because the first `add` was killed, is opened, where it was made
+        with the same settings.
+        """
+        from lclm_rag.store import CODECS, LatentStore, Layout
+
+        folder = open_folder(path)
+        unfinished = resume and is_knowledge_base(folder)
+        if not unfinished and not _is_free(folder):
+            raise KnowledgeBaseError(
+                f"{folder} is not empty; choose another folder, or open it instead."
+            )
+        if codec not in CODECS:
+            raise ValueError(f"Unknown codec {codec!r}; use {' or '.join(CODECS)}.")
+        if space not in ("encoder", "decoder"):
+            raise ValueError(f"Unknown space {space!r}; use encoder or decoder.")
+        if passage_tokens is not None and passage_tokens < 1:
+            raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
+        opened = Checkpoint.open(checkpoint)
+        settings = Settings(
+            checkpoint=opened.name if opened.name == BUNDLED else _lasting_name(opened),
+            passage_tokens=passage_tokens or opened.config.encoder_window_size,
+            instruction=instruction,
+            embedder=embedder,
+            qdrant_url=qdrant_url,
+            collection=(collection or f"lclm-{_name(folder)}") if qdrant_url else None,
+            contextual_headers=contextual_headers,
+        )
+        layout = Layout(
+            codec=codec,
+            space=space,
+            width=opened.width(space),
+            fingerprint=opened.fingerprint(space),
+            compression_ratio=opened.config.compression_ratio,
+        )
+        if unfinished:
+            store = LatentStore.open(folder / "store")
+            _check_unfinished(folder, store, read_settings(folder), settings, layout)
+        else:
+            try:
+                folder.make()
+                store = LatentStore.create(folder / "store", layout)
+                # Last, so that a folder with kb.json is always whole.
+                write_settings(folder, settings)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                raise KnowledgeBaseError(
+                    f"The disk is full: there is no room for a knowledge base in {folder}."
+                ) from error
+        return cls(
+            folder,
+            settings,
+            opened,
+            store,
+            decoder=decoder,
+            decoder_options=decoder_options,
+            device=device,
+            dtype=dtype,
+            wait=wait,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        version: int | None = None,
+        checkpoint: str | Path | None = None,
+        decoder: str | Decoder = "transformers",
+        decoder_options: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        wait: float = 0.0,
+    ) -> Self:
+        """Open a knowledge base; it shows the version opened, whatever other processes write.
+
+        version: an earlier one, for reading (`versions` lists them). checkpoint: where it lies now, if not
+        where it lay when the knowledge base was made. decoder: "transformers", "vllm", the URL of a vLLM
+        server, or a Decoder (which the caller then closes). decoder_options: see `load_decoder`;
+        {"tensor_parallel_size": 2}, say. device: "auto", "cpu", "cuda". dtype: "auto", "float32", "bfloat16",
+        "float16". wait: seconds to wait for another process that writes, before LockedError.
+        Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint; StoreError
+        where there is no such version.
+        """
+        from lclm_rag.store import LatentStore
+
+        folder = open_folder(path)
+        settings = read_settings(folder)
+        opened = Checkpoint.open(checkpoint or settings.checkpoint)
+        store = LatentStore.open(folder / "store", version)
+        if version is not None and settings.qdrant_url is not None:
+            raise KnowledgeBaseError(
+                f"The passage index of {folder} is on a server, which shows the newest version only; open "
+                "it without a version."
+            )
+        found, wanted = opened.fingerprint(store.layout.space), store.layout.fingerprint
+        if found != wanted:
+            raise KnowledgeBaseError(
+                f"{folder} was built with checkpoint {settings.checkpoint} (fingerprint {wanted}); "
+                f"{opened.name} has fingerprint {found}, and cannot read its latents."
+            )
+        return cls(
+            folder,
+            settings,
+            opened,
+            store,
+            decoder=decoder,
+            decoder_options=decoder_options,
+            device=device,
+            dtype=dtype,
+            wait=wait,
+            read_only=version is not None,
+        )
+
+    @property
+    def path(self) -> Path | str:
+        """The folder: a path, or the URL of one in an object store."""
+        return self.folder.local or str(self.folder)
+
+    def close(self) -> None:
+        """Release the passage index, the version that is read, and the decoder that was loaded here."""
+        with self._opening:
+            if self._index is not None:
+                self._index.close(self.store)
+                self._index = None
+            self.store.close()
+        if self._decoder is not None and self._decoder_name:
+            self._decoder.close()
+            self._decoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Passages."""
+        return len(self.store)
+
+    # --- parts, loaded when first needed --------------------------------------------------------
+
+    @cached_property
+    def compressor(self) -> Compressor:
+        from lclm_rag.compression import Compressor
+
+        return Compressor.from_pretrained(self.checkpoint, self.device, self.dtype)
+
+    @property
+    def decoder(self) -> Decoder:
+        """Loaded once, whichever thread asks first."""
+        with self._loading:
+            if self._decoder is None:
+                from lclm_rag.decoding import load_decoder
+
+                self._decoder = load_decoder(
+                    self._decoder_name,
+                    self.checkpoint,
+                    self.device,
+                    self.dtype,
+                    **self._decoder_options,
+                )
+        return self._decoder
+
+    @property
+    def context_length(self) -> int:
+        """The decoder's, which an engine option may have shortened; the checkpoint's before it is loaded."""
+        loaded = self._decoder
+        return self.checkpoint.context_length if loaded is None else loaded.context_length
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        return PromptTemplate.of(self.checkpoint, self.settings.instruction)
+
+    @property
+    def index(self) -> PassageIndex:
+        """The passage index, at the store's version: built or brought up to date where it is not. Opened
+        once, whichever thread asks first."""
+        return self.index_and_store()[0]
+
+    def index_and_store(self) -> tuple[PassageIndex, LatentStore]:
+        """Both at the same version, whatever another thread is writing."""
+        with self._opening:
+            if self._index is None:
+                from lclm_rag.indexing.passage_index import open_index
+
+                self._index = open_index(
+                    self.folder / "index",
+                    self.store,
+                    embedder=self._embedder,
+                    qdrant_url=self.settings.qdrant_url,
+                    collection=self.settings.collection,
+                )
+            return self._index.index, self.store
+
+    @cached_property
+    def _embedder(self) -> Embedder | None:
+        if self.settings.embedder is None:
+            return None
+        from lclm_rag.retrieval import SentenceTransformerEmbedder
+
+        return SentenceTransformerEmbedder(self.settings.embedder)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        if "compressor" in self.__dict__:
+            return self.compressor.adapter
+        from lclm_rag.compression.adapter import load_adapter
+
+        return load_adapter(self.checkpoint, self.device, self.dtype)
+
+
+# What `create` makes before it is done.
+_LEFT_BY_CREATE = re.compile(
+    r"store|store/(fragments|manifests|uncommitted|readers)|store/readers/(gate|0-[\w-]+)"
+    rf"|store/manifests/0{{10}}\.json(-\w+\{TEMPORARY})?|{SETTINGS}-\w+\{TEMPORARY}"
+)
+
+
+def _is_free(folder: Folder) -> bool:
+    """Whether nothing is there; what was left where `create` was killed does not count, and is removed."""
+    from lclm_rag.store.manifest import manifest_name
+
+    if folder.local is None:
+        manifests = folder / "store" / "manifests"
+        begun = [facts.name for facts in manifests.files()]
+        if folder.files() or begun not in ([], [manifest_name(0)]):
+            return False
+        for name in begun:
+            manifests.remove(name)
+        return True
+    if not folder.local.exists():
+        return True
+    if not folder.local.is_dir():
+        return False
+    left = list(folder.local.iterdir())
+    names = {path.relative_to(folder.local).as_posix() for path in folder.local.rglob("*")}
+    if not all(map(_LEFT_BY_CREATE.fullmatch, names)):
+        return False
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return True
+
+
+def _check_unfinished(
+    folder: Folder, store: LatentStore, found: Settings, wanted: Settings, layout: Layout
+) -> None:
+    """Raise KnowledgeBaseError where a build cannot be gone on with."""
+    if store.version:
+        raise KnowledgeBaseError(
+            f"{folder} is finished already: {store.count_documents():,} documents, version "
+            f"{store.version}. Bring it up to date with lclm-rag add or sync, or choose another folder."
+        )
+    there, given = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
+    other = [name for name in given if there[name] != given[name]]
+    if other:
+        name = other[0]
+        raise KnowledgeBaseError(
+            f"{folder} was begun with {name} {there[name]!r}, not {given[name]!r}: use the same, choose "
+            "another folder, or remove this one."
+        )
+
+
+def _name(folder: Folder) -> str:
+    return str(folder).rpartition("/")[2] if folder.local is None else folder.local.resolve().name
+
+
+def _lasting_name(checkpoint: Checkpoint) -> str:
+    """A folder as an absolute path, so that it is found from elsewhere; a hub id as it is."""
+    path = Path(checkpoint.name).expanduser()
+    return str(path.resolve()) if path.is_dir() else checkpoint.name
