@@ -135,9 +135,7 @@ def compress_passages(
             known = item.known
             tokens, encoded = next(new) if known is None else (known.tokens, known.encoded)
             rows.append(
-                StoredPassage(
-                    item.passage, tokens, item.document_hash, item.last, encoded, layout
-                )
+                StoredPassage(item.passage, tokens, item.document_hash, item.last, encoded, layout)
             )
         yield batch, rows
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lclm_rag.documents import Passage
 from lclm_rag.errors import KnowledgeBaseError, StoreError
 from lclm_rag.folders import Folder, is_disk_full
 from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
@@ -30,7 +31,7 @@ from lclm_rag.retrieval import (
     average_length,
 )
 from lclm_rag.sealed_json import seal, unseal
-from lclm_rag.store import LatentStore, StoredPassage, newest_version
+from lclm_rag.store import LatentStore, newest_version
 from lclm_rag.store.fragment import Fragment
 from lclm_rag.store.manifest import FragmentEntry
 from lclm_rag.store.store import visible_rows
@@ -157,7 +158,7 @@ class EmbeddedIndex:
         _require_space(self._own.path, len(store))
         shutil.rmtree(self._own.path / "edge", ignore_errors=True)
         self._linked = False
-        sample = [row.passage.content for row in itertools.islice(store.passages(), _AVERAGED)]
+        sample = [passage.content for passage in itertools.islice(store.texts(), _AVERAGED)]
         self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
         self.index = EdgeIndex.create(
             self._own.path / "edge", bm25=self._bm25, embedder=self._embedder
@@ -278,7 +279,7 @@ class SharedIndex:
         from lclm_rag.retrieval.server import ServerIndex, drop_collection
 
         drop_collection(self._url, self._collection)
-        sample = [row.passage.content for row in itertools.islice(store.passages(), _AVERAGED)]
+        sample = [passage.content for passage in itertools.islice(store.texts(), _AVERAGED)]
         self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
         self._write_state(None)
         self.index = ServerIndex.connect(
@@ -344,7 +345,7 @@ class Changes:
         for fragment, rows in self.gone:
             index.delete(map(fragment.key, rows))
         for fragment, rows in self.new:
-            index.upsert(_entries(map(fragment.read, rows)))
+            index.upsert(_entries(map(fragment.passage, rows)))
         index.flush()
 
 
@@ -379,8 +380,8 @@ def _without(
     return [(f, [row for row in numbers if _identity(f, row) not in moved]) for f, numbers in rows]
 
 
-def _entries(rows: Iterable[StoredPassage]) -> Iterator[IndexEntry]:
-    return (IndexEntry(r.passage.key, r.passage.content, r.passage.metadata) for r in rows)
+def _entries(passages: Iterable[Passage]) -> Iterator[IndexEntry]:
+    return (IndexEntry(p.key, p.content, p.metadata) for p in passages)
 
 
 def _opened(store: LatentStore, made_from: Snapshot | _State) -> LatentStore | None:

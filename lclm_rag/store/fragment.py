@@ -356,6 +356,20 @@ class Fragment:
         passage = Passage(key, start, end, text, json.loads(metadata), header)
         return StoredPassage(passage, tokens, document_hash, bool(last), encoded, self._layout)
 
+    def passage(self, row: int) -> Passage:
+        """A passage without its latents, which are not looked at: so neither is the row's checksum, which is
+        also over them.
+
+        Raises DamagedError where text and metadata are not even that.
+        """
+        try:
+            ordinal, start, end = (int(self._number(n, row)) for n in ("ordinal", "start", "end"))
+            document_id, header, text, metadata = (self._text(name, row) for name in _TEXTS)
+            key = PassageKey(document_id, ordinal)
+            return Passage(key, start, end, text, json.loads(metadata), header)
+        except ValueError as error:
+            raise self._damaged(row, "metadata are no JSON") from error
+
     def read_all(self) -> Iterator[StoredPassage]:
         """All rows in order."""
         return map(self.read, range(self.rows))

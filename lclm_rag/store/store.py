@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 
-from lclm_rag.documents import PassageKey
+from lclm_rag.documents import Passage, PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, open_folder
 from lclm_rag.store.fragment import DamagedError, Fragment, Layout, StoredPassage, key_hash
@@ -138,6 +138,12 @@ class LatentStore:
         for entry in self.manifest.fragments:
             fragment = self.fragment(entry.name)
             yield from (fragment.read(int(row)) for row in np.flatnonzero(visible_rows(entry)))
+
+    def texts(self) -> Iterator[Passage]:
+        """Every passage of this version without its latents, which are not read."""
+        for entry in self.manifest.fragments:
+            fragment = self.fragment(entry.name)
+            yield from (fragment.passage(int(row)) for row in np.flatnonzero(visible_rows(entry)))
 
     def document_ids(self, except_hashes: np.ndarray) -> Iterator[str]:
         """Ids of all documents but those whose first passage's key hash is in `except_hashes` (uint64)."""

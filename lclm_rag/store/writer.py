@@ -128,19 +128,25 @@ class StoreWriter:
         """Add a document's passages that a writer before had finished and not committed; returns how many:
         all of them, or 0."""
         places: list[Place] = []
-        while found := [
-            (name, row)
-            for name, row in self._left_places(PassageKey(document_id, len(places)))
-            if self._left.fragment(name).document_hash(row) == document_hash
-        ]:
-            places.append(found[0])
-            name, row = found[0]
-            if self._left.fragment(name).is_last(row):
-                for name, row in places:
-                    self._taken_over.setdefault(name, set()).add(row)
-                    self._totals += _totals_at(self._left, (name, row))
-                return len(places)
-        return 0
+        while True:
+            found = self._left_row(PassageKey(document_id, len(places)), document_hash)
+            if found is None:
+                return 0
+            places.append(found)
+            if self._left.fragment(found[0]).is_last(found[1]):
+                break
+        for name, row in places:
+            self._taken_over.setdefault(name, set()).add(row)
+            self._totals += _totals_at(self._left, (name, row))
+        return len(places)
+
+    def _left_row(self, key: PassageKey, document_hash: bytes) -> Place | None:
+        """A finished and sound passage of this version of its document; None where there is none."""
+        for name, row in self._left_places(key):
+            with suppress(DamagedError):  # Then it is compressed anew.
+                if self._left.fragment(name).read(row).document_hash == document_hash:
+                    return name, row
+        return None
 
     def known_passages(self, document_id: str) -> dict[str, StoredPassage]:
         """The passages of a document that are compressed already, committed or not, by their content."""
