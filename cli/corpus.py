@@ -83,9 +83,9 @@ _corpus_options = together(
 @click.option(
     "--codec",
     type=click.Choice(CODEC),
-    default="bf16",
+    default="int4",
     show_default=True,
-    help="How latents are stored: from exact and large to small.",
+    help="How latents are stored, from large and exact to small.",
 )
 @click.option(
     "--space",

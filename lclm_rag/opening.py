@@ -70,7 +70,7 @@ class OpenKnowledgeBase:
         path: str | Path,
         checkpoint: str | Path = BUNDLED,
         *,
-        codec: CodecName = "bf16",
+        codec: CodecName = "int4",
         space: Space = "encoder",
         passage_tokens: int | None = None,
         contextual_headers: bool = False,
@@ -88,14 +88,15 @@ class OpenKnowledgeBase:
         """Make an empty knowledge base in a folder that is empty or does not exist, on this machine or, named
         by a URL, in an object store.
 
-        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4". space: "encoder"
-        (smaller, survives a new adapter) or "decoder" (nothing to compute at query time). passage_tokens:
-        default one encoder window. contextual_headers: title and headings, "Title > Heading", go in front of
-        each passage where it is compressed, indexed and pasted. embedder: a sentence-transformers model for
-        hybrid retrieval (default: BM25 alone). qdrant_url, collection: a Qdrant server in place of the
-        embedded index. decoder, decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base
-        to which nothing was ever committed, because the first `add` was killed, is opened, where it was made
-        with the same settings.
+        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4", from large and
+        exact to small (`lclm_rag.store.codecs`). space: "encoder" (smaller, survives a new adapter) or
+        "decoder" (nothing to compute at query time). passage_tokens: default one encoder window.
+        contextual_headers: title and headings, "Title > Heading", go in front of each passage where it is
+        compressed, indexed and pasted. embedder: a sentence-transformers model for hybrid retrieval (default:
+        BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index. decoder,
+        decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base to which nothing was
+        ever committed, because the first `add` was killed, is opened, where it was made with the same
+        settings.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout
 

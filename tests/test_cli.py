@@ -78,7 +78,7 @@ def test_build_add_query_delete_info(
     assert run("delete", name, "--kb", built)[0] == 0
     code, out, _ = run("info", "--kb", built, "--json")
     facts = json.loads(out)
-    assert (code, facts["documents"], facts["codec"], facts["space"]) == (0, 5, "bf16", "encoder")
+    assert (code, facts["documents"], facts["codec"], facts["space"]) == (0, 5, "int4", "encoder")
     assert "documents" in run("info", "--kb", built)[1]
 
 
@@ -368,12 +368,12 @@ def test_sync_mirrors_a_folder(run: Run, built: Path, corpus: Path) -> None:
 
 def test_upkeep_from_versions_to_vacuum(run: Run, built: Path, sheets: list[FactSheet]) -> None:
     assert run("delete", f"{sheets[0].document.id}.txt", "--kb", built)[0] == 0
-    code, out, _ = run("convert", "--kb", built, "--codec", "int4")
+    code, out, _ = run("convert", "--kb", built, "--codec", "int8")
     assert code == 0
-    assert "became int4" in out
+    assert "int4 became int8" in out
     listed = json.loads(run("versions", "--kb", built, "--json")[1])
     assert [v["operation"] for v in listed] == ["create", "add", "delete", "convert"]
-    assert [v["codec"] for v in listed][-1] == "int4"
+    assert [v["codec"] for v in listed][-1] == "int8"
     assert "convert" in run("versions", "--kb", built)[1]
     code, out, _ = run("compact", "--kb", built, "--json")
     assert code == 0

@@ -29,7 +29,7 @@ from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.scoring import exact_match, recall, score_form
 from lclm_rag.indexing import local as local_module
-from lclm_rag.store import CodecName
+from lclm_rag.store import CODECS, CodecName
 
 
 def test_questions_are_answered_from_latents_nearly_as_well_as_from_text(
@@ -102,7 +102,7 @@ def test_space_and_codec_do_not_change_the_answers(
 ) -> None:
     answers = set()
     for space in ("encoder", "decoder"):
-        for codec in ("bf16", "fp16"):
+        for codec in CODECS:
             kb = KnowledgeBase.create(
                 tmp_path / f"{space}-{codec}",
                 space=space,  # type: ignore[arg-type]
@@ -506,4 +506,4 @@ def test_prompt_latents_are_what_the_compressor_gives(
     prompt = small_kb.assemble(sheets[0].questions[0].question, 1)
     (expected,) = small_kb.compressor.compress([sheets[0].document.text])
     assert prompt.spans[0].key == PassageKey(sheets[0].document.id, 0)
-    torch.testing.assert_close(prompt.latents[0], expected, atol=0.1, rtol=0.05)
+    assert torch.nn.functional.cosine_similarity(prompt.latents[0], expected).min() > 0.98
