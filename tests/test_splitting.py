@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -249,7 +250,7 @@ def test_headers_are_compressed_indexed_and_pasted_and_the_text_stays_exact(
         assert row.passage.header == "Velun zebra handbook > Lines > Northern line"
         (latents,) = kb.compressor.compress([row.passage.content], "encoder")
         assert latents.shape == row.latents.shape
-        assert (latents - row.latents).abs().max() < 0.05 * latents.abs().max()
+        assert torch.cosine_similarity(latents, row.latents).min() > 0.98
         assert row.tokens == len(kb.compressor.tokenize([row.passage.content])[0])
         # No passage's own text has the word.
         hit = kb.retrieve("zebra", 1)[0]
