@@ -113,7 +113,7 @@ def compact(kb: str, keep_versions: bool, wait: float, as_json: bool) -> None:
             f"{kb}: {before} fragments became {len(manifest.fragments)}, version {manifest.version}."
         )
         if vacuumed:
-            _say_vacuumed(vacuumed)
+            _say_vacuumed(kb, vacuumed)
 
 
 @click.command()
@@ -175,8 +175,7 @@ def vacuum(kb: str, keep: int, wait: float, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(vacuumed)))
     else:
-        click.echo(f"{kb}: ", nl=False)
-        _say_vacuumed(vacuumed)
+        _say_vacuumed(kb, vacuumed)
 
 
 @click.command()
@@ -236,11 +235,14 @@ def _say_found(kb: str, found: Findings) -> None:
         )
 
 
-def _say_vacuumed(vacuumed: Vacuumed) -> None:
+def _say_vacuumed(kb: str, vacuumed: Vacuumed) -> None:
     kept = ", ".join(map(str, vacuumed.kept[-_LISTED:]))
     click.echo(
-        f"{len(vacuumed.removed)} versions removed, {_megabytes(vacuumed.bytes)} MB freed; kept: {kept}."
+        f"{kb}: {len(vacuumed.removed)} versions removed, {_megabytes(vacuumed.bytes)} MB freed; kept: "
+        f"{kept}."
     )
+    if "://" in kb and len(vacuumed.kept) > 1:
+        click.echo("In an object store versions stay for a day after they were superseded.")
 
 
 def _megabytes(size: int) -> str:

@@ -359,6 +359,15 @@ def test_leaving_without_commit_changes_nothing_and_loses_no_work(tmp_path: Path
             assert writer.take_over(row.passage.key.document_id, row.document_hash) == 0
 
 
+def test_half_a_million_tokens_are_the_most_that_a_killed_writer_loses(tmp_path: Path) -> None:
+    LatentStore.create(tmp_path, layout())
+    rows = [replace(rows_of(f"d{i}")[0], tokens=2**17) for i in range(9)]
+    with writing(tmp_path, "add", resumable=True) as writer:
+        for row in rows:
+            writer.add(row)
+        assert len(fragments(tmp_path)) == len(list((tmp_path / "uncommitted").iterdir())) == 2
+
+
 def test_a_document_that_was_cut_off_is_not_taken_over_but_its_passages_are_known(
     tmp_path: Path,
 ) -> None:

@@ -37,10 +37,14 @@ from lclm_rag.store.store import (
     visible_rows,
 )
 
-__all__ = ["FRAGMENT_BYTES", "StoreWriter", "uncommitted_entries", "writing"]
+__all__ = ["FRAGMENT_BYTES", "FRAGMENT_TOKENS", "StoreWriter", "uncommitted_entries", "writing"]
 
 FRAGMENT_BYTES = 64 * 2**20
 """A writer starts a new fragment once the latents, texts and metadata it holds reach this size."""
+
+FRAGMENT_TOKENS = 2**19
+"""Or, where a killed writer's work is to be gone on with, once so many source tokens are in it: they are what
+would be compressed again."""
 
 # A commit that finds so many fragments below this size makes one of them: else each insert of a document
 # would leave a file, and every later manifest a line about it.
@@ -101,6 +105,7 @@ class StoreWriter:
         self._taken_over: dict[str, set[int]] = {}
         self._rows: list[StoredPassage] = []
         self._bytes = 0
+        self._tokens = 0
         self._new: list[FragmentEntry] = []
         self._deleted: dict[str, set[int]] = {}
         self._replaced: set[str] = set()
@@ -228,7 +233,9 @@ class StoreWriter:
     def _append(self, row: StoredPassage) -> None:
         self._rows.append(row)
         self._bytes += row.bytes
-        if self._bytes >= FRAGMENT_BYTES:
+        self._tokens += row.tokens
+        worth_keeping = self._resumable and self._tokens >= FRAGMENT_TOKENS
+        if worth_keeping or self._bytes >= FRAGMENT_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -236,7 +243,7 @@ class StoreWriter:
             return
         entry = _write(self._folder, self._rows)
         self._new.append(entry)
-        self._rows, self._bytes = [], 0
+        self._rows, self._bytes, self._tokens = [], 0, 0
         if self._resumable:
             note = {"layout": asdict(self.layout), "entry": pack_entry(entry)}
             (self._folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
