@@ -175,13 +175,13 @@ def opening(path: Path, passages: int, rounds: int) -> dict[str, Any]:
 
 
 def reading(path: Path, passages: int, rounds: int) -> dict[str, Any]:
-    store = LatentStore.open(path)
+    store, other = LatentStore.open(path), LatentStore.open(path)
     picks = random.Random(0).sample(range(passages), min(passages, 2 * rounds * AT_ONCE))
     chosen = [
         [PassageKey(f"document-{i}", 0) for i in picks[n : n + AT_ONCE]]
         for n in range(0, len(picks), AT_ONCE)
     ]
-    wheres = [[where(store, key) for key in keys] for keys in chosen[1::2]]
+    wheres = [[where(other, key) for key in keys] for keys in chosen[1::2]]
     bare, ours = [], []
     for keys, places in zip(chosen[::2], wheres, strict=False):
         started = time.perf_counter()
@@ -202,19 +202,12 @@ def reading(path: Path, passages: int, rounds: int) -> dict[str, Any]:
 
 
 def where(store: LatentStore, key: PassageKey) -> tuple[Path, int, int]:
-    """File, offset and size of a passage's latents, found in a store of its own so that this one's pages stay
-    untouched."""
+    """File, offset and size of a passage's latents, which are not touched."""
     place = store.place(key)
     assert place is not None
-    name, row = place
-    other = LatentStore.open(store.folder).fragment(name)
-    encoded = other.read(row).encoded
-    base = other.address
-    return (
-        store.folder.local / "fragments" / name,  # type: ignore[operator]
-        encoded.__array_interface__["data"][0] - base,
-        encoded.nbytes,
-    )
+    assert store.folder.local is not None
+    start, stop = store.fragment(place[0]).latents_at(place[1])
+    return store.folder.local / "fragments" / place[0], start, stop - start
 
 
 if __name__ == "__main__":

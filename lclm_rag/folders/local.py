@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -99,7 +100,10 @@ class LocalFolder:
         return pieces
 
     def map(self, name: str) -> MappedFile:
-        return MappedFile(pa.memory_map(str(self.path / name)).read_buffer(), nothing_needed)
+        # Not pyarrow's memory_map: it asks for the whole file to be read ahead, whatever is looked at.
+        with (self.path / name).open("rb") as f:
+            mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        return MappedFile(pa.py_buffer(mapped), nothing_needed)
 
     def create(self, name: str, data: bytes) -> None:
         """Put a whole new file in place, durably. FileExistsError where there is one of that name."""

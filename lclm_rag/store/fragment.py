@@ -370,6 +370,13 @@ class Fragment:
         except ValueError as error:
             raise self._damaged(row, "metadata are no JSON") from error
 
+    def latents_at(self, row: int) -> tuple[int, int]:
+        """Where in the file a row's latents begin and end, without looking at them."""
+        first, stop = self._span("latents", row, len(self._latents))
+        start = self._latents.__array_interface__["data"][0] - self.address
+        size = self._layout.latent_bytes
+        return start + first * size, start + stop * size
+
     def read_all(self) -> Iterator[StoredPassage]:
         """All rows in order."""
         return map(self.read, range(self.rows))
