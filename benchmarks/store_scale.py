@@ -4,10 +4,11 @@ The latents are synthetic. So that it fits on a small disk they are zeros, and a
 latents become a hole in the file (Linux): everything else, checksums too, is written as by any build, and a
 read goes through the same pages. `--real` leaves the zeros where they are: 131 GB for a million in bf16.
 
-Opening and reading are measured in fresh processes. What reading is compared with is numpy.memmap, told where
-the latents lie: it copies the same number of bytes from other passages, in turns with the store, so that both
-meet pages that nobody has touched. The store looks keys up, checks each row's checksum, and reads text,
-metadata and spans besides.
+Opening and reading are measured in fresh processes. What reading is compared with is numpy.memmap, told
+where latents and texts lie: it copies as many bytes of other passages, in turns with the store. The store
+looks keys up, opens fragments, checks each row's checksum, and reads metadata and spans besides. Once after
+the page cache was emptied (where that is allowed), and once more in another process, with the same passages
+in the page cache.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -50,8 +52,10 @@ class Opening:
 
 @dataclass(frozen=True)
 class Reading:
-    """Milliseconds for 64 random passages, the median of all rounds. ratio: of the two."""
+    """Milliseconds for 64 random passages, the median of all rounds. ratio: of the two. cached: whether the
+    passages were in the page cache."""
 
+    cached: bool
     memmap_ms: float
     store_ms: float
     ratio: float
@@ -82,7 +86,11 @@ def main(
         path = Path(temporary)
         build(path, passages, codec, sparse=not real)
         opening = Opening(**in_a_process("opening", path, passages, rounds))
-        reading = Reading(**in_a_process("reading", path, passages, rounds))
+        dropped = drop_page_cache()
+        readings = [
+            Reading(cached=cached or not dropped, **in_a_process("reading", path, passages, rounds))
+            for cached in (False, True)
+        ]
         size = sum(file.stat().st_size for file in path.rglob("*"))
         on_disk = sum(file.stat().st_blocks * 512 for file in path.rglob("*"))
     about = {
@@ -94,15 +102,29 @@ def main(
         "apparent_gb": round(size / 1e9, 1),
         "on_disk_gb": round(on_disk / 1e9, 1),
     }
-    write_results(out, about, [opening, reading])
+    write_results(out, about, [opening, *readings])
     click.echo(
         f"{passages:,} passages, {opening.fragments:,} fragments, {size / 1e9:,.1f} GB "
         f"({on_disk / 1e9:,.1f} GB on disk)\n"
         f"opening, first key found: {opening.seconds:.2f} s; resident {opening.resident_mib:.0f} MiB, of "
-        f"which {opening.imports_mib:.0f} MiB before\n"
-        f"64 random passages ({reading.mib:.1f} MiB): numpy.memmap {reading.memmap_ms:.1f} ms, store "
-        f"{reading.store_ms:.1f} ms, ratio {reading.ratio:.2f}"
+        f"which {opening.imports_mib:.0f} MiB before"
     )
+    for r in readings:
+        click.echo(
+            f"64 random passages, {r.mib:.1f} MiB of latents, "
+            f"{'in the page cache' if r.cached else 'cold'}: "
+            f"numpy.memmap {r.memmap_ms:.1f} ms, store {r.store_ms:.1f} ms, ratio {r.ratio:.2f}"
+        )
+
+
+def drop_page_cache() -> bool:
+    """Whether it could be emptied."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return False
+    return True
 
 
 def build(path: Path, passages: int, codec: Any, sparse: bool) -> None:
@@ -181,7 +203,7 @@ def reading(path: Path, passages: int, rounds: int) -> dict[str, Any]:
         [PassageKey(f"document-{i}", 0) for i in picks[n : n + AT_ONCE]]
         for n in range(0, len(picks), AT_ONCE)
     ]
-    wheres = [[where(other, key) for key in keys] for keys in chosen[1::2]]
+    wheres = [[part for key in keys for part in where(other, key)] for keys in chosen[1::2]]
     bare, ours = [], []
     for keys, places in zip(chosen[::2], wheres, strict=False):
         started = time.perf_counter()
@@ -201,13 +223,13 @@ def reading(path: Path, passages: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def where(store: LatentStore, key: PassageKey) -> tuple[Path, int, int]:
-    """File, offset and size of a passage's latents, which are not touched."""
+def where(store: LatentStore, key: PassageKey) -> list[tuple[Path, int, int]]:
+    """File, offset and size of a passage's latents and of its text, which are not touched."""
     place = store.place(key)
     assert place is not None
     assert store.folder.local is not None
-    start, stop = store.fragment(place[0]).latents_at(place[1])
-    return store.folder.local / "fragments" / place[0], start, stop - start
+    file = store.folder.local / "fragments" / place[0]
+    return [(file, a, b - a) for a, b in store.fragment(place[0]).where(place[1])]
 
 
 if __name__ == "__main__":

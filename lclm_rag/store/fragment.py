@@ -370,12 +370,15 @@ class Fragment:
         except ValueError as error:
             raise self._damaged(row, "metadata are no JSON") from error
 
-    def latents_at(self, row: int) -> tuple[int, int]:
-        """Where in the file a row's latents begin and end, without looking at them."""
-        first, stop = self._span("latents", row, len(self._latents))
-        start = self._latents.__array_interface__["data"][0] - self.address
-        size = self._layout.latent_bytes
-        return start + first * size, start + stop * size
+    def where(self, row: int) -> list[tuple[int, int]]:
+        """Where in the file a row's latents and its text begin and end, without looking at them."""
+        views = [self._latents, self._texts["text"]]
+        found = []
+        for name, view in zip(("latents", "text"), views, strict=True):
+            first, stop = self._span(name, row, len(view))
+            begin = view.__array_interface__["data"][0] - self.address
+            found.append((begin + first * view.strides[0], begin + stop * view.strides[0]))
+        return found
 
     def read_all(self) -> Iterator[StoredPassage]:
         """All rows in order."""
