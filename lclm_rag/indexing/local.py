@@ -52,8 +52,8 @@ class _Counts:
     tokens: int = 0
     latents: int = 0
 
-    def report(self, deleted: int = 0) -> AddReport:
-        return AddReport(**vars(self), deleted=deleted)
+    def report(self) -> AddReport:
+        return AddReport(**vars(self), deleted=0)
 
 
 def add_documents(
@@ -105,7 +105,7 @@ def add_documents(
             for passage, last in _with_last(passages):
                 yield PassageWork(passage, digest, last, known.get(passage.content))
 
-    for items, rows in compress_passages(work(), checkpoint, compressor, writer.layout):
+    for items, rows in compress_passages(work(), compressor, writer.layout):
         for item, row in zip(items, rows, strict=True):
             writer.add(row)
             counts.passages += 1
@@ -122,7 +122,6 @@ def add_documents(
 
 def compress_passages(
     work: Iterable[PassageWork],
-    checkpoint: Checkpoint,
     compressor: Callable[[], Compressor],
     layout: Layout,
 ) -> Iterator[tuple[list[PassageWork], list[StoredPassage]]]:

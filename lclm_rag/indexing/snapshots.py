@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock
 
 from lclm_rag.documents import PassageKey
-from lclm_rag.folders import Folder, ObjectFolder
+from lclm_rag.folders import Folder, LocalFolder, ObjectFolder
 from lclm_rag.folders.objects import cache_folder
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.retrieval.edge import settle, stored_keys
@@ -139,7 +139,7 @@ class SnapshotFolder:
         _sync(copy)
         name = f"{version:010d}-{uuid.uuid4().hex[:8]}"
         copy.rename(self.published / name)
-        _sync_folder(self.published)
+        LocalFolder(self.published).sync()
         if isinstance(self.folder, ObjectFolder):
             _upload(self.folder, self.published / name, own.path)
         for path in self._paths():
@@ -320,14 +320,6 @@ def _sync(folder: Path) -> None:
     for _, path in _files(folder):
         with path.open("rb+") as f:
             os.fsync(f.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_tree(path: Path, aside: Path) -> None:
