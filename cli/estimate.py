@@ -80,7 +80,8 @@ def estimate(
     from lclm_rag.checkpoint import Checkpoint
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.connectors.corpora import count_documents, read_corpus
-    from lclm_rag.estimate import PUBLISHED, LclmShape, gpu_hours, measure_corpus, plan_store
+    from lclm_rag.estimate import gpu_hours, measure_corpus, plan_store
+    from lclm_rag.model_shapes import PUBLISHED, LclmShape
 
     opened = None if checkpoint is None else Checkpoint.open(checkpoint)
     shapes = PUBLISHED if opened is None else (LclmShape.of(opened),)

@@ -1,5 +1,8 @@
 """What it takes to precompress a corpus, worked out before anything is compressed: tokens, latents, bytes,
-FLOPs and hours on a GPU. Loads no model and no torch."""
+FLOPs and hours on a GPU. Loads no model and no torch.
+
+`lclm_rag.estimate_serving` goes on to the questions, `lclm_rag.estimate_machines` to the machines.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,17 @@ from typing import Any
 
 from lclm_rag.checkpoint import Checkpoint, ModelConfig, Space
 from lclm_rag.documents import Document
-from lclm_rag.errors import CheckpointError
+from lclm_rag.model_shapes import LclmShape
 from lclm_rag.splitting import split_document
 from lclm_rag.store.codecs import CODECS, latent_bytes
 
 __all__ = [
     "BYTES_PER_TOKEN",
     "PEAK_TFLOPS",
-    "PUBLISHED",
     "CorpusSize",
-    "EncoderShape",
-    "LclmShape",
     "Split",
     "StorePlan",
+    "equal_passages",
     "gpu_hours",
     "measure_corpus",
     "plan_store",
@@ -53,118 +54,6 @@ much "with sparsity"), and for the RTX 4090 from the Ada architecture white pape
 _ROW_BYTES = 105
 """Key, span, hash and offsets of a passage in the store, measured: 101 to 112 on stores of 170 to 1,200
 passages. (A fragment of 64 MiB has 3 kB besides, which are left out.)"""
-
-
-# --- models ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """What the FLOPs of an encoder depend on: a transformer with grouped heads and a gated MLP (Qwen, Llama,
-    Mistral). Names as in transformers' config.json."""
-
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> EncoderShape:
-        """From an encoder's config.json. CheckpointError where it lacks a size."""
-        try:
-            heads = int(config["num_attention_heads"])
-            return cls(
-                num_hidden_layers=int(config["num_hidden_layers"]),
-                hidden_size=int(config["hidden_size"]),
-                num_attention_heads=heads,
-                num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-                intermediate_size=int(config["intermediate_size"]),
-            )
-        except KeyError as error:
-            raise CheckpointError(
-                f"The encoder's config.json has no {error.args[0]}; only encoders shaped like Qwen or "
-                "Llama can be estimated."
-            ) from error
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters that each token is multiplied with: no embeddings, no norms."""
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (2 * queries + 2 * keys)
-        mlp = 3 * self.hidden_size * self.intermediate_size
-        return self.num_hidden_layers * (attention + mlp)
-
-    def flops(self, tokens: int, pairs: int) -> int:
-        """FLOPs of encoding.
-
-        A token costs 2 FLOPs for each matrix parameter (multiply and add); a pair of query and key that
-        attention looks at, in each layer and head, 2 * head_dim for the score and 2 * head_dim for the
-        weighted sum. Norms, rotations and the softmax are left out: below 1% in the published encoder.
-        """
-        heads = self.num_hidden_layers * self.num_attention_heads
-        return 2 * self.matrix_parameters * tokens + 4 * heads * self.head_dim * pairs
-
-
-@dataclass(frozen=True)
-class LclmShape:
-    """The sizes of one checkpoint. adapter_width: between the adapter's two layers."""
-
-    name: str
-    config: ModelConfig
-    encoder: EncoderShape
-    encoder_width: int
-    adapter_width: int
-    decoder_width: int
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> LclmShape:
-        return cls(
-            name=checkpoint.name,
-            config=checkpoint.config,
-            encoder=EncoderShape.of(checkpoint.encoder_config),
-            encoder_width=checkpoint.encoder_width,
-            adapter_width=checkpoint.adapter_width,
-            decoder_width=checkpoint.decoder_width,
-        )
-
-    def width(self, space: Space) -> int:
-        """Numbers in a latent."""
-        return self.encoder_width if space == "encoder" else self.decoder_width
-
-
-def _published(ratio: int) -> LclmShape:
-    # Sizes of Qwen/Qwen3-Embedding-0.6B and Qwen/Qwen3-4B-Instruct-2507 (config.json of each); windows,
-    # pooling and adapter of arXiv 2606.09659.
-    return LclmShape(
-        name=f"latent-context/0.6b-4b-LCLM-{ratio}x",
-        config=ModelConfig(
-            compression_ratio=ratio,
-            encoder_window_size=1024,
-            pooling="mean",
-            encoder_mask_type="causal",
-            boundary_overlap=0,
-            adapter_type="mlp",
-        ),
-        encoder=EncoderShape(
-            num_hidden_layers=28,
-            hidden_size=1024,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            head_dim=128,
-            intermediate_size=3072,
-        ),
-        encoder_width=1024,
-        adapter_width=2560,
-        decoder_width=2560,
-    )
-
-
-PUBLISHED = tuple(_published(ratio) for ratio in (4, 8, 16))
-"""The published checkpoints; their sizes differ in nothing but the ratio."""
 
 
 # --- corpora --------------------------------------------------------------------------------------
@@ -248,6 +137,15 @@ def measure_corpus(documents: Iterable[Document], split: Split) -> CorpusSize:
     return CorpusSize(count, text_bytes, beside_bytes, dict(sorted(lengths.items())))
 
 
+def equal_passages(
+    passages: int, passage_tokens: int, bytes_per_token: float = BYTES_PER_TOKEN
+) -> CorpusSize:
+    """A corpus that is not at hand: passages of one length, each a document of its own, with 64 bytes of id
+    and metadata."""
+    text_bytes = round(passages * passage_tokens * bytes_per_token)
+    return CorpusSize(passages, text_bytes, 64 * passages, {passage_tokens: passages})
+
+
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
@@ -284,9 +182,7 @@ def plan_store(size: CorpusSize, shape: LclmShape, space: Space) -> StorePlan:
             pairs += count * (length * (length + 1) // 2)
     flops = shape.encoder.flops(positions, pairs)
     if space == "decoder":
-        matrices = shape.encoder_width * shape.adapter_width
-        matrices += shape.adapter_width * shape.decoder_width
-        flops += 2 * matrices * latents
+        flops += shape.adapter_flops * latents
     width = shape.width(space)
     codecs: Sequence[Any] = CODECS
     rows = size.text_bytes + size.beside_bytes + size.passages * _ROW_BYTES

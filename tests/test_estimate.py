@@ -25,16 +25,14 @@ from lclm_rag.connectors.corpora import read_corpus
 from lclm_rag.errors import CheckpointError
 from lclm_rag.estimate import (
     PEAK_TFLOPS,
-    PUBLISHED,
     CorpusSize,
-    EncoderShape,
-    LclmShape,
     gpu_hours,
     measure_corpus,
     plan_store,
     split_by_bytes,
 )
 from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.model_shapes import PUBLISHED, LclmShape, TransformerShape
 from lclm_rag.store import CODECS, CodecName
 
 Run = Callable[..., tuple[int, str, str]]
@@ -200,7 +198,7 @@ def test_windows_are_those_of_the_compressor(
     config = ModelConfig(ratio, ratio * groups, pooling, "causal", overlap, "mlp")
     windows = cut_windows([range(length)], config, 0 if pooling == "eos" else None)
     read = [len(window.token_ids) for window in windows]
-    encoder = EncoderShape(2, 48, 4, 2, 16, 96)
+    encoder = TransformerShape(2, 48, 4, 2, 16, 96)
     shape = LclmShape("x", config, encoder, 48, 64, 64)
     plan = plan_store(CorpusSize(1, 1, 1, {length: 3}), shape, "encoder")
     assert plan.latents == 3 * sum(window.latents for window in windows)
@@ -226,7 +224,7 @@ def test_flops_are_those_that_torch_counts(make_checkpoint: MakeCheckpoint) -> N
 def test_an_encoder_of_another_shape_is_refused() -> None:
     config = {"num_attention_heads": 4, "num_hidden_layers": 2, "hidden_size": 48}
     with pytest.raises(CheckpointError, match="has no intermediate_size"):
-        EncoderShape.of(config)
+        TransformerShape.of(config)
 
 
 # --- the command ----------------------------------------------------------------------------------
