@@ -1,7 +1,7 @@
 """Passage indexes and filters: what is found, what is kept, what is refused.
 
-The index tests run over Qdrant Edge, over qdrant-client in memory, and over the server that the
-environment variable QDRANT_URL names, where it is set.
+The index tests run over Qdrant Edge, over HTTP on a stand-in for a server (qdrant-client in memory), and over
+the server that the environment variable QDRANT_URL names, where it is set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
+from qdrant_server import serve
 
 from lclm_rag.documents import Metadata, MetadataScalar, MetadataValue, PassageKey
 from lclm_rag.retrieval import (
@@ -47,9 +49,7 @@ from lclm_rag.retrieval import (
     matches,
     parse_filter,
 )
-from lclm_rag.retrieval.server import ServerIndex
-
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
+from lclm_rag.retrieval.server import ServerIndex, drop_collection
 
 BM25 = Bm25Settings(avg_len=6.0)
 
@@ -85,8 +85,13 @@ class LetterEmbedder:
 class Backend:
     """Opens the same place again and again, with one engine."""
 
-    def __init__(self, open_index: Callable[[Embedder | None], PassageIndex]) -> None:
+    def __init__(
+        self,
+        open_index: Callable[[Embedder | None], PassageIndex],
+        remove: Callable[[], None] = lambda: None,
+    ) -> None:
         self._open_index = open_index
+        self._remove = remove
         self._opened: list[PassageIndex] = []
 
     def open(self, embedder: Embedder | None = None) -> PassageIndex:
@@ -96,6 +101,7 @@ class Backend:
     def close(self) -> None:
         for index in self._opened:
             index.close()
+        self._remove()
 
 
 def edge_backend(path: Path) -> Backend:
@@ -106,12 +112,15 @@ def edge_backend(path: Path) -> Backend:
     return Backend(open_index)
 
 
-def memory_backend() -> Backend:
-    client = QdrantClient(":memory:")
-    return Backend(lambda embedder: ServerIndex(client, "test", bm25=BM25, embedder=embedder))
+def server_backend(url: str) -> Backend:
+    name = f"test-{uuid.uuid4()}"
+    return Backend(
+        lambda embedder: ServerIndex.connect(url, name, bm25=BM25, embedder=embedder),
+        lambda: drop_collection(url, name),
+    )
 
 
-ENGINES = ["edge", "memory", *(["server"] if "QDRANT_URL" in os.environ else [])]
+ENGINES = ["edge", "http", *(["server"] if "QDRANT_URL" in os.environ else [])]
 
 
 @pytest.fixture(params=ENGINES, scope="module")
@@ -125,31 +134,19 @@ def new_backend(
     engine: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], Backend]]:
     backends: list[Backend] = []
-    collections: list[str] = []
+    with serve() if engine == "http" else nullcontext(os.environ.get("QDRANT_URL", "")) as url:
 
-    def make() -> Backend:
-        if engine == "edge":
-            backend = edge_backend(tmp_path_factory.mktemp("edge") / "index")
-        elif engine == "memory":
-            backend = memory_backend()
-        else:
-            url, name = os.environ["QDRANT_URL"], f"test-{uuid.uuid4()}"
-            collections.append(name)
-            backend = Backend(
-                lambda embedder: ServerIndex.connect(url, name, bm25=BM25, embedder=embedder)
-            )
-        backends.append(backend)
-        return backend
+        def make() -> Backend:
+            if engine == "edge":
+                backend = edge_backend(tmp_path_factory.mktemp("edge") / "index")
+            else:
+                backend = server_backend(url)
+            backends.append(backend)
+            return backend
 
-    yield make
-    for backend in backends:
-        backend.close()
-    if collections:
-        client = QdrantClient(
-            url=os.environ["QDRANT_URL"], api_key=os.environ.get("QDRANT_API_KEY")
-        )
-        for name in collections:
-            client.delete_collection(name)
+        yield make
+        for backend in backends:
+            backend.close()
 
 
 @pytest.fixture

@@ -233,38 +233,37 @@ class SharedIndex:
         qdrant_url: str,
         collection: str,
     ) -> None:
-        from lclm_rag.retrieval.server import ServerIndex
-
         self._folder = folder
         self._embedder = embedder
         self._url = qdrant_url
         self._collection = collection
         self._name = embedder.name if embedder else None
+        self.index: PassageIndex
         folder.make()
-        state = _read_state(folder)
-        indexed = _opened(store, state) if state is not None else None
-        if state is None or indexed is None or not len(indexed):
-            if state is None:
-                _refuse_foreign_collection(qdrant_url, collection)
-            self._build(store)
-            return
-        _check_embedder(state.embedder, embedder, folder)
-        self._bm25 = state.bm25
-        self.index: PassageIndex = ServerIndex.connect(
-            qdrant_url, collection, bm25=state.bm25, embedder=embedder
-        )
-        self.follow(indexed, store)
+        if _read_state(folder) is None:
+            _refuse_foreign_collection(qdrant_url, collection)
+        self._show(store)
 
     def follow(self, old: LatentStore, new: LatentStore) -> None:
-        """Bring the collection from one version of the store to another."""
-        if old.version == new.version:
-            return
-        if not len(old):
+        """Bring the collection to another version of the store."""
+        if old.version != new.version:
             self.index.close()
-            self._build(new)
+            self._show(new)
+
+    def _show(self, store: LatentStore) -> None:
+        """Connect to a collection that shows this version of the store, or a later one: what others have
+        written is not taken back. Where it was is for `state.json` to say: they may have gone on since."""
+        state = _read_state(self._folder)
+        if state is not None and state.version is not None and state.version >= store.version:
+            self._connect(state)
             return
-        sync_index(self.index, new, old)
-        self._write_state(new.version)
+        indexed = _opened(store, state) if state is not None else None
+        if state is None or indexed is None or not len(indexed):
+            self._build(store)
+            return
+        self._connect(state)
+        sync_index(self.index, store, indexed)
+        self._write_state(store.version)
 
     def optimize(self, store: LatentStore) -> None:
         self.index.optimize()
@@ -276,21 +275,28 @@ class SharedIndex:
         self.index.close()
 
     def _build(self, store: LatentStore) -> None:
-        from lclm_rag.retrieval.server import ServerIndex, drop_collection
+        from lclm_rag.retrieval.server import drop_collection
 
         drop_collection(self._url, self._collection)
         sample = [passage.content for passage in itertools.islice(store.texts(), _AVERAGED)]
         self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
-        self._write_state(None)
-        self.index = ServerIndex.connect(
-            self._url, self._collection, bm25=self._bm25, embedder=self._embedder
-        )
+        self._connect(self._write_state(None))
         sync_index(self.index, store, None)
         self._write_state(store.version)
 
-    def _write_state(self, version: int | None) -> None:
+    def _connect(self, state: _State) -> None:
+        from lclm_rag.retrieval.server import ServerIndex
+
+        _check_embedder(state.embedder, self._embedder, self._folder)
+        self._bm25 = state.bm25
+        self.index = ServerIndex.connect(
+            self._url, self._collection, bm25=state.bm25, embedder=self._embedder
+        )
+
+    def _write_state(self, version: int | None) -> _State:
         state = _State(version, self._bm25, self._name)
         self._folder.replace("state.json", seal(asdict(state)))
+        return state
 
 
 OpenIndex = EmbeddedIndex | SharedIndex
