@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "CompressionError",
     "ContextLengthError",
     "DecoderError",
     "KnowledgeBaseError",
@@ -23,6 +24,10 @@ class LclmRagError(Exception):
 
 class CheckpointError(LclmRagError):
     """A checkpoint cannot be found, is incomplete, or uses a setting that is not supported."""
+
+
+class CompressionError(LclmRagError):
+    """Texts cannot be compressed here."""
 
 
 class StoreError(LclmRagError):

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lclm_rag.errors import CheckpointError
 
-__all__ = ["load_transformers_model", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "is_out_of_memory",
+    "load_transformers_model",
+    "resolve_device",
+    "resolve_dtype",
+    "to_device",
+]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -41,6 +48,27 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(f"Unknown dtype {name!r}; use auto, float32, bfloat16 or float16.")
     return _DTYPES[name]
+
+
+def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """An array as a tensor there. On a CPU they share memory; to a GPU the copy does not wait for what the
+    GPU has still to do."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch raised it for want of memory; on a CPU it says so by the text of a RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in said or "not enough memory" in said
+    )
 
 
 def load_transformers_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,40 +10,52 @@ from typing import Any
 
 import torch
 
-from lclm_rag.batching import batches_by_size
 from lclm_rag.checkpoint import Checkpoint, Space
 from lclm_rag.compression.adapter import Adapter, load_adapter
+from lclm_rag.compression.attention import PackedEncoder
 from lclm_rag.compression.pooling import pool
-from lclm_rag.compression.windows import Window, cut_windows
-from lclm_rag.errors import CheckpointError
-from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
+from lclm_rag.compression.windows import Windows, cut_windows
+from lclm_rag.errors import CheckpointError, CompressionError
+from lclm_rag.torch_setup import (
+    is_out_of_memory,
+    load_transformers_model,
+    resolve_device,
+    resolve_dtype,
+    to_device,
+)
 
 __all__ = ["Compressor"]
 
-_TOKEN_BUDGET = {"cpu": 8_192, "cuda": 65_536}
-"""Padded tokens in one encoder batch."""
+_TOKEN_BUDGET = {"cpu": 4_096, "cuda": 65_536}
+"""Tokens in one encoder batch: what its memory grows with. More make neither faster."""
+
+_log = logging.getLogger(__name__)
 
 
 class Compressor:
     """Encoder and adapter of one checkpoint.
 
-    A text of T tokens gives ceil(T / compression_ratio) latents, window by window. What else is in the
-    batch does not matter: masks are causal and padding stands on the right, so no position ever sees it.
+    A text of T tokens gives ceil(T / compression_ratio) latents, window by window. Windows are packed one
+    behind the other into batches of at most `token_budget` tokens, without padding; none sees another, so
+    that it does not matter what else is in the batch. Out of memory, the budget is halved for good, with a
+    warning, and the batch is tried again.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        encoder: torch.nn.Module,
+        encoder: PackedEncoder,
         adapter: Adapter,
         token_budget: int | None = None,
     ) -> None:
+        if token_budget is not None and token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, not {token_budget}.")
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.adapter = adapter
-        self.device = next(encoder.parameters()).device
-        self.dtype = next(encoder.parameters()).dtype
-        self.token_budget = token_budget or _TOKEN_BUDGET.get(self.device.type, 8_192)
+        self.device = encoder.device
+        self.dtype = encoder.dtype
+        self.token_budget = token_budget or _TOKEN_BUDGET.get(self.device.type, 4_096)
 
     @classmethod
     def from_pretrained(
@@ -54,6 +67,7 @@ class Compressor:
     ) -> Compressor:
         """Load encoder and adapter (not the decoder).
 
+        token_budget: tokens in one encoder batch; default 4,096 on a CPU, 65,536 on a GPU.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
         dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on CUDA, float32 on a CPU.
         """
@@ -61,7 +75,8 @@ class Compressor:
         on, kind = resolve_device(device), resolve_dtype(dtype, device)
         from transformers import AutoModel
 
-        encoder = load_transformers_model(AutoModel, checkpoint.path / "encoder", on, kind)
+        model = load_transformers_model(AutoModel, checkpoint.path / "encoder", on, kind)
+        encoder = PackedEncoder(model, _longest_window(checkpoint))
         return cls(checkpoint, encoder, load_adapter(checkpoint, device, dtype), token_budget)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -86,37 +101,76 @@ class Compressor:
 
         `on_progress` is called after each batch with the source tokens that it held.
         """
+        latents, counts = self.compress_together(texts, space, on_progress)
+        return list(latents.split(counts))
+
+    def compress_together(
+        self,
+        texts: Sequence[Sequence[int]],
+        space: Space = "decoder",
+        on_progress: Callable[[int], None] = lambda tokens: None,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """As `compress_token_ids`: the latents of all texts, [sum of counts, width of `space`], and how many
+        each text has. On a GPU they may still be under way, as all that torch returns from there.
+        """
         for index, ids in enumerate(texts):
             if not len(ids):
                 raise ValueError(f"Text {index} is empty: there is nothing to compress.")
-        config = self.checkpoint.config
-        windows = cut_windows(texts, config, self._marker_id)
-        of_window: list[torch.Tensor] = [torch.empty(0)] * len(windows)
-        sizes = [len(window.token_ids) for window in windows]
-        for batch in batches_by_size(sizes, self.token_budget):
-            members = [windows[i] for i in batch]
-            latents = self._encode(members)
-            if space == "decoder":
-                latents = self.project(latents)
-            split = latents.split([window.latents for window in members])
-            for index, part in zip(batch, split, strict=True):
-                of_window[index] = part
-            on_progress(sum(window.tokens for window in members))
-        grouped: list[list[torch.Tensor]] = [[] for _ in texts]
-        for window, part in zip(windows, of_window, strict=True):
-            grouped[window.text].append(part)
-        return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in grouped]
+        if not texts:
+            return torch.empty(0, self.checkpoint.width(space), dtype=self.dtype), []
+        ratio = self.checkpoint.config.compression_ratio
+        windows = cut_windows(texts, self.checkpoint.config, self._marker_id)
+        parts = []
+        first = 0
+        while first < len(windows):
+            stop = windows.pack(first, self.token_budget)
+            batch = windows.part(first, stop)
+            latents = self._encode_or_halve(batch)
+            if latents is None:
+                continue
+            parts.append(self.project(latents) if space == "decoder" else latents)
+            on_progress(int(batch.tokens.sum()))
+            first = stop
+        # A window holds whole groups, but for a text's last: so it is as if the text were one window.
+        return torch.cat(parts), [-(-len(ids) // ratio) for ids in texts]
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
         """Encoder space [n, encoder width] → decoder space [n, decoder width]."""
         return self.adapter.project(latents)
 
+    def _encode_or_halve(self, windows: Windows) -> torch.Tensor | None:
+        """None where there was not enough memory: then the budget is half of what was tried."""
+        try:
+            return self._encode(windows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens = len(windows.token_ids)
+            if len(windows) == 1:
+                raise CompressionError(
+                    f"There is not enough memory on {self.device} for one window of {tokens:,} tokens; "
+                    "free some, or use a smaller dtype."
+                ) from error
+            self.token_budget = max(1, tokens // 2)
+            _log.warning(
+                "Out of memory on %s with %s tokens in a batch: going on with at most %s.",
+                self.device,
+                f"{tokens:,}",
+                f"{self.token_budget:,}",
+            )
+        # Not before the error is gone: it holds on to what was computed.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
     @torch.inference_mode()
-    def _encode(self, windows: list[Window]) -> torch.Tensor:
-        length = max(len(window.token_ids) for window in windows)
-        padded = [w.token_ids + [0] * (length - len(w.token_ids)) for w in windows]
-        ids = torch.tensor(padded).to(self.device)
-        hidden = self.encoder(input_ids=ids, use_cache=False).last_hidden_state
+    def _encode(self, windows: Windows) -> torch.Tensor:
+        """Encoder space: [sum of the windows' latents, encoder width]."""
+        hidden = self.encoder(
+            to_device(windows.token_ids, self.device),
+            to_device(windows.positions(), self.device),
+            windows.lengths.tolist(),
+        )
         config = self.checkpoint.config
         return pool(hidden, windows, config.pooling, config.compression_ratio)
 
@@ -135,3 +189,11 @@ class Compressor:
                 f"{self.checkpoint.path / 'encoder'}: eos pooling needs a tokenizer with a pad token."
             )
         return int(tokenizer.pad_token_id)
+
+
+def _longest_window(checkpoint: Checkpoint) -> int:
+    """Positions of the longest window."""
+    config = checkpoint.config
+    markers = config.encoder_window_size // config.compression_ratio
+    marked = markers if config.pooling == "eos" else 0
+    return config.boundary_overlap + config.encoder_window_size + marked

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
 
 from lclm_rag.checkpoint import Pooling
-from lclm_rag.compression.windows import Window
+from lclm_rag.compression.windows import Windows, places
+from lclm_rag.torch_setup import to_device
 
 __all__ = ["pool"]
 
 
-def pool(
-    hidden: torch.Tensor, windows: Sequence[Window], pooling: Pooling, ratio: int
-) -> torch.Tensor:
-    """Pool the last hidden states of a batch, padded on the right.
+def pool(hidden: torch.Tensor, windows: Windows, pooling: Pooling, ratio: int) -> torch.Tensor:
+    """Pool the last hidden states of packed windows.
 
-    hidden: [windows, length, width]. Returns [sum of the windows' latents, width], windows in order;
+    hidden: [positions, width]. Returns [sum of the windows' latents, width], windows in order;
     `concat` gives width * ratio, the last group filled up with zeros.
 
     `mean` averages the tokens of a group (the last group may be short), `concat` puts them side by
     side, `eos` takes the hidden states of the markers behind the window's tokens.
     """
-    length, width = hidden.shape[1:]
-    flat = hidden.reshape(-1, width)
-    latents = torch.tensor([w.latents for w in windows])
-    row = torch.repeat_interleave(torch.arange(len(windows)), latents)
-    first_latent = torch.repeat_interleave(latents.cumsum(0) - latents, latents)
-    place = torch.arange(len(row)) - first_latent  # of a latent in its window
-    own = torch.tensor([w.context for w in windows])[row]
-    tokens = torch.tensor([w.tokens for w in windows])[row]
+    first_own = windows.lengths.cumsum() - windows.lengths + windows.contexts
+    place = places(windows.latents)  # of a latent in its window
+    own, tokens = (np.repeat(each, windows.latents) for each in (first_own, windows.tokens))
     if pooling == "eos":
-        return flat.index_select(0, (row * length + own + tokens + place).to(hidden.device))
+        return hidden.index_select(0, to_device(own + tokens + place, hidden.device))
 
-    offset = place[:, None] * ratio + torch.arange(ratio)  # [latents, ratio], in the window
+    if not windows.contexts.any() and not (windows.tokens % ratio).any():
+        groups = hidden.view(-1, ratio, hidden.shape[1])  # Every group is whole, and they touch.
+        return groups.flatten(1) if pooling == "concat" else groups.mean(1)
+    offset = place[:, None] * ratio + np.arange(ratio)  # [latents, ratio], in the window
     real = offset < tokens[:, None]
-    index = torch.where(real, row[:, None] * length + own[:, None] + offset, 0)
-    real = real.to(hidden.device)
-    groups = flat.index_select(0, index.flatten().to(hidden.device)).view(*real.shape, width)
-    groups = groups * real[..., None]
+    index = to_device(np.where(real, own[:, None] + offset, 0).ravel(), hidden.device)
+    is_real = to_device(real, hidden.device)
+    groups = hidden.index_select(0, index).view(*real.shape, hidden.shape[1])
+    groups = groups * is_real[..., None]
     if pooling == "concat":
         return groups.flatten(1)
-    return groups.sum(1) / real.sum(1, keepdim=True)
+    return groups.sum(1) / is_real.sum(1, keepdim=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lclm_rag.answer import AddReport
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.seen_ids import SeenIds
 from lclm_rag.splitting import split_document
-from lclm_rag.store import Layout, StoredPassage, StoreWriter, encode_latents
+from lclm_rag.store import Encoding, Layout, StoredPassage, StoreWriter
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
@@ -21,8 +25,11 @@ __all__ = ["PassageWork", "add_documents", "compress_passages"]
 
 _PASSAGES_AT_ONCE = 512
 _CHARACTERS_AT_ONCE = 1 << 19
-"""Enough for length-sorted batches to be nearly free of padding; few enough that neither long texts nor
-large metadata fill the memory."""
+"""Enough for batches of the encoder that are nearly all full; few enough that neither long texts nor large
+metadata fill the memory."""
+
+_BATCHES_AHEAD = 4
+"""So many wait for a GPU: a second's work and more, while a fragment is written."""
 
 _REPORT_EVERY = 256
 """Documents after which progress is told, where no compression tells it."""
@@ -126,26 +133,76 @@ def compress_passages(
     layout: Layout,
 ) -> Iterator[tuple[list[PassageWork], list[StoredPassage]]]:
     """Passages with their latents, in the order given, some hundreds at a time."""
-    for batch in _batches(work):
-        texts = [item.passage.content for item in batch if item.known is None]
-        new = iter(_compressed(texts, compressor(), layout) if texts else ())
+    for batch, new in _encoded(_batches(work), compressor, layout):
+        tokens_and_bytes = iter(new.result() if new else ())
         rows = []
         for item in batch:
             known = item.known
-            tokens, encoded = next(new) if known is None else (known.tokens, known.encoded)
+            tokens, encoded = (
+                next(tokens_and_bytes) if known is None else (known.tokens, known.encoded)
+            )
             rows.append(
                 StoredPassage(item.passage, tokens, item.document_hash, item.last, encoded, layout)
             )
         yield batch, rows
 
 
-def _compressed(
-    texts: list[str], compressor: Compressor, layout: Layout
-) -> Iterator[tuple[int, Bytes]]:
-    """Source tokens and encoded latents of each text; encoded all at once."""
-    token_ids = compressor.tokenize(texts)
-    latents = compressor.compress_token_ids(token_ids, layout.space)
-    return zip(map(len, token_ids), encode_latents(latents, layout), strict=True)
+@dataclass(frozen=True)
+class _Encoded:
+    """The latents of some texts, being encoded: source tokens and latents of each, and the latents of all."""
+
+    tokens: list[int]
+    latents: list[int]
+    encoding: Encoding
+
+    @classmethod
+    def start(cls, token_ids: list[list[int]], compressor: Compressor, layout: Layout) -> _Encoded:
+        latents, counts = compressor.compress_together(token_ids, layout.space)
+        tokens = [len(ids) for ids in token_ids]
+        return cls(tokens, counts, Encoding.start(latents, layout.codec))
+
+    def result(self) -> Iterator[tuple[int, Bytes]]:
+        """Source tokens and encoded latents of each text."""
+        ends = np.cumsum(self.latents)
+        return zip(self.tokens, np.split(self.encoding.result(), ends[:-1]), strict=True)
+
+
+def _encoded(
+    batches: Iterable[list[PassageWork]], load: Callable[[], Compressor], layout: Layout
+) -> Iterator[tuple[list[PassageWork], _Encoded | None]]:
+    """Each batch with what is new in it; None where nothing is.
+
+    On a GPU some batches are under way while the caller reads, tokenizes and writes: one thread does nothing
+    but hand work to the GPU. On a CPU there would be nothing to gain.
+    """
+    waiting: deque[tuple[list[PassageWork], Future[_Encoded] | None]] = deque()
+    ahead = 0
+    with ThreadPoolExecutor(1, "encoder") as encoder:
+        try:
+            for batch in batches:
+                texts = [item.passage.content for item in batch if item.known is None]
+                started = None
+                if texts:
+                    compressor = load()
+                    token_ids = compressor.tokenize(texts)
+                    if compressor.device.type == "cpu":
+                        yield batch, _Encoded.start(token_ids, compressor, layout)
+                        continue
+                    ahead = _BATCHES_AHEAD
+                    started = encoder.submit(_Encoded.start, token_ids, compressor, layout)
+                waiting.append((batch, started))
+                while len(waiting) > ahead:
+                    yield _waited_for(*waiting.popleft())
+            while waiting:
+                yield _waited_for(*waiting.popleft())
+        finally:
+            encoder.shutdown(cancel_futures=True)
+
+
+def _waited_for(
+    batch: list[PassageWork], started: Future[_Encoded] | None
+) -> tuple[list[PassageWork], _Encoded | None]:
+    return batch, started.result() if started is not None else None
 
 
 def _passages(

@@ -1,12 +1,11 @@
 """Latents ⇄ Arrow files: fragments, manifest, and the store over both."""
 
-from lclm_rag.store.codecs import CODECS, CodecName
+from lclm_rag.store.codecs import CODECS, CodecName, Encoding
 from lclm_rag.store.fragment import (
     DamagedError,
     Layout,
     StoredPassage,
     decode_latents,
-    encode_latents,
 )
 from lclm_rag.store.manifest import Manifest, Operation, Totals
 from lclm_rag.store.store import LatentStore, newest_version, read_versions
@@ -17,6 +16,7 @@ __all__ = [
     "CODECS",
     "CodecName",
     "DamagedError",
+    "Encoding",
     "LatentStore",
     "Layout",
     "Manifest",
@@ -28,7 +28,6 @@ __all__ = [
     "compact",
     "convert",
     "decode_latents",
-    "encode_latents",
     "newest_version",
     "read_versions",
     "vacuum",

@@ -26,6 +26,7 @@ ones would all become 0. So one scale is enough, and the levels of int4 are the 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -35,7 +36,7 @@ from lclm_rag.errors import StoreError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CODECS", "CodecName", "decode", "encode", "latent_bytes"]
+__all__ = ["CODECS", "Bytes", "CodecName", "Encoding", "decode", "encode", "latent_bytes"]
 
 CodecName = Literal["bf16", "fp16", "int8", "int4"]
 CODECS: tuple[CodecName, ...] = get_args(CodecName)
@@ -54,30 +55,73 @@ def latent_bytes(codec: CodecName, width: int) -> int:
     return (width if codec == "int8" else (width + 1) // 2) + _SCALE_BYTES
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """Latents being encoded, on the device that they are on.
+
+    stored: uint8 [n, latent_bytes]. fits, finite: one truth each. All on the CPU, where they are not before
+    `ready`, an event of a GPU's, has come.
+    """
+
+    codec: CodecName
+    stored: torch.Tensor
+    fits: torch.Tensor
+    finite: torch.Tensor
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def start(cls, latents: torch.Tensor, codec: CodecName) -> Encoding:
+        """latents: [n, width] floats, n ≥ 1. On a GPU nothing is waited for."""
+        import torch
+
+        given = latents.detach()
+        on_gpu = given.device.type == "cuda"
+        if not on_gpu:
+            given = given.to("cpu")
+        finite = torch.isfinite(given).all()
+        if codec in _FLOATS:
+            stored = given.to(getattr(torch, _FLOATS[codec])).contiguous()
+            fits = torch.isfinite(stored).all()
+        else:
+            from lclm_rag.store.quantization import LARGEST_NORM, norms, quantize
+
+            stored = quantize(given, codec)
+            fits = (norms(given) <= LARGEST_NORM).all()
+        stored = stored.view(torch.uint8)
+        if not on_gpu:
+            return cls(codec, stored, fits, finite, None)
+        stored, fits, finite = (_copy_to_cpu(each) for each in (stored, fits, finite))
+        ready = torch.cuda.Event()
+        ready.record()
+        return cls(codec, stored, fits, finite, ready)
+
+    def result(self) -> Bytes:
+        """uint8 [n, latent_bytes]. StoreError as for `encode`."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        if not self.fits:
+            advice = "" if self.codec == "bf16" else "; use bf16"
+            cause = f"do not fit into {self.codec}{advice}" if self.finite else "are not finite"
+            raise StoreError(f"Latents {cause}.")
+        as_bytes: Bytes = self.stored.numpy()
+        return as_bytes
+
+
 def encode(latents: torch.Tensor, codec: CodecName) -> Bytes:
     """[n, width] floats, n ≥ 1 → uint8 [n, latent_bytes]; a latent always gives the same bytes.
 
     Raises StoreError where a value is not finite, or does not fit: fp16 ends at 65,504, and in int8 and
     int4 the norm of a latent at 1e38. Latents below 1e-38 may become zeros.
     """
+    return Encoding.start(latents, codec).result()
+
+
+def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Under way when this returns."""
     import torch
 
-    given = latents.detach().to("cpu")
-    if codec in _FLOATS:
-        stored = given.to(getattr(torch, _FLOATS[codec])).contiguous()
-        fits = torch.isfinite(stored).all()
-    else:
-        from lclm_rag.store.quantization import LARGEST_NORM, norms, quantize
-
-        stored = quantize(given, codec)
-        fits = (norms(given) <= LARGEST_NORM).all()
-    if not fits:
-        finite = torch.isfinite(given).all()
-        advice = "" if codec == "bf16" else "; use bf16"
-        cause = f"do not fit into {codec}{advice}" if finite else "are not finite"
-        raise StoreError(f"Latents {cause}.")
-    as_bytes: Bytes = stored.view(torch.uint8).numpy()
-    return as_bytes
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
 
 
 def decode(

@@ -32,7 +32,6 @@ __all__ = [
     "Layout",
     "StoredPassage",
     "decode_latents",
-    "encode_latents",
     "key_hash",
     "write_fragment",
 ]
@@ -152,18 +151,6 @@ def _row_checksum(
         digest.update(text)
     digest.update(encoded.data)
     return digest.intdigest()
-
-
-def encode_latents(latents: Sequence[torch.Tensor], layout: Layout) -> list[Bytes]:
-    """Each [n_latents, width] → uint8 [n_latents, latent_bytes], encoded in one go.
-
-    StoreError where the codec cannot hold a value.
-    """
-    import torch
-
-    encoded = encode(torch.cat(list(latents)), layout.codec)
-    ends = np.cumsum([len(each) for each in latents])
-    return np.split(encoded, ends[:-1])
 
 
 def decode_latents(

@@ -64,7 +64,7 @@ def _int8_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _int4_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, width] → (uint8 [n, ⌈width/2⌉], step [n, 1]): the nearest levels, two in a byte."""
-    levels = torch.tensor(LEVELS)
+    levels = torch.tensor(LEVELS, device=rotated.device)
     places = torch.bucketize(rotated, (levels[1:] + levels[:-1]) / 2, out_int32=True)
     nearest = levels[places]
     # With these levels, the step of the least squared error: about 1, and 0 for a latent of zeros.
@@ -91,9 +91,10 @@ def _pairs_of_levels() -> torch.Tensor:
 def _rotate(rows: torch.Tensor) -> torch.Tensor:
     """R: float32 [n, width] → [n, width]."""
     width = rows.shape[1]
-    parts = torch.view_as_real(torch.fft.rfft(rows * _signs(width), norm="ortho")).flatten(1)
+    signs, weights = _signs(width).to(rows.device), _weights(width).to(rows.device)
+    parts = torch.view_as_real(torch.fft.rfft(rows * signs, norm="ortho")).flatten(1)
     # Column 1 is the imaginary part of F₀; column width + 1, where there is one, that of F_w/2.
-    return torch.cat([parts[:, :1], parts[:, 2 : width + 1]], 1) * _weights(width)
+    return torch.cat([parts[:, :1], parts[:, 2 : width + 1]], 1) * weights
 
 
 def _rotate_back(rows: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,161 @@
+"""Windows lie one behind the other in a batch, and none sees another."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    GptOssConfig,
+    GptOssModel,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+    Qwen3NextConfig,
+    Qwen3NextModel,
+)
+
+from lclm_rag.compression import Compressor, attention
+from lclm_rag.compression.attention import PackedEncoder
+from lclm_rag.errors import CheckpointError, CompressionError
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 200,
+    "pad_token_id": 0,
+}
+SLIDING = {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1}
+
+
+def model(config: type, kind: Any, **more: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(config(**SHAPE, **more)).eval()
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        pytest.param(lambda: model(Qwen3Config, Qwen3Model), id="qwen3"),
+        pytest.param(lambda: model(Qwen3Config, Qwen3Model, **SLIDING), id="qwen3 sliding"),
+        pytest.param(lambda: model(Qwen2Config, Qwen2Model), id="qwen2"),
+        pytest.param(lambda: model(LlamaConfig, LlamaModel), id="llama"),
+        pytest.param(lambda: model(MistralConfig, MistralModel, sliding_window=6), id="mistral"),
+    ],
+)
+@torch.inference_mode()
+def test_each_window_is_as_if_it_were_alone(encoder: Any) -> None:
+    lengths = [1, 20, 7, 33, 6]
+    ids = torch.randint(1, 200, (sum(lengths),), generator=torch.Generator().manual_seed(1))
+    plain = encoder()
+    alone = [plain(part[None], use_cache=False).last_hidden_state[0] for part in ids.split(lengths)]
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    packed = PackedEncoder(plain, 64)(ids, positions, lengths)
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        # Attention sinks; a soft cap so low that it shows; states that run on from token to token.
+        pytest.param(
+            lambda: model(GptOssConfig, GptOssModel, num_local_experts=2, num_experts_per_tok=1),
+            id="gpt-oss",
+        ),
+        pytest.param(
+            lambda: model(Gemma2Config, Gemma2Model, attn_logit_softcapping=0.01), id="gemma2"
+        ),
+        pytest.param(
+            lambda: model(Qwen3NextConfig, Qwen3NextModel, num_experts=2, num_experts_per_tok=1),
+            id="qwen3-next",
+        ),
+    ],
+)
+def test_an_architecture_that_cannot_be_packed_is_refused(encoder: Any) -> None:
+    with pytest.raises(CheckpointError, match="cannot read windows one behind the other"):
+        PackedEncoder(encoder(), 64)
+
+
+def test_the_kernel_for_gpus_takes_what_it_is_given() -> None:
+    """Shapes and types only: what it computes needs a GPU."""
+    heads = {"query": 4, "key": 2, "value": 2}
+    packed = {
+        name: torch.empty(1, n, 40, 16, dtype=torch.bfloat16, device="meta")
+        for name, n in heads.items()
+    }
+    ends = torch.empty(4, dtype=torch.int32, device="meta")
+    for sliding in (None, 6):
+        out, _ = attention._attention(
+            None,
+            **packed,
+            attention_mask=None,
+            scaling=0.25,
+            sliding_window=sliding,
+            cu_seq_lens_q=ends,
+            max_length_q=32,
+        )
+        assert out.shape == (1, 40, 4, 16)
+        assert out.dtype == torch.bfloat16
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+# A real want of memory: the process may have so much more than it has once the model is loaded.
+_LITTLE_MEMORY = """
+import resource, sys, torch
+from lclm_rag.compression import Compressor
+torch.set_num_threads(1)
+compressor = Compressor.from_pretrained("bundled", device="cpu", token_budget=200_000)
+ids = [[5 + i % 700 for i in range(1000)]] * 100
+expected = compressor.compress_token_ids(ids[:1], "encoder")[0]
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20, -1))
+found = compressor.compress_token_ids(ids, "encoder")
+assert len(found) == 100
+assert all(torch.allclose(each, expected, atol=1e-5) for each in found)
+assert compressor.token_budget < 100_000
+print("budget", compressor.token_budget)
+"""
+
+
+def test_out_of_memory_the_budget_is_halved_and_it_is_said() -> None:
+    command = [sys.executable, "-c", _LITTLE_MEMORY, "400"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    budget = int(done.stdout.split()[1])
+    assert 1_000 <= budget < 100_000
+    assert f"going on with at most {budget:,}" in done.stderr
+
+
+def test_without_memory_for_one_window_it_is_said(compressor: Compressor) -> None:
+    class Full:
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __call__(self, *_: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    full: Any = Full()
+    compressor = Compressor(compressor.checkpoint, full, compressor.adapter)
+    with pytest.raises(
+        CompressionError, match="not enough memory on cpu for one window of 9 tokens"
+    ):
+        compressor.compress_token_ids([[7] * 9, [8] * 5])
+
+
+def test_a_budget_of_nothing_is_refused(compressor: Compressor) -> None:
+    with pytest.raises(ValueError, match="token_budget must be at least 1"):
+        Compressor(compressor.checkpoint, compressor.encoder, compressor.adapter, 0)
