@@ -10,6 +10,13 @@ import click
 
 from lclm_rag.cli.corpus import reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
+from lclm_rag.cli.machines import (
+    MACHINE_OPTIONS,
+    as_plain,
+    machine_options,
+    planned,
+    show_machines,
+)
 from lclm_rag.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -18,9 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate"]
 
+_READING_OPTIONS = (
+    "text_column",
+    "id_column",
+    "metadata_columns",
+    "on_error",
+    "contextual_headers",
+)
+_QUESTIONS_PER_SECOND = 10.0
+_PASSAGE_TOKENS = 512
+
 
 @click.command()
-@click.argument("corpus", nargs=-1, required=True)
+@click.argument("corpus", nargs=-1)
 @reading_options
 @click.option(
     "--checkpoint",
@@ -33,7 +50,9 @@ __all__ = ["estimate"]
     help="Do not tokenize: so many bytes of UTF-8 are a token.  [default: 4.5 without --checkpoint]",
 )
 @click.option(
-    "--passage-tokens", type=click.IntRange(min=1), help="Longest passage.  [default: one window]"
+    "--passage-tokens",
+    type=click.IntRange(min=1),
+    help="Longest passage.  [default: one window; 512 with --passages]",
 )
 @click.option(
     "--contextual-headers",
@@ -45,25 +64,32 @@ __all__ = ["estimate"]
     type=click.FloatRange(min=0, max=1, min_open=True),
     default=0.4,
     show_default=True,
-    help="Share of a GPU's peak that the encoder reaches.",
+    help="Share of a GPU's peak that the encoder reaches, and the decoder.",
 )
+@machine_options
 @as_json
+@click.pass_context
 def estimate(
+    context: click.Context,
+    /,
     corpus: tuple[str, ...],
-    text_column: str,
-    id_column: str,
-    metadata_columns: list[str] | None,
-    on_error: Any,
     checkpoint: str | None,
     bytes_per_token: float | None,
     passage_tokens: int | None,
     contextual_headers: bool,
     utilization: float,
+    passages: int | None,
+    questions_per_second: float | None,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """What compressing a CORPUS will take: tokens, latents, disk for each codec, hours on a GPU.
 
     Reads the whole corpus and compresses nothing; no GPU, no model. CORPUS is as for lclm-rag build.
+
+    With --questions-per-second it goes on to the machines: the store's files, GPUs to compress by a
+    deadline, Qdrant's memory and servers, vLLM's GPUs and what a question costs as latents and as pasted
+    text, and which limit comes next. With --passages in place of a CORPUS nothing is read.
 
     Without --checkpoint the sizes are those of the published 0.6B-4B models, at ratios of 4, 8 and 16,
     and tokens are guessed from the bytes of the text: 4.5 a token is about right for English prose;
@@ -76,39 +102,33 @@ def estimate(
       lclm-rag estimate articles.jsonl.gz --text-column body --id-column url
       lclm-rag estimate code.parquet --bytes-per-token 3 --utilization 0.3
       lclm-rag estimate notes/ --checkpoint models/0.6b-4b-LCLM-16x --passage-tokens 512
+      lclm-rag estimate notes/ --questions-per-second 5 --gpu L4 --gpu-hour-price 0.8
+      lclm-rag estimate --passages 100M --questions-per-second 100 --deadline-hours 48
     """
     from lclm_rag.checkpoint import Checkpoint
-    from lclm_rag.cli.progress import progress_bar
-    from lclm_rag.connectors.corpora import count_documents, read_corpus
-    from lclm_rag.estimate import gpu_hours, measure_corpus, plan_store
+    from lclm_rag.estimate import BYTES_PER_TOKEN, equal_passages, gpu_hours, plan_store
     from lclm_rag.model_shapes import PUBLISHED, LclmShape
 
+    _check_usage(context, corpus, passages, questions_per_second, checkpoint)
     opened = None if checkpoint is None else Checkpoint.open(checkpoint)
     shapes = PUBLISHED if opened is None else (LclmShape.of(opened),)
-    longest = passage_tokens or shapes[0].config.encoder_window_size
-    split, token_bytes = _splitter(opened, longest, bytes_per_token, contextual_headers)
     skipped: list[str] = []
-    ignored: list[str] = []
-    documents = read_corpus(
-        corpus,
-        text_column=text_column,
-        id_column=id_column,
-        metadata_columns=metadata_columns,
-        on_error=on_error,
-        on_skip=skipped.append,
-        on_ignore=ignored.append,
-    )
-    with progress_bar() as progress:
-        task = progress.add_task("reading", note="")
-        total = count_documents(corpus)
-        size = measure_corpus(progress.track(documents, total, task_id=task), split)
-    for line in ignored:
-        click.echo(f"ignored {line}", err=True)
-    for line in skipped:
-        click.echo(f"skipped {line}", err=True)
+    if passages is None:
+        longest = passage_tokens or shapes[0].config.encoder_window_size
+        split, token_bytes = _splitter(opened, longest, bytes_per_token, contextual_headers)
+        reading = {name: options[name] for name in _READING_OPTIONS[:-1]}
+        size, skipped = _measured(corpus, split, reading)
+    else:
+        longest = passage_tokens or _PASSAGE_TOKENS
+        token_bytes = BYTES_PER_TOKEN if bytes_per_token is None else bytes_per_token
+        size = equal_passages(passages, longest, token_bytes)
+        questions_per_second = questions_per_second or _QUESTIONS_PER_SECOND
     plans = [plan_store(size, shape, space) for shape in shapes for space in ("encoder", "decoder")]
+    machines = None
+    if questions_per_second is not None:
+        machines = planned(size, opened, questions_per_second, utilization, options)
     if as_json:
-        result = {
+        result: dict[str, Any] = {
             "documents": size.documents,
             "text_bytes": size.text_bytes,
             "source_tokens": size.tokens,
@@ -121,13 +141,65 @@ def estimate(
             ],
             "skipped": skipped,
         }
+        if machines is not None:
+            result["machines"] = as_plain(*machines)
         click.echo(json.dumps(result))
-    else:
-        _show_size(size, longest, token_bytes)
+        return EXIT_IN_PART if skipped else 0
+    _show_size(size, longest, token_bytes)
+    if passages is None:
         _show_stores(plans)
         _show_hours(plans, utilization)
         _show_assumptions(plans, token_bytes, utilization)
+    if machines is not None:
+        show_machines(size, *machines, [shape.name for shape in shapes])
     return EXIT_IN_PART if skipped else 0
+
+
+def _check_usage(
+    context: click.Context,
+    corpus: tuple[str, ...],
+    passages: int | None,
+    questions_per_second: float | None,
+    checkpoint: str | None,
+) -> None:
+    """Wrong usage where an option would do nothing."""
+
+    def given(names: tuple[str, ...]) -> str | None:
+        default = click.core.ParameterSource.DEFAULT
+        found = (name for name in names if context.get_parameter_source(name) is not default)
+        option = next(found, None)
+        return None if option is None else "--" + option.replace("_", "-")
+
+    if bool(corpus) == (passages is not None):
+        raise click.UsageError("Give either a CORPUS or --passages.")
+    if passages is not None and (option := given(_READING_OPTIONS)):
+        raise click.UsageError(f"{option} is for reading a CORPUS; with --passages there is none.")
+    if passages is None and questions_per_second is None and (option := given(MACHINE_OPTIONS)):
+        raise click.UsageError(f"{option} is for the machines: give --questions-per-second, too.")
+    if checkpoint is not None and given(("ratio",)):
+        raise click.UsageError("--ratio is for the published sizes; --checkpoint has its own.")
+
+
+def _measured(
+    corpus: tuple[str, ...], split: Split, reading: dict[str, Any]
+) -> tuple[CorpusSize, list[str]]:
+    """The size of a corpus, and what of it was skipped."""
+    from lclm_rag.cli.progress import progress_bar
+    from lclm_rag.connectors.corpora import count_documents, read_corpus
+    from lclm_rag.estimate import measure_corpus
+
+    skipped: list[str] = []
+    ignored: list[str] = []
+    documents = read_corpus(corpus, **reading, on_skip=skipped.append, on_ignore=ignored.append)
+    with progress_bar() as progress:
+        task = progress.add_task("reading", note="")
+        total = count_documents(corpus)
+        size = measure_corpus(progress.track(documents, total, task_id=task), split)
+    for line in ignored:
+        click.echo(f"ignored {line}", err=True)
+    for line in skipped:
+        click.echo(f"skipped {line}", err=True)
+    return size, skipped
 
 
 def _splitter(

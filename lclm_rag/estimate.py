@@ -92,8 +92,7 @@ def split_by_bytes(passage_tokens: int, bytes_per_token: float = BYTES_PER_TOKEN
     Fast, and needs no tokenizer. A build ends passages where a sentence or paragraph ends, and so makes
     some more of them: the same tokens, a few more rows.
     """
-    if not 0 < bytes_per_token < math.inf:
-        raise ValueError(f"bytes_per_token must be a number above 0, not {bytes_per_token}.")
+    _check_bytes_per_token(bytes_per_token)
 
     def split(document: Document) -> Iterator[tuple[int, int]]:
         tokens = math.ceil(_utf8_bytes(document.text) / bytes_per_token)
@@ -141,9 +140,15 @@ def equal_passages(
     passages: int, passage_tokens: int, bytes_per_token: float = BYTES_PER_TOKEN
 ) -> CorpusSize:
     """A corpus that is not at hand: passages of one length, each a document of its own, with 64 bytes of id
-    and metadata."""
+    and metadata. ValueError where bytes_per_token is not a number above 0."""
+    _check_bytes_per_token(bytes_per_token)
     text_bytes = round(passages * passage_tokens * bytes_per_token)
     return CorpusSize(passages, text_bytes, 64 * passages, {passage_tokens: passages})
+
+
+def _check_bytes_per_token(bytes_per_token: float) -> None:
+    if not 0 < bytes_per_token < math.inf:
+        raise ValueError(f"bytes_per_token must be a number above 0, not {bytes_per_token}.")
 
 
 def _utf8_bytes(text: str) -> int:

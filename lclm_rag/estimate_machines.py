@@ -1,0 +1,217 @@
+"""The machines behind a knowledge base: the store's files, GPUs for compressing, the passage index, and what
+gives out first. Plain formulas over the constants of the library; `lclm_rag.estimate_limits` compares them.
+
+What was measured here was measured on two busy CPU cores with Python 3.11: read it as an order of magnitude.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lclm_rag.estimate import CorpusSize, StorePlan, gpu_hours
+from lclm_rag.store.codecs import CodecName
+from lclm_rag.store.writer import FRAGMENT_BYTES, FRAGMENT_TOKENS
+
+__all__ = [
+    "INDEX_FORMS",
+    "Compressing",
+    "IndexPlan",
+    "StoreFiles",
+    "plan_compressing",
+    "plan_files",
+    "plan_index",
+    "terms_of",
+]
+
+# --- the store ------------------------------------------------------------------------------------
+
+_MANIFEST_BYTES = 275
+"""JSON of one fragment in a manifest (`store.manifest.pack_entry`), measured on 100,000."""
+
+_MANIFEST_SECONDS = 26e-6
+"""To read one fragment's entry; to write it, with each commit, takes as long. Measured on 100,000."""
+
+_KEYS_SECONDS = 42e-6
+"""To read the key hashes of one fragment on a local disk, measured on 5,000 of 1,024 rows."""
+
+_SORT_SECONDS = 0.4e-6
+"""To sort one key hash among 10 million, measured (`LatentStore._sorted_hashes`)."""
+
+_ENTRY_MEMORY = 2_230
+"""Bytes of memory at most while one fragment's entry is read: the JSON in several copies, measured."""
+
+_KEY_MEMORY = 48
+"""Bytes of memory at most for one passage while the key hashes are sorted: hash, fragment, row, order, each
+twice. Measured; 16 of them stay."""
+
+_KEY_HELD = 16
+
+_WRITE_SECONDS, _WRITE_SECONDS_PER_BYTE = 60e-6, 4e-9
+"""One writer, one passage: checksums, Arrow, SHA-256, sync. Fitted to rows of 2.5 to 136 kB (60 to
+460 µs)."""
+
+
+@dataclass(frozen=True)
+class StoreFiles:
+    """The store on disk, and what a process that opens it needs.
+
+    row_bytes: of a passage, text and latents included. fragments: as a build that can be resumed writes them;
+    compacted: after `lclm-rag compact`. manifest_bytes: of one version. opening_seconds, on a local disk, and
+    opening_memory: until the first key is found; held_memory: from then on. write_seconds: of one writer.
+    """
+
+    bytes: int
+    row_bytes: float
+    fragments: int
+    compacted: int
+    manifest_bytes: int
+    opening_seconds: float
+    opening_memory: int
+    held_memory: int
+    write_seconds: float
+
+
+def plan_files(size: CorpusSize, plan: StorePlan, codec: CodecName) -> StoreFiles:
+    """A fragment is full at 64 MiB, or at 2^19 source tokens, whichever comes first (`store.writer`)."""
+    total = plan.bytes[codec]
+    compacted = math.ceil(total / FRAGMENT_BYTES)
+    fragments = max(compacted, math.ceil(size.tokens / FRAGMENT_TOKENS))
+    return StoreFiles(
+        bytes=total,
+        row_bytes=total / size.passages,
+        fragments=fragments,
+        compacted=compacted,
+        manifest_bytes=_MANIFEST_BYTES * fragments,
+        opening_seconds=(_MANIFEST_SECONDS + _KEYS_SECONDS) * fragments
+        + _SORT_SECONDS * size.passages,
+        opening_memory=_ENTRY_MEMORY * fragments + _KEY_MEMORY * size.passages,
+        held_memory=_KEY_HELD * size.passages,
+        write_seconds=_WRITE_SECONDS * size.passages + _WRITE_SECONDS_PER_BYTE * total,
+    )
+
+
+# --- compressing ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compressing:
+    """By the deadline. gpus: encoders, each one Ray actor. tokens_per_second: what readers have to split and
+    tokenize. written_bytes_per_second: what is written. cost: of the GPU hours alone."""
+
+    flops: int
+    gpu_hours: float
+    gpus: int
+    tokens_per_second: float
+    written_bytes_per_second: float
+    cost: float
+
+
+def plan_compressing(
+    size: CorpusSize,
+    plan: StorePlan,
+    codec: CodecName,
+    *,
+    gpu: str,
+    utilization: float,
+    deadline_hours: float,
+    gpu_hour_price: float,
+) -> Compressing:
+    hours = gpu_hours(plan.flops, utilization)[gpu]
+    seconds = deadline_hours * 3600
+    return Compressing(
+        flops=plan.flops,
+        gpu_hours=hours,
+        gpus=max(1, math.ceil(hours / deadline_hours)),
+        tokens_per_second=size.tokens / seconds,
+        written_bytes_per_second=plan.bytes[codec] / seconds,
+        cost=hours * gpu_hour_price,
+    )
+
+
+# --- the passage index ----------------------------------------------------------------------------
+
+_TERMS_PER_TOKEN = 0.3
+"""BM25 terms (different stems, no stop words) of a passage for each of its tokens, at 4.5 bytes a token. 149
+and 155 in passages of 2,304 bytes of English prose (package descriptions; this project's documents); shorter
+passages repeat fewer words: 33 to 36 in 400 bytes, 0.38 a token."""
+
+_INDEX_BYTES_PER_TERM = 5.7
+_VECTOR_BYTES_PER_TERM = 7.3
+_PAYLOAD_BYTES = 250
+_ID_BYTES = 29
+"""Bytes on disk for each point, or each term of one: the inverted index, the sparse vectors that it was made
+from, payload and rest (an id of 30 characters, no metadata), id and version. Measured through `EdgeIndex` of
+qdrant-edge-py 0.9.0 after `optimize`: 40,000 points of 79 and of 195 terms, 1,424 and 2,929 bytes a point."""
+
+_FILL_SECONDS_PER_TERM = 1.35e-6
+"""One process, BM25 and upsert into `EdgeIndex`: 9,650 points a second at 79 terms, 3,860 at 195. Dense
+vectors, and a server's time, come on top."""
+
+_OVERHEAD = 1.5
+"""Qdrant's own rule: number of vectors · dimensions · 4 bytes · 1.5, the half for indexes, versions and
+segments that are rewritten; the same for payloads. https://qdrant.tech/documentation/guides/capacity-planning/"""
+
+_GRAPH_BYTES = 128
+"""Of the HNSW graph for each point: 2 m links of 4 bytes with Qdrant's m = 16. In the rule it is part of the
+half, which is too small for it where vectors are quantized."""
+
+_CLUSTER_NODES = 3
+"""A replicated cluster has at least so many nodes, so that it goes on without one of them.
+https://qdrant.tech/documentation/guides/distributed_deployment/"""
+
+INDEX_FORMS = {"float32": 32, "int8": 8, "binary": 1}
+"""Bits of memory for each number of a dense vector. With int8 (scalar quantization) and binary, the vectors
+in float32 stay on disk, to score candidates again.
+https://qdrant.tech/documentation/guides/quantization/"""
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """The passage index, its dense vectors in one form, or BM25 alone.
+
+    ram_bytes: inverted index, ids, and dense vectors of that form; disk_bytes: everything. Both of one copy.
+    nodes: Qdrant servers, replicas included. shards: one for each node.
+    """
+
+    form: str
+    points: int
+    ram_bytes: int
+    disk_bytes: int
+    nodes: int
+    shards: int
+    fill_seconds: float
+
+
+def terms_of(passage_tokens: float) -> float:
+    """BM25 terms of a passage."""
+    return _TERMS_PER_TOKEN * passage_tokens
+
+
+def plan_index(
+    size: CorpusSize, dense_width: int, *, node_bytes: float, replicas: int
+) -> list[IndexPlan]:
+    """For each form of the dense vectors; BM25 alone where `dense_width` is 0."""
+    terms = terms_of(size.tokens / size.passages)
+    words_ram = _INDEX_BYTES_PER_TERM * terms + _ID_BYTES
+    words_disk = words_ram + _VECTOR_BYTES_PER_TERM * terms + _PAYLOAD_BYTES
+    plans = []
+    for form, bits in INDEX_FORMS.items() if dense_width else [("BM25 alone", 0)]:
+        vector = dense_width * bits / 8
+        quantized = 0.0 if bits in (0, 32) else vector + _GRAPH_BYTES
+        ram = _OVERHEAD * size.passages * (words_ram + (quantized or vector))
+        disk = _OVERHEAD * size.passages * (words_disk + 4 * dense_width + quantized)
+        least = _CLUSTER_NODES if replicas > 1 else 1
+        nodes = max(least, math.ceil(replicas * ram / node_bytes))
+        plans.append(
+            IndexPlan(
+                form=form,
+                points=size.passages,
+                ram_bytes=round(ram),
+                disk_bytes=round(disk),
+                nodes=nodes,
+                shards=nodes,
+                fill_seconds=_FILL_SECONDS_PER_TERM * terms * size.passages,
+            )
+        )
+    return plans
