@@ -227,6 +227,7 @@ def _show_index(needs: Needs, plan: ClusterPlan) -> None:
     from rich.table import Table
 
     from lclm_rag.cli.progress import stdout
+    from lclm_rag.estimate_machines import SERVER_CORES
 
     table = Table(title=f"\nThe passage index: {plan.indexes[0].points:,} points")
     table.add_column("dense vectors")
@@ -236,11 +237,12 @@ def _show_index(needs: Needs, plan: ClusterPlan) -> None:
         memory, disk = decimal(index.ram_bytes), decimal(index.disk_bytes)
         table.add_row(index.form, memory, disk, f"{index.nodes:,}", f"{index.shards:,}")
     stdout.print(table)
-    gib = f"{needs.machine_bytes / 2**30:g} GiB"
+    if not plan.index_server:
+        click.echo("The embedded index will do.")
+    cores = plan.indexes[0].cores
     click.echo(
-        f"More than {gib}: on Qdrant servers, in {needs.replicas} copies."
-        if plan.index_server
-        else f"It fits into {gib}, so the embedded index will do; servers have {needs.replicas} copies."
+        f"Servers of {needs.machine_bytes / 2**30:g} GiB and {SERVER_CORES} cores, {needs.replicas} copies; "
+        f"BM25 keeps {f'{cores:,.0f}' if cores >= 10 else f'{cores:.2g}'} cores busy."
     )
 
 
@@ -326,7 +328,7 @@ def _show_assumptions(
         "writing, opening and indexing as fast as on two busy CPU cores, the store on a local disk; of an "
         "object store, no passage in the cache.\n"
         f"Not counted: disks (the store is {more} more than the text alone), CPUs and network; the GPU that "
-        "makes dense vectors; Qdrant's time for a search; room for peaks.",
+        "makes dense vectors; room for peaks.",
         soft_wrap=True,
         markup=False,
     )

@@ -10,6 +10,7 @@ from lclm_rag.checkpoint import Space
 from lclm_rag.estimate import CorpusSize, plan_store
 from lclm_rag.estimate_limits import Limit, find_limits, knowledge_bases
 from lclm_rag.estimate_machines import (
+    EMBEDDED_PASSAGES,
     Compressing,
     IndexPlan,
     StoreFiles,
@@ -53,7 +54,7 @@ class Needs:
 @dataclass(frozen=True)
 class ClusterPlan:
     """serving: latents of each shape, then pasted text, where they fit into the decoder's context; too_long:
-    those that do not. index_server: whether the passage index is more than one machine's memory holds.
+    those that do not. index_server: whether the passage index is too large to be embedded.
     knowledge_bases: see `estimate_limits.knowledge_bases`."""
 
     files: StoreFiles
@@ -80,7 +81,11 @@ def plan_cluster(
     plan = plan_store(size, shape, needs.space)
     files = plan_files(size, plan, needs.codec)
     indexes = plan_index(
-        size, needs.dense_width, node_bytes=needs.machine_bytes, replicas=needs.replicas
+        size,
+        needs.dense_width,
+        needs.questions.per_second,
+        node_bytes=needs.machine_bytes,
+        replicas=needs.replicas,
     )
     prompts = [_latent_prompt(size, each, needs) for each in (shape, *others)]
     prompts.append(
@@ -117,7 +122,7 @@ def plan_cluster(
             gpu_hour_price=needs.gpu_hour_price,
         ),
         indexes=indexes,
-        index_server=indexes[0].ram_bytes > needs.machine_bytes,
+        index_server=size.passages > EMBEDDED_PASSAGES,
         serving=[serving for serving in served if serving],
         too_long=[p for p, serving in zip(prompts, served, strict=True) if not serving],
         limits=limits,

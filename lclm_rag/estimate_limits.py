@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lclm_rag.estimate_machines import IndexPlan, StoreFiles
+from lclm_rag.estimate_machines import (
+    EMBEDDED_PASSAGES,
+    SERVER_CORES,
+    IndexPlan,
+    StoreFiles,
+)
 from lclm_rag.estimate_serving import Prompt, Questions
 
 __all__ = ["Limit", "find_limits", "knowledge_bases", "next_limit", "split_by"]
@@ -63,14 +68,14 @@ def find_limits(
     replicas: int,
     deadline_hours: float,
 ) -> list[Limit]:
-    """Every limit, those nearest (or passed furthest) first. An index or a server runs out of memory, unless
-    its name says of what.
+    """Every limit, those nearest (or passed furthest) first. A server runs out of memory or of cores.
 
     Each resource grows in proportion to the passages, or to the questions a second: so a limit is reached at
     planned · available / taken. machine_bytes: memory of each machine.
     """
     passages, deadline = indexes[0].points, deadline_hours * 3600
-    largest, smallest = indexes[0], indexes[-1]
+    smallest = indexes[-1]
+    copy, busy = smallest.ram_bytes / machine_bytes, smallest.cores / SERVER_CORES
 
     def in_passages(what: str, taken: float, available: float, remedy: str | None = None) -> Limit:
         return Limit(what, "passages", passages * available / taken, passages, remedy)
@@ -80,31 +85,32 @@ def find_limits(
 
     limits = [
         in_passages(
-            f"embedded index, {largest.form}",
-            largest.ram_bytes,
-            machine_bytes,
+            "embedded index",
+            passages,
+            EMBEDDED_PASSAGES,
             "a Qdrant server",
         ),
         in_passages(
             f"one Qdrant server, {smallest.form}",
-            smallest.ram_bytes,
-            machine_bytes,
+            max(copy, busy),
+            1,
             "a Qdrant cluster",
         ),
         in_passages(
             f"{_FEW_NODES} Qdrant servers, {smallest.form}",
-            replicas * smallest.ram_bytes,
-            _FEW_NODES * machine_bytes,
+            max(replicas * copy, busy),
+            _FEW_NODES,
         ),
         in_passages(
             f"one process indexes, {deadline_hours:g} h",
-            largest.fill_seconds,
+            smallest.fill_seconds,
             deadline,
         ),
         in_passages(
             f"one writer, {deadline_hours:g} h",
             files.write_seconds,
             deadline,
+            "Ray workers",
         ),
         in_passages(
             f"opening the store, {_OPENING_SECONDS:g} s",

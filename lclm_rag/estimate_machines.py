@@ -14,7 +14,9 @@ from lclm_rag.store.codecs import CodecName
 from lclm_rag.store.writer import FRAGMENT_BYTES, FRAGMENT_TOKENS
 
 __all__ = [
+    "EMBEDDED_PASSAGES",
     "INDEX_FORMS",
+    "SERVER_CORES",
     "Compressing",
     "IndexPlan",
     "StoreFiles",
@@ -156,6 +158,19 @@ _GRAPH_BYTES = 128
 """Of the HNSW graph for each point: 2 m links of 4 bytes with Qdrant's m = 16. In the rule it is part of the
 half, which is too small for it where vectors are quantized."""
 
+_SEARCH_SECONDS_PER_TERM = 5e-11
+"""Of one core, for one question of six words: for each point and each term that points have, because BM25
+looks through the whole list of each word. 0.9, 1.7 and 2.9 ms on 50,000, 200,000 and 500,000 points of 79
+terms in `EdgeIndex`; words as frequent as in English without its stop words. Dense vectors come on top, and
+grow with the logarithm only."""
+
+SERVER_CORES = 16
+"""A choice: a core for 4 GiB of a server's 64."""
+
+EMBEDDED_PASSAGES = 300_000
+"""Beyond this a server is recommended, because every process that adds or deletes copies the embedded index
+whole: benchmarks/index_scale.py."""
+
 _CLUSTER_NODES = 3
 """A replicated cluster has at least so many nodes, so that it goes on without one of them.
 https://qdrant.tech/documentation/guides/distributed_deployment/"""
@@ -171,13 +186,15 @@ class IndexPlan:
     """The passage index, its dense vectors in one form, or BM25 alone.
 
     ram_bytes: inverted index, ids, and dense vectors of that form; disk_bytes: everything. Both of one copy.
-    nodes: Qdrant servers, replicas included. shards: one for each node.
+    cores: kept busy by the questions. nodes: Qdrant servers, replicas included, with memory and cores for
+    that. shards: one for each node. fill_seconds: of one process.
     """
 
     form: str
     points: int
     ram_bytes: int
     disk_bytes: int
+    cores: float
     nodes: int
     shards: int
     fill_seconds: float
@@ -189,12 +206,19 @@ def terms_of(passage_tokens: float) -> float:
 
 
 def plan_index(
-    size: CorpusSize, dense_width: int, *, node_bytes: float, replicas: int
+    size: CorpusSize,
+    dense_width: int,
+    questions_per_second: float,
+    *,
+    node_bytes: float,
+    replicas: int,
 ) -> list[IndexPlan]:
-    """For each form of the dense vectors; BM25 alone where `dense_width` is 0."""
+    """For each form of the dense vectors; BM25 alone where `dense_width` is 0. Replicas hold copies and share
+    the questions."""
     terms = terms_of(size.tokens / size.passages)
     words_ram = _INDEX_BYTES_PER_TERM * terms + _ID_BYTES
     words_disk = words_ram + _VECTOR_BYTES_PER_TERM * terms + _PAYLOAD_BYTES
+    cores = questions_per_second * size.passages * terms * _SEARCH_SECONDS_PER_TERM
     plans = []
     for form, bits in INDEX_FORMS.items() if dense_width else [("BM25 alone", 0)]:
         vector = dense_width * bits / 8
@@ -202,15 +226,17 @@ def plan_index(
         ram = _OVERHEAD * size.passages * (words_ram + (quantized or vector))
         disk = _OVERHEAD * size.passages * (words_disk + 4 * dense_width + quantized)
         least = _CLUSTER_NODES if replicas > 1 else 1
-        nodes = max(least, math.ceil(replicas * ram / node_bytes))
+        nodes = max(replicas * ram / node_bytes, cores / SERVER_CORES)
+        servers = max(least, math.ceil(nodes))
         plans.append(
             IndexPlan(
                 form=form,
                 points=size.passages,
                 ram_bytes=round(ram),
                 disk_bytes=round(disk),
-                nodes=nodes,
-                shards=nodes,
+                cores=cores,
+                nodes=servers,
+                shards=servers,
                 fill_seconds=_FILL_SECONDS_PER_TERM * terms * size.passages,
             )
         )

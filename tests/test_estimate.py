@@ -37,6 +37,7 @@ from lclm_rag.estimate import (
 )
 from lclm_rag.estimate_cluster import ClusterPlan, Needs, paid_back_after, plan_cluster
 from lclm_rag.estimate_limits import next_limit
+from lclm_rag.estimate_machines import EMBEDDED_PASSAGES, SERVER_CORES
 from lclm_rag.estimate_serving import (
     GPU_MEMORY,
     Gpu,
@@ -380,7 +381,10 @@ def test_a_million_passages_by_hand() -> None:
     assert float32.ram_bytes == pytest.approx(1.5e6 * (words + 4096))
     assert int8.ram_bytes == pytest.approx(1.5e6 * (words + 1024 + 128))
     assert binary.ram_bytes == pytest.approx(1.5e6 * (words + 128 + 128))
-    assert (float32.nodes, plan.index_server, plan.knowledge_bases) == (3, False, 1)
+    # Ten questions a second, each over a million points of 153.6 terms.
+    assert float32.cores == pytest.approx(10 * 153.6e6 * 5e-11)
+    assert (float32.nodes, plan.index_server, plan.knowledge_bases) == (3, True, 1)
+    assert cluster(EMBEDDED_PASSAGES).index_server is False
     forms = [serving.prompt.form for serving in plan.serving]
     assert forms == ["latents 16x", "latents 4x", "latents 8x", "pasted text"]
 
@@ -390,6 +394,8 @@ def test_bm25_alone_has_one_form() -> None:
     (index,) = plan.indexes
     assert index.ram_bytes == pytest.approx(1.5e8 * (153.6 * 5.7 + 29))
     assert index.nodes == math.ceil(index.ram_bytes / 2**36)
+    busy = cluster(10**8, per_second=1000, dense_width=0, replicas=1).indexes[0]
+    assert (busy.ram_bytes, busy.nodes) == (index.ram_bytes, math.ceil(busy.cores / SERVER_CORES))
 
 
 def test_a_manifest_takes_the_bytes_that_are_assumed(tmp_path: Path) -> None:
@@ -488,8 +494,12 @@ def plan_of(run: Run, *options: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("count", "passages", "said"),
     [
-        ("1M", 10**6, ["18.9 GB", "977 as built", "the embedded index will do", "Next limit"]),
-        ("100M", 10**8, ["1.9 TB", "26.9 MB", "on Qdrant servers, in 2 copies", "Next limit"]),
+        ("1M", 10**6, ["18.9 GB", "977 as built", "Servers of 64 GiB", "Next limit"]),
+        (
+            "100M",
+            10**8,
+            ["1.9 TB", "26.9 MB", "Servers of 64 GiB and 16 cores, 2 copies", "Next limit"],
+        ),
         ("10B", 10**10, ["189.2 TB", "2.7 GB", "Too large for one knowledge base"]),
     ],
 )
@@ -556,7 +566,7 @@ def test_options_of_the_machines_are_heard(run: Run) -> None:
     assert with_("--gpu", "l4")["compressing"]["gpus"] > base["compressing"]["gpus"]
     assert with_("--deadline-hours", "1")["compressing"]["gpus"] == 34
     assert with_("--dense-width", "0")["indexes"][0]["form"] == "BM25 alone"
-    assert with_("--machine-memory", "1024")["index_server"] is False
+    assert with_("--machine-memory", "128")["indexes"][0]["nodes"] == 11
     assert with_("--replicas", "1")["indexes"][0]["nodes"] == base["indexes"][0]["nodes"] / 2
     top = with_("--top-k", "8")["serving"][0]["prompt"]
     assert top["positions"] == 52 + 8 * 39
