@@ -10,13 +10,8 @@ import click
 
 from lclm_rag.cli.corpus import reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
-from lclm_rag.cli.machines import (
-    MACHINE_OPTIONS,
-    as_plain,
-    machine_options,
-    planned,
-    show_machines,
-)
+from lclm_rag.cli.machine_tables import show_machines
+from lclm_rag.cli.machines import MACHINE_OPTIONS, as_plain, machine_options, planned
 from lclm_rag.cli.options import as_json
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from lclm_rag.estimate_machines import (
     plan_index,
 )
 from lclm_rag.estimate_serving import (
+    TEXT,
     Gpu,
     Prompt,
     Questions,
@@ -65,6 +66,14 @@ class ClusterPlan:
     too_long: list[Prompt]
     limits: list[Limit]
     knowledge_bases: int
+
+    def paid_back_after(self, serving: Serving) -> float | None:
+        """Questions after which compressing has paid, against pasted text; None: never, or there is nothing
+        to compare."""
+        text = self.serving[-1]
+        if serving is text or text.prompt.form != TEXT:
+            return None
+        return paid_back_after(self.compressing, serving, text)
 
 
 def plan_cluster(

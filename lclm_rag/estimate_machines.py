@@ -1,7 +1,8 @@
 """The machines behind a knowledge base: the store's files, GPUs for compressing, the passage index, and what
 gives out first. Plain formulas over the constants of the library; `lclm_rag.estimate_limits` compares them.
 
-What was measured here was measured on two busy CPU cores with Python 3.11: read it as an order of magnitude.
+What is measured here is measured by benchmarks/estimate_constants.py, where nothing else is said, on two busy
+CPU cores with Python 3.11; times differed by half between runs: read them as orders of magnitude.
 """
 
 from __future__ import annotations
@@ -28,30 +29,28 @@ __all__ = [
 
 # --- the store ------------------------------------------------------------------------------------
 
-_MANIFEST_BYTES = 275
-"""JSON of one fragment in a manifest (`store.manifest.pack_entry`), measured on 100,000."""
+_MANIFEST_BYTES = 274
+"""JSON of one fragment in a manifest (`store.manifest.pack_entry`)."""
 
-_MANIFEST_SECONDS = 26e-6
-"""To read one fragment's entry; to write it, with each commit, takes as long. Measured on 100,000."""
+_MANIFEST_SECONDS = 30e-6
+"""To read one fragment's entry; to write it, with each commit, takes as long."""
 
-_KEYS_SECONDS = 42e-6
-"""To read the key hashes of one fragment on a local disk, measured on 5,000 of 1,024 rows."""
+_KEYS_SECONDS = 30e-6
+"""To read the key hashes of one fragment on a local disk."""
 
 _SORT_SECONDS = 0.4e-6
-"""To sort one key hash among 10 million, measured (`LatentStore._sorted_hashes`)."""
+"""To sort one key hash among 10 million (`LatentStore._sorted_hashes`)."""
 
 _ENTRY_MEMORY = 2_230
-"""Bytes of memory at most while one fragment's entry is read: the JSON in several copies, measured."""
+"""Bytes of memory at most while one fragment's entry is read, the JSON being there in several copies: what a
+process grew by that read 100,000."""
 
-_KEY_MEMORY = 48
-"""Bytes of memory at most for one passage while the key hashes are sorted: hash, fragment, row, order, each
-twice. Measured; 16 of them stay."""
+_KEY_MEMORY, _KEY_HELD = 48, 16
+"""Bytes of memory for one passage, at most while the key hashes are sorted (hash, fragment, row, order, most
+of them twice), and from then on: what a process grew by that sorted 5 million."""
 
-_KEY_HELD = 16
-
-_WRITE_SECONDS, _WRITE_SECONDS_PER_BYTE = 60e-6, 4e-9
-"""One writer, one passage: checksums, Arrow, SHA-256, sync. Fitted to rows of 2.5 to 136 kB (60 to
-460 µs)."""
+_WRITE_SECONDS, _WRITE_SECONDS_PER_BYTE = 90e-6, 4e-9
+"""One writer, one passage, and each byte of it: checksums, Arrow, SHA-256, sync."""
 
 
 @dataclass(frozen=True)
@@ -138,17 +137,18 @@ _TERMS_PER_TOKEN = 0.3
 and 155 in passages of 2,304 bytes of English prose (package descriptions; this project's documents); shorter
 passages repeat fewer words: 33 to 36 in 400 bytes, 0.38 a token."""
 
-_INDEX_BYTES_PER_TERM = 5.7
-_VECTOR_BYTES_PER_TERM = 7.3
-_PAYLOAD_BYTES = 250
+_INDEX_BYTES_PER_TERM = 5.6
+_VECTOR_BYTES_PER_TERM = 7.7
+_PAYLOAD_BYTES = 300
 _ID_BYTES = 29
 """Bytes on disk for each point, or each term of one: the inverted index, the sparse vectors that it was made
-from, payload and rest (an id of 30 characters, no metadata), id and version. Measured through `EdgeIndex` of
-qdrant-edge-py 0.9.0 after `optimize`: 40,000 points of 79 and of 195 terms, 1,424 and 2,929 bytes a point."""
+from, payload and rest (an id of 28 characters, no metadata), id and version. From the files of `EdgeIndex`
+(qdrant-edge-py 0.9.0) after `optimize`: 50,000 points of 79 terms, and of 195. That is 1,380 bytes for a
+point of 79 terms; on 300,000 with three fields of metadata benchmarks/index_scale.py has 1,410."""
 
-_FILL_SECONDS_PER_TERM = 1.35e-6
-"""One process, BM25 and upsert into `EdgeIndex`: 9,650 points a second at 79 terms, 3,860 at 195. Dense
-vectors, and a server's time, come on top."""
+_FILL_SECONDS_PER_TERM = 1.3e-6
+"""One process, BM25 and upsert into `EdgeIndex`: 4,000 points of 195 terms a second. Dense vectors, and a
+server's time, come on top."""
 
 _OVERHEAD = 1.5
 """Qdrant's own rule: number of vectors · dimensions · 4 bytes · 1.5, the half for indexes, versions and
@@ -160,9 +160,10 @@ half, which is too small for it where vectors are quantized."""
 
 _SEARCH_SECONDS_PER_TERM = 5e-11
 """Of one core, for one question of six words: for each point and each term that points have, because BM25
-looks through the whole list of each word. 0.9, 1.7 and 2.9 ms on 50,000, 200,000 and 500,000 points of 79
-terms in `EdgeIndex`; words as frequent as in English without its stop words. Dense vectors come on top, and
-grow with the logarithm only."""
+looks through the whole list of each word. The slope in benchmarks/index_scale.py: 0.38 and 1.11 ms (p50, no
+filter, optimized) on 100,000 and 300,000 points of 79 terms; words as frequent as in English without its stop
+words. Far beyond a million points it is a guess. Dense vectors come on top, and grow with the logarithm
+only."""
 
 SERVER_CORES = 16
 """A choice: a core for 4 GiB of a server's 64."""

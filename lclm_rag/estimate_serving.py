@@ -17,6 +17,7 @@ from lclm_rag.model_shapes import DecoderShape, LclmShape
 
 __all__ = [
     "GPU_MEMORY",
+    "TEXT",
     "Gpu",
     "Prompt",
     "Questions",
@@ -55,6 +56,10 @@ _SPAN_POSITIONS = 2
 
 _BASE64 = 4 / 3
 _ID_BYTES = 7  # A token id of five or six digits, and a comma.
+
+
+TEXT = "pasted text"
+"""The form of a prompt without latents."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def latent_prompt(
 def text_prompt(questions: Questions, passage_tokens: float, text_bytes: float) -> Prompt:
     """passage_tokens, text_bytes: of a passage, on average."""
     positions = _positions(questions, passage_tokens)
-    return Prompt("pasted text", positions, 0, questions.top_k * text_bytes, positions * _ID_BYTES)
+    return Prompt(TEXT, positions, 0, questions.top_k * text_bytes, positions * _ID_BYTES)
 
 
 def _positions(questions: Questions, body: float) -> int:
