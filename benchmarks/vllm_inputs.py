@@ -327,7 +327,8 @@ def run(
     with Progress() as progress:
         task = progress.add_task("", total=len(sizes) * len(concurrency) * len(WAYS))
         sample = bench.passages(32)
-        each = statistics.mean(len(bench.compressor.tokenize([p.text])[0]) for p in sample)
+        texts = [passage.text for passage in sample]
+        each = statistics.mean(map(len, bench.compressor.checkpoint.encoder_token_ids(texts)))
         for size in sizes:
             in_context = max(1, round(size / each))
             stored = bench.passages(in_context * most)

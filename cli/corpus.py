@@ -33,6 +33,14 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
+def _bounds(context: click.Context, option: click.Parameter, value: str) -> int | tuple[int, int]:
+    """ "8" as a number, "2-8" as both."""
+    numbers = value.split("-")
+    if not all(number.isdecimal() for number in numbers) or len(numbers) > 2:
+        raise click.BadParameter("a number, or two as in 2-8", context, option)
+    return int(value) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+
+
 reading_options = together(
     click.option(
         "--text-column",
@@ -54,7 +62,8 @@ reading_options = together(
         type=click.Choice(["fail", "skip"]),
         default="fail",
         show_default=True,
-        help="A bad record ends the run with nothing changed, or is left out and listed.",
+        help="A bad record ends the run with nothing changed, or is left out and listed; on Ray also a "
+        "document at which workers die.",
     ),
 )
 _corpus_options = together(
@@ -66,6 +75,43 @@ _corpus_options = together(
         default=True,
         show_default=True,
         help="Take over what a run that was killed has compressed, or compress it again.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Compress in this process, or on a Ray cluster whose machines all see CORPUS and --kb.",
+    ),
+    click.option(
+        "--encoders",
+        metavar="N[-M]",
+        default="1",
+        show_default=True,
+        callback=_bounds,
+        help="On Ray: so many encoders, or from N to M as there is work.",
+    ),
+    click.option(
+        "--gpus-per-encoder",
+        type=click.FloatRange(min=0),
+        help="On Ray: 0.5 lets two share one.  [default: 1 where there are any]",
+    ),
+    click.option(
+        "--cpus-per-encoder",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="On Ray: threads of an encoder without a GPU.",
+    ),
+    click.option(
+        "--token-budget",
+        type=click.IntRange(min=1),
+        help="On Ray: tokens in one batch of an encoder.  [default: 65,536 on a GPU, 4,096 on a CPU]",
+    ),
+    click.option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="Of the cluster.  [default: RAY_ADDRESS, or Ray on this machine]",
     ),
     wait_option,
     device_options,
@@ -145,6 +191,7 @@ def build(
       lclm-rag build articles.jsonl.gz --kb kb/ --text-column body --id-column url
       lclm-rag build wiki.parquet --kb kb/ --checkpoint latent-context/0.6b-4b-LCLM-16x
       zcat dump.gz | jq -c '{id, text}' | lclm-rag build - --kb kb/
+      lclm-rag build s3://bucket/wiki/ --kb s3://bucket/kb --engine ray --encoders 8
     """
     from lclm_rag.checkpoint import BUNDLED
     from lclm_rag.knowledge_base import KnowledgeBase
@@ -234,23 +281,49 @@ def _add(
     metadata_columns: list[str] | None,
     on_error: Any,
     resume: bool,
+    engine: str,
+    encoders: int | tuple[int, int],
+    gpus_per_encoder: float | None,
+    cpus_per_encoder: int,
+    token_budget: int | None,
+    ray_address: str | None,
     as_json: bool,
     delete_others: bool = False,
 ) -> int:
     from lclm_rag.cli.progress import progress_bar
-    from lclm_rag.connectors.corpora import count_documents, read_corpus
+    from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
+    from lclm_rag.indexing.ray_engine import RayEngine
 
     skipped: list[str] = []
     ignored: list[str] = []
-    documents = read_corpus(
-        corpus,
-        text_column=text_column,
-        id_column=id_column,
-        metadata_columns=metadata_columns,
-        on_error=on_error,
-        on_skip=skipped.append,
-        on_ignore=ignored.append,
-    )
+    columns: dict[str, Any] = {
+        "text_column": text_column,
+        "id_column": id_column,
+        "metadata_columns": metadata_columns,
+    }
+    on_ray = None
+    documents: Any = None
+    if engine == "ray":
+        on_ray = RayEngine(
+            encoders=encoders,
+            gpus=gpus_per_encoder,
+            cpus=cpus_per_encoder,
+            token_budget=token_budget,
+            address=ray_address,
+            on_error=on_error,
+            on_ignore=ignored.append,
+        )
+        documents = corpus_parts(corpus, **columns)
+    elif (encoders, cpus_per_encoder) != (1, 1) or gpus_per_encoder or token_budget or ray_address:
+        raise click.UsageError("Encoders, their size and the address are for --engine ray.")
+    if documents is None:
+        documents = read_corpus(
+            corpus,
+            **columns,
+            on_error=on_error,
+            on_skip=skipped.append,
+            on_ignore=ignored.append,
+        )
     with knowledge_base, progress_bar() as progress:
         task = progress.add_task("compressing", total=count_documents(corpus), note="")
 
@@ -260,10 +333,15 @@ def _add(
 
         if delete_others:
             report = knowledge_base.sync(
-                documents, resume=resume, keep=lambda: bool(skipped), on_progress=show
+                documents,
+                resume=resume,
+                engine=on_ray,
+                keep=lambda: bool(skipped),
+                on_progress=show,
             )
         else:
-            report = knowledge_base.add(documents, resume=resume, on_progress=show)
+            report = knowledge_base.add(documents, resume=resume, engine=on_ray, on_progress=show)
+    skipped += report.skipped
     for line in ignored:
         click.echo(f"ignored {line}", err=True)
     for line in skipped:
@@ -281,6 +359,11 @@ def _add(
         )
         if delete_others and skipped:
             click.echo("Nothing was deleted, because of what was skipped.", err=True)
+        for worker in report.workers:
+            rate = worker.tokens / worker.seconds if worker.seconds else 0.0
+            click.echo(
+                f"  {worker.worker}: {worker.tokens:,} tokens, {rate:,.0f} a second", err=True
+            )
     return EXIT_IN_PART if skipped else 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lclm_rag.documents import Metadata, PassageKey
 
-__all__ = ["AddReport", "Answer", "Hit", "Timings", "Usage"]
+__all__ = ["AddReport", "Answer", "Hit", "Timings", "Usage", "WorkerReport"]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class WorkerReport:
+    """What one worker compressed. tokens: of the source. seconds: that it was busy, starting not included."""
+
+    worker: str
+    passages: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class AddReport:
     """What one `add` or `sync` did, to documents and passages.
 
     passages: of documents that are new or changed. reused: how many of these were compressed already, by a
     run that was killed or because their text had not changed. tokens, latents: of those that were compressed.
+    skipped: "document: reason" for each that was left out. workers: where there are several.
     """
 
     added: int
@@ -98,3 +109,5 @@ class AddReport:
     reused: int
     tokens: int
     latents: int
+    skipped: tuple[str, ...] = ()
+    workers: tuple[WorkerReport, ...] = ()

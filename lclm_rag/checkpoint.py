@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import resources
@@ -175,6 +176,11 @@ class Checkpoint:
     def encoder_markup_tokenizer(self) -> Tokenizer:
         """Recognizes special tokens: for prompts whose markup the caller writes."""
         return _tokenizer(self.path / "encoder" / "tokenizer.json", inert=False)
+
+    def encoder_token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encoder token ids of each text; special tokens are only letters. Uses all cores."""
+        encoded = self.encoder_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [each.ids for each in encoded]
 
     def token_offsets(self, text: str) -> list[tuple[int, int]]:
         """The character span of each encoder token of `text`; special tokens are only letters."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 __all__ = [
     "Document",
+    "DocumentParts",
     "Metadata",
     "MetadataScalar",
     "MetadataValue",
@@ -123,3 +124,20 @@ class Passage:
         """About how much memory it takes: the characters of header, text and metadata (as JSON)."""
         metadata = json.dumps(dict(self.metadata)) if self.metadata else ""
         return len(self.header) + len(self.text) + len(metadata)
+
+
+class ReadablePart(Protocol):
+    """A part of a corpus that another process, on another machine perhaps, can read by itself."""
+
+    def read(self) -> Iterator[Document | Exception | str]:
+        """Its documents, the same in the same order each time; an error in place of what cannot be read; a
+        text about what is left out by rule."""
+        ...
+
+
+@dataclass(frozen=True)
+class DocumentParts:
+    """Documents that workers read where they lie, in place of a stream that this process reads. parts: each
+    can be pickled."""
+
+    parts: Sequence[ReadablePart]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import Space
-from lclm_rag.documents import Document, Passage, PassageKey
+from lclm_rag.documents import Document, DocumentParts, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.opening import OpenKnowledgeBase
 from lclm_rag.prompting import AssembledPrompt, ChatMessage, PassageForm, SoftPrompt
@@ -18,6 +18,8 @@ from lclm_rag.prompting import AssembledPrompt, ChatMessage, PassageForm, SoftPr
 if TYPE_CHECKING:
     from lclm_rag.asking import Asked, GivenPassage
     from lclm_rag.decoding import Sampling
+    from lclm_rag.indexing.passage_index import Spread
+    from lclm_rag.indexing.ray_engine import RayEngine
     from lclm_rag.retrieval.filters import Filter
     from lclm_rag.store import (
         CodecName,
@@ -44,10 +46,11 @@ class KnowledgeBase(OpenKnowledgeBase):
 
     def add(
         self,
-        documents: Iterable[Document],
+        documents: Iterable[Document] | DocumentParts,
         *,
         split: bool = True,
         resume: bool = True,
+        engine: RayEngine | None = None,
         on_progress: Callable[[AddReport], None] = lambda report: None,
     ) -> AddReport:
         """Compress documents and commit them as one new version; upsert by document id.
@@ -57,54 +60,92 @@ class KnowledgeBase(OpenKnowledgeBase):
         it stands; what was compressed until then, or until the process was killed, is taken over by the next
         `add` of the same documents. split: False makes each document one passage, however long and without a
         header: for what was split elsewhere. resume: False compresses everything that is not committed.
-        `on_progress` gets the running totals.
+        engine: None compresses in this process; a `RayEngine` on a Ray cluster, whose workers also read the
+        documents where these are given as parts. `on_progress` gets the running totals.
         """
-        return self._write(documents, "add", split, resume, on_progress)
+        return self._write(documents, "add", split, resume, engine, on_progress)
 
     def sync(
         self,
-        documents: Iterable[Document],
+        documents: Iterable[Document] | DocumentParts,
         *,
         split: bool = True,
         resume: bool = True,
+        engine: RayEngine | None = None,
         keep: Callable[[], bool] = lambda: False,
         on_progress: Callable[[AddReport], None] = lambda report: None,
     ) -> AddReport:
         """As `add`, and delete every other document: then the knowledge base holds `documents` and no others.
 
-        keep: asked at the end; True deletes nothing (because some of the corpus could not be read, say).
+        keep: asked at the end; True deletes nothing (because some of the corpus could not be read, say; what
+        the engine skips counts, too).
         Raises KnowledgeBaseError where none of the documents was there before: that is another corpus.
         """
-        return self._write(documents, "sync", split, resume, on_progress, keep)
+        return self._write(documents, "sync", split, resume, engine, on_progress, keep)
 
     def _write(
         self,
-        documents: Iterable[Document],
+        documents: Iterable[Document] | DocumentParts,
         operation: Literal["add", "sync"],
         split: bool,
         resume: bool,
+        engine: RayEngine | None,
         on_progress: Callable[[AddReport], None],
         keep: Callable[[], bool] = lambda: True,
     ) -> AddReport:
-        from lclm_rag.indexing.local import add_documents
         from lclm_rag.indexing.sync import Others
 
         with self._writing(operation, resumable=resume) as writer:
             others = Others(writer.base)
-            report = add_documents(
+            on_document = others.note if operation == "sync" else lambda _: None
+            report = self._compress(writer, documents, split, engine, on_progress, on_document)
+            if operation == "sync" and not keep() and not report.skipped:
+                report = replace(report, deleted=others.delete(writer))
+            self._show(writer.commit(), None if engine is None else engine.upsert)
+        return report
+
+    def _compress(
+        self,
+        writer: StoreWriter,
+        documents: Iterable[Document] | DocumentParts,
+        split: bool,
+        engine: RayEngine | None,
+        on_progress: Callable[[AddReport], None],
+        on_document: Callable[[str], None],
+    ) -> AddReport:
+        from lclm_rag.indexing.passages import Splitting
+
+        settings = self.settings
+        splitting = Splitting(
+            settings.passage_tokens if split else None, settings.contextual_headers
+        )
+        if engine is None:
+            from lclm_rag.indexing.local import add_documents
+
+            if isinstance(documents, DocumentParts):
+                raise ValueError("Only an engine's workers read parts of a corpus; give documents.")
+            return add_documents(
                 writer,
                 documents,
                 self.checkpoint,
                 lambda: self.compressor,
-                passage_tokens=self.settings.passage_tokens if split else None,
-                contextual_headers=self.settings.contextual_headers,
+                splitting,
                 on_progress=on_progress,
-                on_document=others.note if operation == "sync" else lambda _: None,
+                on_document=on_document,
             )
-            if operation == "sync" and not keep():
-                report = replace(report, deleted=others.delete(writer))
-            self._show(writer.commit())
-        return report
+        from lclm_rag.indexing.ray_engine import add_documents_on_ray
+
+        return add_documents_on_ray(
+            writer,
+            documents,
+            self.checkpoint,
+            splitting,
+            engine,
+            device=self.device,
+            dtype=self.dtype,
+            on_progress=on_progress,
+            on_document=on_document,
+        )
 
     def delete(
         self,
@@ -221,15 +262,15 @@ class KnowledgeBase(OpenKnowledgeBase):
             old.close()
             return True
 
-    def _show(self, store: LatentStore) -> None:
+    def _show(self, store: LatentStore, spread: Spread | None = None) -> None:
         """Turn to another version, the passage index with it."""
         with self._opening:
             old, self.store = self.store, store
             try:
                 if self._index is None:
-                    self.index_and_store()
+                    self.index_and_store(spread)
                 else:
-                    self._index.follow(old, store)
+                    self._index.follow(old, store, spread)
             except BaseException:
                 # Half at one version, half at another: it is opened anew when it is needed.
                 self._index = None

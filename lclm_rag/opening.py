@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
     from lclm_rag.compression.adapter import Adapter
     from lclm_rag.decoding import Decoder
-    from lclm_rag.indexing.passage_index import OpenIndex
+    from lclm_rag.indexing.passage_index import OpenIndex, Spread
     from lclm_rag.retrieval import Embedder, PassageIndex
     from lclm_rag.store import CodecName, LatentStore, Layout
 
@@ -275,8 +275,9 @@ class OpenKnowledgeBase:
         once, whichever thread asks first."""
         return self.index_and_store()[0]
 
-    def index_and_store(self) -> tuple[PassageIndex, LatentStore]:
-        """Both at the same version, whatever another thread is writing."""
+    def index_and_store(self, spread: Spread | None = None) -> tuple[PassageIndex, LatentStore]:
+        """Both at the same version, whatever another thread is writing. spread: what is to be put on a Qdrant
+        server is put there by several machines."""
         with self._opening:
             if self._index is None:
                 from lclm_rag.indexing.passage_index import open_index
@@ -287,6 +288,7 @@ class OpenKnowledgeBase:
                     embedder=self._embedder,
                     qdrant_url=self.settings.qdrant_url,
                     collection=self.settings.collection,
+                    spread=spread,
                 )
             return self._index.index, self.store
 

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Run
 from forked import Forks, forks
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.cli.main import _run
 from lclm_rag.compression import Compressor
 from lclm_rag.compression.adapter import Adapter
 from lclm_rag.decoding import Decoder, load_decoder
@@ -31,6 +33,18 @@ from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet, fact_sheets, held_out_questions
 from lclm_rag.prompting import PromptTemplate
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
+        code = _run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
 
 
 @pytest.fixture(scope="session")

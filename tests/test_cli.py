@@ -8,30 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 
 import pytest
+from commands import Run
 
-from lclm_rag.cli.main import _run
 from lclm_rag.cli.state import _OPTIONAL
 from lclm_rag.evaluation.fact_sheets import FactSheet
 from lclm_rag.store import writing
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        code = _run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 @pytest.fixture

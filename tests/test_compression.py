@@ -61,7 +61,7 @@ def test_latents_do_not_depend_on_the_batch(
 
 
 def test_special_tokens_in_a_text_are_only_letters(compressor: Compressor) -> None:
-    ids = compressor.tokenize(["a<|im_end|>b<|memory|>"])[0]
+    ids = compressor.checkpoint.encoder_token_ids(["a<|im_end|>b<|memory|>"])[0]
     assert not {compressor.checkpoint.decoder_tokenizer.token_to_id(t) for t in
                 ("<|im_end|>", "<|memory|>")} & set(ids)  # fmt: skip
 

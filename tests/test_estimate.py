@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Run
 from conftest import MakeCheckpoint
 from corpus_files import write_files, write_jsonl
 from hypothesis import given
@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint, ModelConfig, Pooling, Space
 from lclm_rag.cli.machines import GPUS
-from lclm_rag.cli.main import _run
 from lclm_rag.compression import Compressor
 from lclm_rag.compression.windows import cut_windows
 from lclm_rag.connectors.corpora import read_corpus
@@ -59,20 +58,6 @@ from lclm_rag.model_shapes import (
 )
 from lclm_rag.store import CODECS, CodecName, Layout
 from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, write_manifest
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        code = _run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 @pytest.fixture(scope="module")

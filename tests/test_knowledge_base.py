@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,13 +143,13 @@ class CountedCompressor:
 
     def __init__(self, kb: KnowledgeBase) -> None:
         self.texts: list[str] = []
-        inner = kb.compressor.tokenize
+        inner, decode = kb.compressor.compress_together, kb.checkpoint.encoder_tokenizer.decode
 
-        def tokenize(texts: Sequence[str]) -> list[list[int]]:
-            self.texts += texts
-            return inner(texts)
+        def compress(token_ids: Sequence[Sequence[int]], *rest: Any) -> Any:
+            self.texts += map(decode, token_ids)
+            return inner(token_ids, *rest)
 
-        kb.compressor.tokenize = tokenize  # type: ignore[method-assign]
+        kb.compressor.compress_together = compress  # type: ignore[method-assign]
 
 
 def test_of_a_changed_document_only_the_passages_that_changed_are_compressed(

@@ -378,7 +378,7 @@ def test_a_document_that_was_cut_off_is_not_taken_over_but_its_passages_are_know
             writer.add(row)
     with writing(tmp_path, "add", resumable=True) as writer:
         assert writer.take_over("long", rows[0].document_hash) == 0
-        known = writer.known_passages("long")
+        known = writer.compressed.passages("long")
         assert set(known) == {row.passage.content for row in rows[:3]}
         assert torch.equal(known[rows[1].passage.content].latents, rows[1].latents)
 

@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Run
 
 from lclm_rag import (
     Document,
@@ -25,7 +25,6 @@ from lclm_rag import (
     PassageKey,
     StoreError,
 )
-from lclm_rag.cli.main import _run
 from lclm_rag.compression import Compressor
 from lclm_rag.documents import Passage
 from lclm_rag.evaluation.fact_sheets import FactSheet
@@ -35,20 +34,6 @@ from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, writing
 from lclm_rag.store.fragment import DamagedError
 from lclm_rag.store.verify import verify_store
 from lclm_rag.verify import verify
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        code = _run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from lclm_rag.connectors.corpora.counting import count_documents
+from lclm_rag.connectors.corpora.parts import corpus_parts
 from lclm_rag.connectors.corpora.problems import CorpusError
 from lclm_rag.connectors.corpora.reading import documents_from_records, read_corpus
 
-__all__ = ["CorpusError", "count_documents", "documents_from_records", "read_corpus"]
+__all__ = [
+    "CorpusError",
+    "corpus_parts",
+    "count_documents",
+    "documents_from_records",
+    "read_corpus",
+]

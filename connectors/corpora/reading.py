@@ -19,7 +19,7 @@ from lclm_rag.connectors.corpora.texts import read_text
 from lclm_rag.documents import Document
 from lclm_rag.seen_ids import SeenIds
 
-__all__ = ["documents_from_records", "read_corpus"]
+__all__ = ["columns_of", "documents_from_records", "read_corpus", "read_file"]
 
 _logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def read_corpus(
     twice; at the end, where there was no document at all. Raises ValueError for a wrong argument, and
     ImportError, at once, where an extra is missing.
     """
-    columns = _columns(text_column, id_column, metadata_columns)
+    columns = columns_of(text_column, id_column, metadata_columns)
     tell = _teller(on_error, on_skip)
     sources = find_sources(paths)
     parts = (part for source in sources for part in _parts(source, columns))
@@ -120,12 +120,12 @@ def documents_from_records(
     "<name>:<number, from 1>". None: each must have an id, because a number says nothing of what the
     next call will bring.
     """
-    columns = _columns(text_column, id_column, metadata_columns)
+    columns = columns_of(text_column, id_column, metadata_columns)
     part = (_Origin(name or "records", "record"), read_records(records, name, columns))
     return _documents(iter([part]), name or "the records", _teller(on_error, on_skip), _warn)
 
 
-def _columns(text: str, id: str, metadata: Sequence[str] | None) -> Columns:
+def columns_of(text: str, id: str, metadata: Sequence[str] | None) -> Columns:
     if isinstance(metadata, str):
         raise ValueError(f"metadata_columns is a list of names, not the text {metadata!r}.")
     return Columns(text, id, None if metadata is None else tuple(metadata))
@@ -148,12 +148,13 @@ def _parts(source: Source, columns: Columns) -> Iterator[Part]:
     else:
         for found in corpus_files(source):
             if isinstance(found, CorpusFile):
-                yield _read(found, columns)
+                yield read_file(found, columns)
             else:
                 yield _Origin(shown(source.root), None), iter([(0, found)])
 
 
-def _read(file: CorpusFile, columns: Columns) -> Part:
+def read_file(file: CorpusFile, columns: Columns) -> Part:
+    """Where its items come from, and these."""
     match file.kind:
         case "jsonl":
             lines = jsonl.read_jsonl(file.path, file.name, columns)

@@ -79,17 +79,12 @@ class Compressor:
         encoder = PackedEncoder(model, _longest_window(checkpoint))
         return cls(checkpoint, encoder, load_adapter(checkpoint, device, dtype), token_budget)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encoder token ids; special tokens in the texts are only letters."""
-        tokenizer = self.checkpoint.encoder_tokenizer
-        return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
     def compress(self, texts: Sequence[str], space: Space = "decoder") -> list[torch.Tensor]:
         """Latents of each text, [n_latents, width of `space`], on the compressor's device and dtype.
 
         Raises ValueError where a text is empty (has no token).
         """
-        return self.compress_token_ids(self.tokenize(texts), space)
+        return self.compress_token_ids(self.checkpoint.encoder_token_ids(texts), space)
 
     def compress_token_ids(
         self,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,15 @@ from lclm_rag.store.fragment import Fragment
 from lclm_rag.store.manifest import FragmentEntry
 from lclm_rag.store.store import visible_rows
 
-__all__ = ["EmbeddedIndex", "OpenIndex", "SharedIndex", "open_index", "sync_index"]
+__all__ = [
+    "EmbeddedIndex",
+    "OpenIndex",
+    "ServerPoints",
+    "SharedIndex",
+    "Spread",
+    "open_index",
+    "sync_index",
+]
 
 _AVERAGED = 10_000
 """BM25's average length is measured on this many passages."""
@@ -53,6 +62,46 @@ _SPACE_PER_PASSAGE = 8 * 2**10
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ServerPoints:
+    """Passages to be put on a Qdrant server, wherever that is done. store, version: where they are; rows: of
+    its fragments, by name. embedder: a model's name."""
+
+    store: str
+    version: int
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    url: str
+    collection: str
+    bm25: Bm25Settings
+    embedder: str | None
+
+    def upsert(self) -> None:
+        from lclm_rag.retrieval.server import ServerIndex
+
+        embedder = _embedder(self.embedder) if self.embedder else None
+        index = ServerIndex.connect(self.url, self.collection, bm25=self.bm25, embedder=embedder)
+        store = _store(self.store, self.version)
+        for name, rows in self.rows:
+            index.upsert(_entries(map(store.fragment(name).passage, rows)))
+        index.close()
+
+
+Spread = Callable[[ServerPoints], None]
+"""Has the points put there by several machines; returns when they are."""
+
+
+@cache
+def _embedder(name: str) -> Embedder:
+    from lclm_rag.retrieval import SentenceTransformerEmbedder
+
+    return SentenceTransformerEmbedder(name)
+
+
+@cache
+def _store(location: str, version: int) -> LatentStore:
+    return LatentStore.open(location, version)
+
+
 def open_index(
     folder: Folder,
     store: LatentStore,
@@ -60,10 +109,11 @@ def open_index(
     embedder: Embedder | None,
     qdrant_url: str | None,
     collection: str | None,
+    spread: Spread | None = None,
 ) -> OpenIndex:
     """The passage index at the store's version: built where there is none, updated where it is behind."""
     if qdrant_url is not None:
-        return SharedIndex(folder, store, embedder, qdrant_url, str(collection))
+        return SharedIndex(folder, store, embedder, qdrant_url, str(collection), spread)
     return EmbeddedIndex(folder, store, embedder)
 
 
@@ -88,8 +138,8 @@ class EmbeddedIndex:
             self._own.close()
             raise
 
-    def follow(self, old: LatentStore, new: LatentStore) -> None:
-        """Go from one version of the store to another."""
+    def follow(self, old: LatentStore, new: LatentStore, spread: Spread | None = None) -> None:
+        """Go from one version of the store to another. This process does it, whatever `spread` can."""
         if old.version == new.version:
             return
         try:
@@ -232,6 +282,7 @@ class SharedIndex:
         embedder: Embedder | None,
         qdrant_url: str,
         collection: str,
+        spread: Spread | None = None,
     ) -> None:
         self._folder = folder
         self._embedder = embedder
@@ -242,15 +293,15 @@ class SharedIndex:
         folder.make()
         if _read_state(folder) is None:
             _refuse_foreign_collection(qdrant_url, collection)
-        self._show(store)
+        self._show(store, spread)
 
-    def follow(self, old: LatentStore, new: LatentStore) -> None:
+    def follow(self, old: LatentStore, new: LatentStore, spread: Spread | None = None) -> None:
         """Bring the collection to another version of the store."""
         if old.version != new.version:
             self.index.close()
-            self._show(new)
+            self._show(new, spread)
 
-    def _show(self, store: LatentStore) -> None:
+    def _show(self, store: LatentStore, spread: Spread | None) -> None:
         """Connect to a collection that shows this version of the store, or a later one: what others have
         written is not taken back. Where it was is for `state.json` to say: they may have gone on since."""
         state = _read_state(self._folder)
@@ -259,10 +310,10 @@ class SharedIndex:
             return
         indexed = _opened(store, state) if state is not None else None
         if state is None or indexed is None or not len(indexed):
-            self._build(store)
+            self._build(store, spread)
             return
         self._connect(state)
-        sync_index(self.index, store, indexed)
+        self._apply(Changes.between(indexed, store), store, spread)
         self._write_state(store.version)
 
     def optimize(self, store: LatentStore) -> None:
@@ -274,15 +325,33 @@ class SharedIndex:
     def close(self, store: LatentStore) -> None:
         self.index.close()
 
-    def _build(self, store: LatentStore) -> None:
+    def _build(self, store: LatentStore, spread: Spread | None) -> None:
         from lclm_rag.retrieval.server import drop_collection
 
         drop_collection(self._url, self._collection)
         sample = [passage.content for passage in itertools.islice(store.texts(), _AVERAGED)]
         self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
         self._connect(self._write_state(None))
-        sync_index(self.index, store, None)
+        self._apply(Changes.between(None, store), store, spread)
         self._write_state(store.version)
+
+    def _apply(self, changes: Changes, store: LatentStore, spread: Spread | None) -> None:
+        if spread is None:
+            changes.apply(self.index)
+            return
+        changes.delete(self.index)
+        folder = store.folder
+        names = {id(store.fragment(e.name)): e.name for e in store.manifest.fragments}
+        points = ServerPoints(
+            store=str(folder if folder.local is None else folder.local.resolve()),
+            version=store.version,
+            rows=tuple((names[id(fragment)], tuple(rows)) for fragment, rows in changes.new),
+            url=self._url,
+            collection=self._collection,
+            bm25=self._bm25,
+            embedder=self._name,
+        )
+        spread(points)
 
     def _connect(self, state: _State) -> None:
         from lclm_rag.retrieval.server import ServerIndex
@@ -346,10 +415,14 @@ class Changes:
     def count(self) -> int:
         return sum(len(rows) for _, rows in (*self.gone, *self.new))
 
-    def apply(self, index: PassageIndex) -> None:
-        # Deletions first: a changed document has its passages under the same keys again.
+    def delete(self, index: PassageIndex) -> None:
+        """The first half of `apply`."""
         for fragment, rows in self.gone:
             index.delete(map(fragment.key, rows))
+
+    def apply(self, index: PassageIndex) -> None:
+        # Deletions first: a changed document has its passages under the same keys again.
+        self.delete(index)
         for fragment, rows in self.new:
             index.upsert(_entries(map(fragment.passage, rows)))
         index.flush()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from lclm_rag.documents import PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, is_disk_full, open_folder
 from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.fragment import DamagedError, Layout, StoredPassage, write_fragment
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.manifest import (
@@ -37,7 +37,15 @@ from lclm_rag.store.store import (
     visible_rows,
 )
 
-__all__ = ["FRAGMENT_BYTES", "FRAGMENT_TOKENS", "StoreWriter", "uncommitted_entries", "writing"]
+__all__ = [
+    "FRAGMENT_BYTES",
+    "FRAGMENT_TOKENS",
+    "StoreWriter",
+    "row_totals",
+    "uncommitted_entries",
+    "write_uncommitted",
+    "writing",
+]
 
 FRAGMENT_BYTES = 64 * 2**20
 """A writer starts a new fragment once the latents, texts and metadata it holds reach this size."""
@@ -100,8 +108,9 @@ class StoreWriter:
         self.layout = layout or base.layout
         self._folder = base.folder
         self._operation = operation
-        self._resumable = resumable
-        self._left = _left_behind(base) if resumable else LatentStore(base.folder, base.manifest)
+        self.resumable = resumable
+        left = uncommitted_entries(base.folder, base.layout) if resumable else []
+        self.compressed = Compressed(base, left)
         self._taken_over: dict[str, set[int]] = {}
         self._rows: list[StoredPassage] = []
         self._bytes = 0
@@ -115,7 +124,7 @@ class StoreWriter:
 
     def add(self, row: StoredPassage) -> None:
         """Add a passage; its key must be new, or deleted by this writer before."""
-        self._totals += _totals(row)
+        self._totals += row_totals(row)
         self._append(row)
 
     def delete_document(self, document_id: str) -> int:
@@ -132,41 +141,36 @@ class StoreWriter:
     def take_over(self, document_id: str, document_hash: bytes) -> int:
         """Add a document's passages that a writer before had finished and not committed; returns how many:
         all of them, or 0."""
-        places: list[Place] = []
-        while True:
-            found = self._left_row(PassageKey(document_id, len(places)), document_hash)
-            if found is None:
-                return 0
-            places.append(found)
-            if self._left.fragment(found[0]).is_last(found[1]):
-                break
+        places = self.compressed.finished(document_id, document_hash)
         for name, row in places:
             self._taken_over.setdefault(name, set()).add(row)
-            self._totals += _totals_at(self._left, (name, row))
+            self._totals += _totals_at(self.compressed.left, (name, row))
         return len(places)
 
-    def _left_row(self, key: PassageKey, document_hash: bytes) -> Place | None:
-        """A finished and sound passage of this version of its document; None where there is none."""
-        for name, row in self._left_places(key):
-            with suppress(DamagedError):  # Then it is compressed anew.
-                if self._left.fragment(name).read(row).document_hash == document_hash:
-                    return name, row
-        return None
+    def adopt(self, entry: FragmentEntry, totals: Totals) -> None:
+        """Add a fragment that another process has written with `write_uncommitted` for this writer.
+        totals: of its rows that are not deleted, whose keys must be new, as for `add`."""
+        self._new.append(entry)
+        self._totals += totals
 
-    def known_passages(self, document_id: str) -> dict[str, StoredPassage]:
-        """The passages of a document that are compressed already, committed or not, by their content."""
-        known: dict[str, StoredPassage] = {}
-        stores = [(self.base, self.base.places), (self._left, self._left_places)]
-        for store, places in stores:
-            ordinal = 0
-            while found := list(places(PassageKey(document_id, ordinal))):
-                for name, row in found:
-                    # A damaged one is compressed anew.
-                    with suppress(DamagedError):
-                        passage = store.fragment(name).read(row)
-                        known[passage.passage.content] = passage
-                ordinal += 1
-        return known
+    def drop_adopted(self, places: Iterable[Place]) -> None:
+        """Take rows out of the fragments that were adopted."""
+        view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(self._new)))
+        gone: dict[str, set[int]] = {}
+        for name, row in places:
+            gone.setdefault(name, set()).add(row)
+            self._totals -= _totals_at(view, (name, row))
+        self._new = [entry.without(gone.get(entry.name, ())) for entry in self._new]
+
+    def adopted_places(self, document_ids: Collection[str]) -> list[Place]:
+        """Where in the adopted fragments the passages of some documents are; looks at every row."""
+        view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(self._new)))
+        return [
+            (entry.name, int(row))
+            for entry in self._new
+            for row in np.flatnonzero(visible_rows(entry))
+            if view.fragment(entry.name).key(int(row)).document_id in document_ids
+        ]
 
     def rewrite(
         self,
@@ -195,7 +199,7 @@ class StoreWriter:
         ]
         taken = [
             entry.without(set(range(entry.rows)) - self._taken_over[entry.name])
-            for entry in self._left.manifest.fragments
+            for entry in self.compressed.left.manifest.fragments
             if entry.name in self._taken_over
         ]
         entries = [e for e in (*kept, *taken, *self._new) if len(e.deleted) < e.rows]
@@ -223,30 +227,27 @@ class StoreWriter:
         # Ctrl-C may come in the very moment of the commit: what a manifest names must stay.
         if newest_version(self._folder) != self.base.version:
             return
-        if self._resumable:
+        if self.resumable:
             # On a full disk, or where a codec cannot hold what was computed, there is nothing to keep.
             with suppress(OSError, StoreError):
                 self._flush()
-        for name in (*self._merged_into, *(() if self._resumable else (e.name for e in self._new))):
+        for name in (*self._merged_into, *(() if self.resumable else (e.name for e in self._new))):
             (self._folder / FRAGMENTS).remove(name)
 
     def _append(self, row: StoredPassage) -> None:
         self._rows.append(row)
         self._bytes += row.bytes
         self._tokens += row.tokens
-        worth_keeping = self._resumable and self._tokens >= FRAGMENT_TOKENS
+        worth_keeping = self.resumable and self._tokens >= FRAGMENT_TOKENS
         if worth_keeping or self._bytes >= FRAGMENT_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if not self._rows:
             return
-        entry = _write(self._folder, self._rows)
+        entry = write_uncommitted(self._folder, self._rows, noted=self.resumable)
         self._new.append(entry)
         self._rows, self._bytes, self._tokens = [], 0, 0
-        if self._resumable:
-            note = {"layout": asdict(self.layout), "entry": pack_entry(entry)}
-            (self._folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
 
     def _merged(self, entries: list[FragmentEntry]) -> list[FragmentEntry]:
         """The same rows, with one fragment in place of many small ones."""
@@ -282,22 +283,29 @@ class StoreWriter:
         self._done = True
         self.base.close()
         finished = {entry.name for entry in self._new}
-        if self._resumable:
-            left = {entry.name for entry in self._left.manifest.fragments}
+        if self.resumable:
+            notes = [facts.name for facts in (self._folder / UNCOMMITTED).files()]
             if self._folder.local is None:
-                left &= self._taken_over.keys()
-            finished |= left
-            notes = [f"{name}.json" for name in finished]
-            if self._folder.local is not None:
-                notes = [facts.name for facts in (self._folder / UNCOMMITTED).files()]
+                finished |= self._taken_over.keys()
+            else:
+                # What was left behind, and what workers wrote that were killed and ran again.
+                finished |= {entry.name for entry in uncommitted_entries(self._folder)}
             # Before the fragments: without a note nobody looks for one.
             for note in notes:
-                (self._folder / UNCOMMITTED).remove(note)
+                if self._folder.local is not None or note.removesuffix(".json") in finished:
+                    (self._folder / UNCOMMITTED).remove(note)
         for name in finished - committed:
             (self._folder / FRAGMENTS).remove(name)
 
-    def _left_places(self, key: PassageKey) -> Iterator[Place]:
-        return self._left.places(key) if self._resumable else iter(())
+
+def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool) -> FragmentEntry:
+    """Write rows to a new fragment, which no version names yet. noted: so that another writer can take it
+    over, should this one be killed."""
+    entry = _write(folder, rows)
+    if noted:
+        note = {"layout": asdict(rows[0].layout), "entry": pack_entry(entry)}
+        (folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
+    return entry
 
 
 def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[FragmentEntry]:
@@ -326,12 +334,6 @@ def _named_fragments(folder: Folder) -> set[str]:
             manifest = read_manifest(folder / MANIFESTS, version)
             named |= {entry.name for entry in manifest.fragments}
     return named
-
-
-def _left_behind(base: LatentStore) -> LatentStore:
-    """What writers before had finished and not committed, as if it were a version."""
-    entries = uncommitted_entries(base.folder, base.layout)
-    return LatentStore(base.folder, replace(base.manifest, fragments=tuple(entries)))
 
 
 def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
@@ -370,7 +372,7 @@ def _in_layout(row: StoredPassage, layout: Layout) -> StoredPassage:
     )
 
 
-def _totals(row: StoredPassage) -> Totals:
+def row_totals(row: StoredPassage) -> Totals:
     return Totals(int(row.passage.key.ordinal == 0), 1, row.tokens, len(row.encoded))
 
 

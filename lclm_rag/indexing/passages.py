@@ -1,0 +1,192 @@
+"""Documents → passages with latents, in steps that every engine shares: split, tokenize, compress."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.documents import Document, Passage, PassageKey
+from lclm_rag.splitting import split_document
+from lclm_rag.store import Encoding, Layout, StoredPassage
+
+if TYPE_CHECKING:
+    from lclm_rag.compression import Compressor
+    from lclm_rag.store.codecs import Bytes
+
+__all__ = [
+    "CHARACTERS_AT_ONCE",
+    "PassageWork",
+    "Splitting",
+    "batched",
+    "compress_passages",
+    "passage_work",
+    "tokenized",
+    "with_token_ids",
+]
+
+_PASSAGES_AT_ONCE = 512
+CHARACTERS_AT_ONCE = 1 << 19
+"""Enough for batches of the encoder that are nearly all full; few enough that neither long texts nor large
+metadata fill the memory."""
+
+_BATCHES_AHEAD = 4
+"""So many wait for a GPU: a second's work and more, while a fragment is written."""
+
+
+@dataclass(frozen=True)
+class PassageWork:
+    """A passage on its way into the store.
+
+    document_hash: of its document's content. last: whether it is its document's last passage. known: the
+    stored passage with the same content, whose latents are taken again; None: to be compressed. token_ids:
+    of the encoder's tokenizer, once they are made; none where it is known.
+    """
+
+    passage: Passage
+    document_hash: bytes
+    last: bool
+    known: StoredPassage | None
+    token_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """passage_tokens: of the longest passage; None makes each document one, without a header.
+    contextual_headers: whether passages have title and headings in front."""
+
+    passage_tokens: int | None
+    contextual_headers: bool
+
+
+def passage_work(
+    document: Document,
+    document_hash: bytes,
+    known: dict[str, StoredPassage],
+    checkpoint: Checkpoint,
+    splitting: Splitting,
+) -> Iterator[PassageWork]:
+    """The passages of a document, of which those in `known`, by their content, keep their latents.
+
+    They stream: memory does not grow with a long document.
+    """
+    passages = _passages(document, checkpoint, splitting)
+    held = next(passages, None)
+    while held is not None:  # One is held back to know the last.
+        following = next(passages, None)
+        yield PassageWork(held, document_hash, following is None, known.get(held.content))
+        held = following
+
+
+def _passages(
+    document: Document, checkpoint: Checkpoint, splitting: Splitting
+) -> Iterator[Passage]:
+    if splitting.passage_tokens is None:
+        key = PassageKey(document.id, 0)
+        return iter([Passage(key, 0, len(document.text), document.text, document.metadata)])
+    return split_document(
+        document,
+        checkpoint.token_offsets,
+        splitting.passage_tokens,
+        contextual_headers=splitting.contextual_headers,
+    )
+
+
+def tokenized(work: Iterable[PassageWork], checkpoint: Checkpoint) -> Iterator[list[PassageWork]]:
+    """The same passages in the same order, some hundreds at a time, with token ids where they are new."""
+    for batch in batched(work):
+        yield with_token_ids(batch, checkpoint)
+
+
+def with_token_ids(batch: list[PassageWork], checkpoint: Checkpoint) -> list[PassageWork]:
+    """The same passages, with token ids where they are new."""
+    new = [item.passage.content for item in batch if item.known is None]
+    token_ids = iter(checkpoint.encoder_token_ids(new))
+    return [
+        replace(item, token_ids=next(token_ids)) if item.known is None else item for item in batch
+    ]
+
+
+def batched(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:
+    """What is tokenized, and compressed, at once."""
+    batch: list[PassageWork] = []
+    characters = 0
+    for item in work:
+        batch.append(item)
+        characters += item.passage.characters
+        if len(batch) >= _PASSAGES_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def compress_passages(
+    batches: Iterable[list[PassageWork]], load: Callable[[], Compressor], layout: Layout
+) -> Iterator[tuple[list[PassageWork], list[StoredPassage]]]:
+    """Each batch of `tokenized` passages with what goes into the store, in the order given.
+
+    load: called once there is something to compress. On a GPU some batches are under way while the caller
+    reads, tokenizes and writes: one thread does nothing but hand work to the GPU. On a CPU there would be
+    nothing to gain.
+    """
+    waiting: deque[tuple[list[PassageWork], _Latents | Future[_Latents] | None]] = deque()
+    ahead = 0
+    with ThreadPoolExecutor(1, "encoder") as encoder:
+        try:
+            for batch in batches:
+                new = [item.token_ids for item in batch if item.known is None]
+                started: _Latents | Future[_Latents] | None = None
+                if new:
+                    compressor = load()
+                    if compressor.device.type == "cpu":
+                        started = _Latents.start(new, compressor, layout)
+                    else:
+                        ahead = _BATCHES_AHEAD
+                        started = encoder.submit(_Latents.start, new, compressor, layout)
+                waiting.append((batch, started))
+                while len(waiting) > ahead:
+                    yield _with_latents(*waiting.popleft(), layout)
+            while waiting:
+                yield _with_latents(*waiting.popleft(), layout)
+        finally:
+            encoder.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """The latents of some passages, under way. counts: of each."""
+
+    counts: list[int]
+    encoding: Encoding
+
+    @classmethod
+    def start(
+        cls, token_ids: list[Sequence[int]], compressor: Compressor, layout: Layout
+    ) -> _Latents:
+        latents, counts = compressor.compress_together(token_ids, layout.space)
+        return cls(counts, Encoding.start(latents, layout.codec))
+
+    def result(self) -> list[Bytes]:
+        return np.split(self.encoding.result(), np.cumsum(self.counts)[:-1])
+
+
+def _with_latents(
+    batch: list[PassageWork], started: _Latents | Future[_Latents] | None, layout: Layout
+) -> tuple[list[PassageWork], list[StoredPassage]]:
+    latents = started.result() if isinstance(started, Future) else started
+    encoded = iter(latents.result() if latents is not None else [])
+    rows = []
+    for item in batch:
+        known = item.known
+        tokens = len(item.token_ids) if known is None else known.tokens
+        stored = next(encoded) if known is None else known.encoded
+        rows.append(
+            StoredPassage(item.passage, tokens, item.document_hash, item.last, stored, layout)
+        )
+    return batch, rows

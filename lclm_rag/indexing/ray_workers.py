@@ -1,0 +1,370 @@
+"""What runs on the machines of a Ray cluster: readers make passages, encoders write fragments of them.
+
+Nothing here is seen by anybody before the driver commits: fragments are what a killed writer leaves behind,
+too, and their notes the journal from which the next run goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.documents import Document, ReadablePart
+from lclm_rag.errors import CheckpointError
+from lclm_rag.folders import open_folder
+from lclm_rag.indexing.attempts import DEATHS, Attempts
+from lclm_rag.indexing.passage_index import ServerPoints
+from lclm_rag.indexing.passages import (
+    CHARACTERS_AT_ONCE,
+    PassageWork,
+    Splitting,
+    batched,
+    compress_passages,
+    passage_work,
+    with_token_ids,
+)
+from lclm_rag.indexing.work_rows import Kind, Source, WorkRow, from_table, to_table
+from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
+from lclm_rag.store.compressed import Compressed
+from lclm_rag.store.manifest import FragmentEntry, pack_entry
+from lclm_rag.store.writer import FRAGMENT_BYTES, row_totals, write_uncommitted
+
+if TYPE_CHECKING:
+    from lclm_rag.compression import Compressor
+
+__all__ = [
+    "EncodeShards",
+    "Job",
+    "ShardReport",
+    "read_documents",
+    "read_part",
+    "upsert_fragments",
+]
+
+_ROWS_AT_ONCE = 4_096
+"""In a table between readers and encoders, where documents need no compression."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What workers need to know; goes to each as a pickle.
+
+    store: where the latent store lies, for all machines. version: of it, the base of all. left: fragments
+    that a killed run had finished. threads: of an encoder on a CPU. resumable: whether fragments get notes.
+    """
+
+    store: str
+    version: int
+    left: tuple[FragmentEntry, ...]
+    layout: Layout
+    checkpoint: str
+    splitting: Splitting
+    parts: tuple[ReadablePart, ...]
+    device: str
+    dtype: str
+    token_budget: int | None
+    threads: int
+    resumable: bool
+
+
+@dataclass(frozen=True)
+class Left:
+    """A document of which nothing is written. kind, said: as in `WorkRow`."""
+
+    kind: str
+    source: Source
+    document_id: str
+    document_hash: str
+    updated: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """A run of rows of a fragment that are one document's."""
+
+    source: Source
+    document_id: str
+    updated: bool
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What an encoder tells of one fragment, or of documents of which nothing was written.
+
+    entry: None where there is no fragment. totals: of its rows. reused, tokens, latents: as in `AddReport`.
+    worker, seconds: who wrote it, and how long it took.
+    """
+
+    worker: str
+    entry: dict[str, Any] | None = None
+    written: list[Written] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    totals: Totals = field(default_factory=Totals)
+    reused: int = 0
+    tokens: int = 0
+    latents: int = 0
+    seconds: float = 0.0
+
+    def table(self) -> pa.Table:
+        return pa.table({"report": [json.dumps(asdict(self))]})
+
+    @classmethod
+    def parse(cls, report: str) -> ShardReport:
+        raw = json.loads(report)
+        for name, kind in (("written", Written), ("left", Left)):
+            raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
+        return cls(**{**raw, "totals": Totals(**raw["totals"])})
+
+
+# --- readers ----------------------------------------------------------------------------------------
+
+
+def read_part(batch: dict[str, Any], job: Job) -> Iterator[pa.Table]:
+    """Parts of the corpus, by their numbers in the column `part` → tables of `WorkRow`s."""
+    for number in map(int, batch["part"]):
+        items = job.parts[number].read()
+        sourced = ((Source(number, i), item) for i, item in enumerate(items))
+        yield from _work_tables(job, f"part-{number}", sourced)
+
+
+def read_documents(table: pa.Table, job: Job) -> Iterator[pa.Table]:
+    """Documents that the driver has read → tables of `WorkRow`s."""
+    rows = table.to_pylist()
+    documents = (
+        (
+            Source(row["part"], row["number"]),
+            Document(row["id"], row["text"], json.loads(row["metadata"])),
+        )
+        for row in rows
+    )
+    return _work_tables(job, f"part-{rows[0]['part']}", documents)
+
+
+def _work_tables(
+    job: Job, task: str, items: Iterable[tuple[Source, Document | Exception | str]]
+) -> Iterator[pa.Table]:
+    checkpoint = _checkpoint(job.checkpoint)
+    compressed = _compressed(job.store, job.version, job.left)
+    attempts = Attempts(open_folder(job.store), task)
+    rows: list[WorkRow] = []
+    size = 0
+    for source, item in items:
+        for row in _document_rows(source, item, job, checkpoint, compressed, attempts):
+            rows.append(row)
+            size += row.work.passage.characters if row.work is not None else 0
+            if size >= CHARACTERS_AT_ONCE or len(rows) >= _ROWS_AT_ONCE:
+                yield to_table(_with_token_ids(rows, checkpoint))
+                rows, size = [], 0
+    if rows:
+        yield to_table(_with_token_ids(rows, checkpoint))
+    attempts.done()
+
+
+def _document_rows(
+    source: Source,
+    item: Document | Exception | str,
+    job: Job,
+    checkpoint: Checkpoint,
+    compressed: Compressed,
+    attempts: Attempts,
+) -> Iterator[WorkRow]:
+    if not isinstance(item, Document):
+        kind: Kind = "ignored" if isinstance(item, str) else "problem"
+        yield WorkRow(kind, source, "", b"", False, str(item))
+        return
+    stored, digest = compressed.base.document_hash(item.id), item.content_hash()
+
+    def row(kind: Kind, said: str = "", work: PassageWork | None = None) -> WorkRow:
+        return WorkRow(kind, source, item.id, digest, stored is not None, said, work)
+
+    if stored == digest:
+        yield row("unchanged")
+    elif compressed.finished(item.id, digest):
+        yield row("finished")
+    elif attempts.deadly(item.id):
+        yield row("problem", _deadly(item.id))
+    else:
+        known = compressed.passages(item.id)
+        try:
+            with attempts.at(item.id):
+                for work in passage_work(item, digest, known, checkpoint, job.splitting):
+                    yield row("passage", work=work)
+        except Exception as error:  # Whatever it is, it is this document's.
+            yield row("problem", _failed(item.id, error))
+
+
+def _with_token_ids(rows: list[WorkRow], checkpoint: Checkpoint) -> list[WorkRow]:
+    work = iter(with_token_ids([row.work for row in rows if row.work is not None], checkpoint))
+    return [replace(row, work=next(work)) if row.work is not None else row for row in rows]
+
+
+def _deadly(document_id: str) -> str:
+    return f"{document_id}: a worker died {DEATHS} times while it was at it."
+
+
+def _failed(document_id: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{document_id}: {reason}"
+
+
+# A worker process is used for one task after another.
+
+
+@cache
+def _checkpoint(name: str) -> Checkpoint:
+    return Checkpoint.open(name)
+
+
+@cache
+def _compressed(store: str, version: int, left: tuple[FragmentEntry, ...]) -> Compressed:
+    return Compressed(LatentStore.open(store, version), left)
+
+
+# --- encoders ---------------------------------------------------------------------------------------
+
+
+class EncodeShards:
+    """An actor with an encoder: tables of `WorkRow`s in, fragments to the store, `ShardReport`s out."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        from lclm_rag.compression import Compressor
+
+        torch.set_num_threads(job.threads)
+        checkpoint = _checkpoint(job.checkpoint)
+        found, wanted = checkpoint.fingerprint(job.layout.space), job.layout.fingerprint
+        if found != wanted:
+            raise CheckpointError(
+                f"On {socket.gethostname()} the checkpoint {job.checkpoint} has fingerprint {found}; the "
+                f"knowledge base was made with {wanted}. Give all machines the same."
+            )
+        self._job = job
+        self._folder = open_folder(job.store)
+        self._compressor: Compressor = Compressor.from_pretrained(
+            checkpoint, job.device, job.dtype, job.token_budget
+        )
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """One shard: what this is called with is what is tried again where the actor dies."""
+        begun = time.perf_counter()
+        rows = from_table(table, self._job.layout)
+        attempts = Attempts(self._folder, _name(rows))
+        left = [_left(row, row.kind, row.said) for row in rows if row.work is None]
+        new = [row for row in rows if row.work is not None]
+        compressed, problems = self._compressed(new, attempts)
+        reports = [self._write(part) for part in _fragments(compressed)]
+        attempts.done()
+        if left or problems:
+            yield ShardReport(self._worker, left=[*left, *problems]).table()
+        seconds = (time.perf_counter() - begun) / max(1, len(reports))
+        for report in reports:
+            yield replace(report, seconds=seconds).table()
+
+    def _compressed(
+        self, rows: list[WorkRow], attempts: Attempts
+    ) -> tuple[list[tuple[WorkRow, StoredPassage]], list[Left]]:
+        """Passages with their latents; and what cannot be compressed."""
+        if not attempts.careful:
+            with suppress(Exception):  # It is one document's, and found below.
+                return self._latents(rows), []
+        done: list[tuple[WorkRow, StoredPassage]] = []
+        problems: list[Left] = []
+        errors: list[Exception] = []
+        for _, group in groupby(rows, lambda row: row.source):
+            document = list(group)
+            name = document[0].document_id
+            if attempts.deadly(name):
+                problems.append(_left(document[0], "problem", _deadly(name)))
+                continue
+            try:
+                with attempts.at(name):
+                    done += self._latents(document)
+            except Exception as error:
+                errors.append(error)
+                problems.append(_left(document[0], "problem", _failed(name, error)))
+        if len(errors) > 1 and not done:
+            raise errors[0]  # Nothing works: it is not the documents.
+        return done, problems
+
+    def _latents(self, rows: list[WorkRow]) -> list[tuple[WorkRow, StoredPassage]]:
+        work = [row.work for row in rows if row.work is not None]
+        batches = batched(work)
+        stored = compress_passages(batches, lambda: self._compressor, self._job.layout)
+        return list(zip(rows, chain.from_iterable(each for _, each in stored), strict=True))
+
+    def _write(self, compressed: list[tuple[WorkRow, StoredPassage]]) -> ShardReport:
+        """One fragment."""
+        rows = [row for _, row in compressed]
+        entry = write_uncommitted(self._folder, rows, noted=self._job.resumable)
+        new = [row for work, row in compressed if work.work and work.work.known is None]
+        written = []
+        first = 0
+        for source, group in groupby(compressed, lambda pair: pair[0].source):
+            work = [row for row, _ in group]
+            written.append(Written(source, work[0].document_id, work[0].updated, first, len(work)))
+            first += len(work)
+        return ShardReport(
+            self._worker,
+            entry=pack_entry(entry),
+            written=written,
+            totals=sum(map(row_totals, rows), Totals()),
+            reused=len(rows) - len(new),
+            tokens=sum(row.tokens for row in new),
+            latents=sum(len(row.encoded) for row in new),
+        )
+
+
+def _fragments(
+    compressed: list[tuple[WorkRow, StoredPassage]],
+) -> Iterator[list[tuple[WorkRow, StoredPassage]]]:
+    """A fragment's worth at a time."""
+    part: list[tuple[WorkRow, StoredPassage]] = []
+    size = 0
+    for pair in compressed:
+        part.append(pair)
+        size += pair[1].bytes
+        if size >= FRAGMENT_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _left(row: WorkRow, kind: str, said: str) -> Left:
+    digest = row.document_hash.hex()
+    return Left(kind, row.source, row.document_id, digest, row.updated, said)
+
+
+def _name(rows: list[WorkRow]) -> str:
+    """Of a shard: the same for the same rows."""
+    ends = (rows[0], rows[-1])
+    places = [(row.source, row.work.passage.key.ordinal if row.work else 0) for row in ends]
+    return hashlib.blake2b(repr((places, len(rows))).encode(), digest_size=16).hexdigest()
+
+
+# --- the passage index ------------------------------------------------------------------------------
+
+
+def upsert_fragments(batch: dict[str, Any], points: ServerPoints) -> dict[str, Any]:
+    """Put the passages of some fragments, by their place in `points`, on the Qdrant server; again does no
+    harm."""
+    for number in map(int, batch["number"]):
+        replace(points, rows=(points.rows[number],)).upsert()
+    return batch
