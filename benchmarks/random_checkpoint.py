@@ -15,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression.adapter import Adapter
 
-__all__ = ["PUBLISHED", "SMALL", "Shape", "make_checkpoint"]
+__all__ = ["PUBLISHED", "SMALL", "THIRTY_MILLION", "Shape", "make_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ SMALL = Shape(  # The shares of the published shape, for machines without a GPU.
         "num_hidden_layers": 8,
         "num_attention_heads": 8,
     },
+    positions=32_768,
+)
+THIRTY_MILLION = Shape(  # An encoder of 30 million parameters, for the speed of compressing.
+    encoder={
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 8,
+    },
+    decoder=SMALL.decoder,
     positions=32_768,
 )
 
