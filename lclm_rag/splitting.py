@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.headings import Headings
 
-__all__ = ["TokenOffsets", "split_document"]
+__all__ = ["TokenOffsets", "first_piece", "split_document"]
 
 TokenOffsets = Callable[[str], Sequence[tuple[int, int]]]
 """text -> the character span of each of its tokens, in order."""
@@ -32,6 +32,16 @@ _SENTENCE = re.compile(
 _LINE = re.compile(r"\n\s*")
 _WORD = re.compile(r"\s+")
 _INK = re.compile(r"\S")
+
+
+def first_piece(text: str, passage_tokens: int) -> str:
+    """What `split_document` asks the tokens of first, where there is no header: so they can be had beforehand,
+    those of many documents at once."""
+    return text[: _first_reach(passage_tokens)]
+
+
+def _first_reach(passage_tokens: int) -> int:
+    return passage_tokens * 6
 
 
 def split_document(
@@ -86,7 +96,7 @@ def _spans(
     passage_tokens: int,
 ) -> Iterator[Span]:
     start = 0
-    reach = passage_tokens * 6
+    reach = _first_reach(passage_tokens)
     while start < len(text):
         above = header(start)
         prefix = f"{above}\n" if above else ""

@@ -10,14 +10,13 @@ from lclm_rag.answer import AddReport
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.documents import Document
 from lclm_rag.indexing.passages import (
-    PassageWork,
     Splitting,
     compress_passages,
-    passage_work,
+    split_documents,
     tokenized,
 )
 from lclm_rag.seen_ids import SeenIds
-from lclm_rag.store import StoreWriter
+from lclm_rag.store import StoredPassage, StoreWriter
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
@@ -70,7 +69,7 @@ def add_documents(
     counts = Counts()
     seen = SeenIds()
 
-    def work() -> Iterator[PassageWork]:
+    def changed() -> Iterator[tuple[Document, bytes, dict[str, StoredPassage]]]:
         for number, document in enumerate(documents, start=1):
             if seen.first(document.id) is not None:
                 raise ValueError(f"Document id {document.id!r} occurs twice; ids must be unique.")
@@ -90,10 +89,9 @@ def add_documents(
                 counts.passages += taken
                 counts.reused += taken
                 continue
-            known = writer.compressed.passages(document.id)
-            yield from passage_work(document, digest, known, checkpoint, splitting)
+            yield document, digest, writer.compressed.passages(document.id)
 
-    batches = tokenized(work(), checkpoint)
+    batches = tokenized(split_documents(changed(), checkpoint, splitting), checkpoint)
     for items, rows in compress_passages(batches, compressor, writer.layout):
         for item, row in zip(items, rows, strict=True):
             writer.add(row)

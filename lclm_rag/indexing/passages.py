@@ -12,7 +12,7 @@ import numpy as np
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.documents import Document, Passage, PassageKey
-from lclm_rag.splitting import split_document
+from lclm_rag.splitting import TokenOffsets, first_piece, split_document
 from lclm_rag.store import Encoding, Layout, StoredPassage
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ __all__ = [
     "batched",
     "compress_passages",
     "passage_work",
+    "split_documents",
     "tokenized",
     "with_token_ids",
 ]
 
+_DOCUMENTS_AT_ONCE = 64
 _PASSAGES_AT_ONCE = 512
 CHARACTERS_AT_ONCE = 1 << 19
 """Enough for batches of the encoder that are nearly all full; few enough that neither long texts nor large
@@ -64,18 +66,53 @@ class Splitting:
     contextual_headers: bool
 
 
+def split_documents(
+    documents: Iterable[tuple[Document, bytes, dict[str, StoredPassage]]],
+    checkpoint: Checkpoint,
+    splitting: Splitting,
+) -> Iterator[PassageWork]:
+    """`passage_work` for each document, its hash and its known passages; some documents are tokenized at once,
+    on all cores."""
+    group: list[tuple[Document, bytes, dict[str, StoredPassage]]] = []
+    characters = 0
+    for each in documents:
+        group.append(each)
+        characters += len(each[0].text)
+        if len(group) >= _DOCUMENTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield from _split_group(group, checkpoint, splitting)
+            group, characters = [], 0
+    yield from _split_group(group, checkpoint, splitting)
+
+
+def _split_group(
+    group: list[tuple[Document, bytes, dict[str, StoredPassage]]],
+    checkpoint: Checkpoint,
+    splitting: Splitting,
+) -> Iterator[PassageWork]:
+    most = splitting.passage_tokens
+    pieces = [] if most is None else [first_piece(document.text, most) for document, _, _ in group]
+    offsets = dict(zip(pieces, checkpoint.token_offsets_of(pieces), strict=True))
+
+    def token_offsets(text: str) -> Sequence[tuple[int, int]]:
+        found = offsets.get(text)
+        return checkpoint.token_offsets(text) if found is None else found
+
+    for document, digest, known in group:
+        yield from passage_work(document, digest, known, token_offsets, splitting)
+
+
 def passage_work(
     document: Document,
     document_hash: bytes,
     known: dict[str, StoredPassage],
-    checkpoint: Checkpoint,
+    token_offsets: TokenOffsets,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
     """The passages of a document, of which those in `known`, by their content, keep their latents.
 
     They stream: memory does not grow with a long document.
     """
-    passages = _passages(document, checkpoint, splitting)
+    passages = _passages(document, token_offsets, splitting)
     held = next(passages, None)
     while held is not None:  # One is held back to know the last.
         following = next(passages, None)
@@ -84,14 +121,14 @@ def passage_work(
 
 
 def _passages(
-    document: Document, checkpoint: Checkpoint, splitting: Splitting
+    document: Document, token_offsets: TokenOffsets, splitting: Splitting
 ) -> Iterator[Passage]:
     if splitting.passage_tokens is None:
         key = PassageKey(document.id, 0)
         return iter([Passage(key, 0, len(document.text), document.text, document.metadata)])
     return split_document(
         document,
-        checkpoint.token_offsets,
+        token_offsets,
         splitting.passage_tokens,
         contextual_headers=splitting.contextual_headers,
     )

@@ -46,7 +46,7 @@ __all__ = ["RayEngine", "add_documents_on_ray"]
 _SHARD_BYTES = 4 * 2**20
 """Of text and token ids: about half a million tokens, which is what a worker that dies has to do again."""
 
-_TRIES = 8
+_TRIES = 4
 """Of a task whose worker died, besides the first; a document at which workers die is found in 3."""
 
 _RESTARTS = 100

@@ -202,7 +202,8 @@ def _document_rows(
         known = compressed.passages(item.id)
         try:
             with attempts.at(item.id):
-                for work in passage_work(item, digest, known, checkpoint, job.splitting):
+                offsets = checkpoint.token_offsets
+                for work in passage_work(item, digest, known, offsets, job.splitting):
                     yield row("passage", work=work)
         except Exception as error:  # Whatever it is, it is this document's.
             yield row("problem", _failed(item.id, error))
