@@ -28,7 +28,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.cli.progress import stdout
 from lclm_rag.compression import Compressor
 from lclm_rag.compression.windows import cut_windows
-from lclm_rag.model_shapes import TransformerShape
+from lclm_rag.estimate.shapes import TransformerShape
 
 SHAPES = {"30m": THIRTY_MILLION, "published": PUBLISHED}
 LENGTHS: dict[str, Callable[[np.random.Generator], float]] = {

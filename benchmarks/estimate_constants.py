@@ -2,7 +2,7 @@
 costs whoever opens the store, a point costs the passage index, and so on.
 
 Each is a slope between two sizes, so that what does not grow with the size falls out. The names are those of
-the constants in lclm_rag/estimate_machines.py and lclm_rag/estimate_limits.py. How long a search takes:
+the constants in lclm_rag/estimate/machines.py and lclm_rag/estimate/limits.py. How long a search takes:
 index_scale.py.
 """
 

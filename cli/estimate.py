@@ -16,7 +16,7 @@ from lclm_rag.cli.options import as_json
 
 if TYPE_CHECKING:
     from lclm_rag.checkpoint import Checkpoint
-    from lclm_rag.estimate import CorpusSize, Split, StorePlan
+    from lclm_rag.estimate.store import CorpusSize, Split, StorePlan
 
 __all__ = ["estimate"]
 
@@ -101,8 +101,8 @@ def estimate(
       lclm-rag estimate --passages 100M --questions-per-second 100 --deadline-hours 48
     """
     from lclm_rag.checkpoint import Checkpoint
-    from lclm_rag.estimate import BYTES_PER_TOKEN, equal_passages, gpu_hours, plan_store
-    from lclm_rag.model_shapes import PUBLISHED, LclmShape
+    from lclm_rag.estimate.shapes import PUBLISHED, LclmShape
+    from lclm_rag.estimate.store import BYTES_PER_TOKEN, equal_passages, gpu_hours, plan_store
 
     _check_usage(context, corpus, passages, questions_per_second, checkpoint)
     opened = None if checkpoint is None else Checkpoint.open(checkpoint)
@@ -181,7 +181,7 @@ def _measured(
     """The size of a corpus, and what of it was skipped."""
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.connectors.corpora import count_documents, read_corpus
-    from lclm_rag.estimate import measure_corpus
+    from lclm_rag.estimate.store import measure_corpus
 
     skipped: list[str] = []
     ignored: list[str] = []
@@ -204,7 +204,7 @@ def _splitter(
     contextual_headers: bool,
 ) -> tuple[Split, float | None]:
     """What splits documents, and the bytes that it takes for a token; None where it counts tokens."""
-    from lclm_rag.estimate import BYTES_PER_TOKEN, split_by_bytes, split_by_tokenizer
+    from lclm_rag.estimate.store import BYTES_PER_TOKEN, split_by_bytes, split_by_tokenizer
 
     if checkpoint is not None and bytes_per_token is None:
         split = split_by_tokenizer(
@@ -260,7 +260,7 @@ def _show_hours(plans: list[StorePlan], utilization: float) -> None:
     from rich.table import Table
 
     from lclm_rag.cli.progress import stdout
-    from lclm_rag.estimate import PEAK_TFLOPS, gpu_hours
+    from lclm_rag.estimate.store import PEAK_TFLOPS, gpu_hours
 
     flops = max(plan.flops for plan in plans)
     table = Table(title=f"\nCompressing: {flops:.2e} FLOPs")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lclm_rag.estimate import CorpusSize
-    from lclm_rag.estimate_cluster import ClusterPlan, Needs
-    from lclm_rag.estimate_limits import Limit
-    from lclm_rag.estimate_serving import Serving
+    from lclm_rag.estimate.cluster import ClusterPlan, Needs
+    from lclm_rag.estimate.limits import Limit
+    from lclm_rag.estimate.serving import Serving
+    from lclm_rag.estimate.store import CorpusSize
 
 __all__ = ["show_machines"]
 
@@ -61,7 +61,7 @@ def _show_index(needs: Needs, plan: ClusterPlan) -> None:
     from rich.table import Table
 
     from lclm_rag.cli.progress import stdout
-    from lclm_rag.estimate_machines import SERVER_CORES
+    from lclm_rag.estimate.machines import SERVER_CORES
 
     table = Table(title=f"\nThe passage index: {plan.indexes[0].points:,} points")
     table.add_column("dense vectors")
@@ -119,7 +119,7 @@ def _show_limits(plan: ClusterPlan) -> None:
     from rich.table import Table
 
     from lclm_rag.cli.progress import stdout
-    from lclm_rag.estimate_limits import next_limit, split_by
+    from lclm_rag.estimate.limits import next_limit, split_by
 
     table = Table(title="\nWhat gives out, and where")
     table.add_column("limit")
@@ -150,7 +150,7 @@ def _show_assumptions(
     from rich.filesize import decimal
 
     from lclm_rag.cli.progress import stdout
-    from lclm_rag.estimate_machines import terms_of
+    from lclm_rag.estimate.machines import terms_of
 
     asked = needs.questions
     more = decimal(max(0, plan.files.bytes - size.text_bytes))
@@ -178,7 +178,7 @@ def _gpus(serving: Serving) -> str:
 
 
 def _paid_back(plan: ClusterPlan, serving: Serving) -> str:
-    from lclm_rag.estimate_serving import TEXT
+    from lclm_rag.estimate.serving import TEXT
 
     text = plan.serving[-1]
     if serving is text or text.prompt.form != TEXT:

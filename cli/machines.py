@@ -13,12 +13,12 @@ from lclm_rag.cli.options import CODEC, together
 
 if TYPE_CHECKING:
     from lclm_rag.checkpoint import Checkpoint
-    from lclm_rag.estimate import CorpusSize
-    from lclm_rag.estimate_cluster import ClusterPlan, Needs
+    from lclm_rag.estimate.cluster import ClusterPlan, Needs
+    from lclm_rag.estimate.store import CorpusSize
 
 __all__ = ["GPUS", "MACHINE_OPTIONS", "as_plain", "machine_options", "planned"]
 
-# As in lclm_rag.estimate, which imports numpy.
+# As in lclm_rag.estimate.store, which imports numpy.
 GPUS = ["H200 SXM", "H100 SXM", "L40S", "A100", "RTX 4090", "L4"]
 
 _MOST_PASSAGES = 10**15
@@ -144,9 +144,9 @@ def planned(
     options: dict[str, Any],
 ) -> tuple[Needs, ClusterPlan]:
     """What the options ask for, and what it takes. options: `MACHINE_OPTIONS`."""
-    from lclm_rag.estimate_cluster import Needs, plan_cluster
-    from lclm_rag.estimate_serving import Questions
-    from lclm_rag.model_shapes import PUBLISHED, PUBLISHED_DECODER, DecoderShape, LclmShape
+    from lclm_rag.estimate.cluster import Needs, plan_cluster
+    from lclm_rag.estimate.serving import Questions
+    from lclm_rag.estimate.shapes import PUBLISHED, PUBLISHED_DECODER, DecoderShape, LclmShape
 
     needs = Needs(
         questions=Questions(questions_per_second, options["top_k"]),

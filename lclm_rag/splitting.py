@@ -35,8 +35,8 @@ _INK = re.compile(r"\S")
 
 
 def first_piece(text: str, passage_tokens: int) -> str:
-    """What `split_document` asks the tokens of first, where there is no header: so they can be had beforehand,
-    those of many documents at once."""
+    """What `split_document` asks the tokens of first, where there is no header: so that those of many
+    documents can be had at once, beforehand."""
     return text[: _first_reach(passage_tokens)]
 
 

@@ -25,19 +25,10 @@ from lclm_rag.compression import Compressor
 from lclm_rag.compression.windows import cut_windows
 from lclm_rag.connectors.corpora import read_corpus
 from lclm_rag.errors import CheckpointError
-from lclm_rag.estimate import (
-    PEAK_TFLOPS,
-    CorpusSize,
-    equal_passages,
-    gpu_hours,
-    measure_corpus,
-    plan_store,
-    split_by_bytes,
-)
-from lclm_rag.estimate_cluster import ClusterPlan, Needs, paid_back_after, plan_cluster
-from lclm_rag.estimate_limits import next_limit
-from lclm_rag.estimate_machines import EMBEDDED_PASSAGES, SERVER_CORES
-from lclm_rag.estimate_serving import (
+from lclm_rag.estimate.cluster import ClusterPlan, Needs, paid_back_after, plan_cluster
+from lclm_rag.estimate.limits import next_limit
+from lclm_rag.estimate.machines import EMBEDDED_PASSAGES, SERVER_CORES
+from lclm_rag.estimate.serving import (
     GPU_MEMORY,
     Gpu,
     Prompt,
@@ -47,15 +38,24 @@ from lclm_rag.estimate_serving import (
     plan_serving,
     text_prompt,
 )
-from lclm_rag.evaluation.fact_sheets import FactSheet
-from lclm_rag.folders import LocalFolder
-from lclm_rag.model_shapes import (
+from lclm_rag.estimate.shapes import (
     PUBLISHED,
     PUBLISHED_DECODER,
     DecoderShape,
     LclmShape,
     TransformerShape,
 )
+from lclm_rag.estimate.store import (
+    PEAK_TFLOPS,
+    CorpusSize,
+    equal_passages,
+    gpu_hours,
+    measure_corpus,
+    plan_store,
+    split_by_bytes,
+)
+from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.folders import LocalFolder
 from lclm_rag.store import CODECS, CodecName, Layout
 from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, write_manifest
 

@@ -71,8 +71,8 @@ def split_documents(
     checkpoint: Checkpoint,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
-    """`passage_work` for each document, its hash and its known passages; some documents are tokenized at once,
-    on all cores."""
+    """`passage_work` for each document, its hash and its known passages; some documents are tokenized at
+    once, on all cores."""
     group: list[tuple[Document, bytes, dict[str, StoredPassage]]] = []
     characters = 0
     for each in documents:

@@ -1,7 +1,7 @@
 """What it takes to precompress a corpus, worked out before anything is compressed: tokens, latents, bytes,
 FLOPs and hours on a GPU. Loads no model and no torch.
 
-`lclm_rag.estimate_serving` goes on to the questions, `lclm_rag.estimate_machines` to the machines.
+`lclm_rag.estimate.serving` goes on to the questions, `lclm_rag.estimate.machines` to the machines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from lclm_rag.checkpoint import Checkpoint, ModelConfig, Space
 from lclm_rag.documents import Document
-from lclm_rag.model_shapes import LclmShape
+from lclm_rag.estimate.shapes import LclmShape
 from lclm_rag.splitting import split_document
 from lclm_rag.store.codecs import CODECS, latent_bytes
 

@@ -1,5 +1,5 @@
 """The machines behind a knowledge base: the store's files, GPUs for compressing, the passage index, and what
-gives out first. Plain formulas over the constants of the library; `lclm_rag.estimate_limits` compares them.
+gives out first. Plain formulas over the constants of the library; `lclm_rag.estimate.limits` compares them.
 
 What is measured here is measured by benchmarks/estimate_constants.py, where nothing else is said, on two busy
 CPU cores with Python 3.11; times differed by half between runs: read them as orders of magnitude.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lclm_rag.estimate import CorpusSize, StorePlan, gpu_hours
+from lclm_rag.estimate.store import CorpusSize, StorePlan, gpu_hours
 from lclm_rag.store.codecs import CodecName
 from lclm_rag.store.writer import FRAGMENT_BYTES, FRAGMENT_TOKENS
 

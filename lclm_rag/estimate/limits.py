@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lclm_rag.estimate_machines import (
+from lclm_rag.estimate.machines import (
     EMBEDDED_PASSAGES,
     SERVER_CORES,
     IndexPlan,
     StoreFiles,
 )
-from lclm_rag.estimate_serving import Prompt, Questions
+from lclm_rag.estimate.serving import Prompt, Questions
 
 __all__ = ["Limit", "find_limits", "knowledge_bases", "next_limit", "split_by"]
 

@@ -1,5 +1,5 @@
 """Compressing, passage index and serving for one corpus and so many questions a second, with what gives out
-first. Brings together `estimate_machines`, `estimate_serving` and `estimate_limits`."""
+first. Brings `machines`, `serving` and `limits` together."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lclm_rag.checkpoint import Space
-from lclm_rag.estimate import CorpusSize, plan_store
-from lclm_rag.estimate_limits import Limit, find_limits, knowledge_bases
-from lclm_rag.estimate_machines import (
+from lclm_rag.estimate.limits import Limit, find_limits, knowledge_bases
+from lclm_rag.estimate.machines import (
     EMBEDDED_PASSAGES,
     Compressing,
     IndexPlan,
@@ -18,7 +17,7 @@ from lclm_rag.estimate_machines import (
     plan_files,
     plan_index,
 )
-from lclm_rag.estimate_serving import (
+from lclm_rag.estimate.serving import (
     TEXT,
     Gpu,
     Prompt,
@@ -28,7 +27,8 @@ from lclm_rag.estimate_serving import (
     plan_serving,
     text_prompt,
 )
-from lclm_rag.model_shapes import DecoderShape, LclmShape
+from lclm_rag.estimate.shapes import DecoderShape, LclmShape
+from lclm_rag.estimate.store import CorpusSize, plan_store
 from lclm_rag.store.codecs import CodecName
 
 __all__ = ["ClusterPlan", "Needs", "paid_back_after", "plan_cluster"]

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lclm_rag.checkpoint import Space
-from lclm_rag.estimate import PEAK_TFLOPS
-from lclm_rag.model_shapes import DecoderShape, LclmShape
+from lclm_rag.estimate.shapes import DecoderShape, LclmShape
+from lclm_rag.estimate.store import PEAK_TFLOPS
 
 __all__ = [
     "GPU_MEMORY",
