@@ -31,6 +31,8 @@ def info(kb: str, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     for name, value in facts.items():
+        if name == "advice" and value is None:
+            continue
         is_count = isinstance(value, int) and not isinstance(value, bool)
         shown = f"{value:,}" if is_count else value
         click.echo(f"{name.replace('_', ' '):24}{shown}")
@@ -38,6 +40,7 @@ def info(kb: str, as_json: bool) -> None:
 
 def _facts(kb: str) -> dict[str, Any]:
     from lclm_rag.folders import open_folder
+    from lclm_rag.indexing.advice import index_advice
     from lclm_rag.settings import read_settings
     from lclm_rag.store import LatentStore
     from lclm_rag.store.writer import uncommitted_entries
@@ -67,6 +70,7 @@ def _facts(kb: str) -> dict[str, Any]:
         "contextual_headers": settings.contextual_headers,
         "passage_index": settings.qdrant_url or "embedded (Qdrant Edge)",
         "retrieval": f"BM25 + {settings.embedder}" if settings.embedder else "BM25",
+        "advice": index_advice(len(store), settings.qdrant_url),
     }
 
 
