@@ -281,6 +281,7 @@ def _main(address: str) -> None:
     import lclm_rag.store.writer
 
     lclm_rag.indexing.passages._PASSAGES_AT_ONCE = PASSAGES_AT_ONCE
+    lclm_rag.indexing.passages._DOCUMENTS_AT_ONCE = PASSAGES_AT_ONCE
     lclm_rag.store.writer.FRAGMENT_BYTES = FRAGMENT_BYTES
     lclm_rag.store.upkeep.FRAGMENT_BYTES = FRAGMENT_BYTES
     _compressor().compress(["Once, so that nothing is left to be loaded."])

@@ -29,7 +29,7 @@ from lclm_rag import (
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.scoring import exact_match, recall, score_form
-from lclm_rag.indexing import local as local_module
+from lclm_rag.indexing import passages as steps
 from lclm_rag.store import CODECS, CodecName
 
 
@@ -251,7 +251,8 @@ def test_a_build_that_failed_goes_on_where_it_stopped(
         yield from documents[:20]
         raise OSError("the drive went away")
 
-    monkeypatch.setattr(local_module, "_PASSAGES_AT_ONCE", 4)
+    monkeypatch.setattr(steps, "_PASSAGES_AT_ONCE", 4)
+    monkeypatch.setattr(steps, "_DOCUMENTS_AT_ONCE", 4)
     kb = KnowledgeBase.create(tmp_path / "kb")
     with pytest.raises(OSError, match="went away"), kb:
         kb.add(broken())
