@@ -32,7 +32,7 @@ from lclm_rag.estimate.shapes import TransformerShape
 
 SHAPES = {"30m": THIRTY_MILLION, "published": PUBLISHED}
 LENGTHS: dict[str, Callable[[np.random.Generator], float]] = {
-    "mixed: log-normal, median 300": lambda random: random.lognormal(np.log(300), 1.0),
+    "mixed: log-normal, median 300": lambda random: random.lognormal(np.log(300), 0.8),
     "short: log-normal, median 60": lambda random: random.lognormal(np.log(60), 0.7),
     "full windows": lambda random: 1024,
 }

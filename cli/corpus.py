@@ -325,11 +325,15 @@ def _add(
             on_ignore=ignored.append,
         )
     with knowledge_base, progress_bar() as progress:
-        task = progress.add_task("compressing", total=count_documents(corpus), note="")
+        total = count_documents(corpus)
+        task = progress.add_task("compressing", total=total, note="")
 
         def show(report: AddReport) -> None:
             done = report.added + report.updated + report.unchanged + len(skipped)
-            progress.update(task, completed=done, note=f"{report.latents:,} latents")
+            doing = "indexing" if done == total else "compressing"
+            progress.update(
+                task, description=doing, completed=done, note=f"{report.latents:,} latents"
+            )
 
         if delete_others:
             report = knowledge_base.sync(

@@ -102,6 +102,9 @@ class KnowledgeBase(OpenKnowledgeBase):
             if operation == "sync" and not keep() and not report.skipped:
                 report = replace(report, deleted=others.delete(writer))
             self._show(writer.commit(), None if engine is None else engine.upsert)
+            with self._opening:
+                if self._index is not None:
+                    self._index.loaded(self.store, report.passages)
         return report
 
     def _compress(

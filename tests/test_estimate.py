@@ -27,7 +27,7 @@ from lclm_rag.connectors.corpora import read_corpus
 from lclm_rag.errors import CheckpointError
 from lclm_rag.estimate.cluster import ClusterPlan, Needs, paid_back_after, plan_cluster
 from lclm_rag.estimate.limits import next_limit
-from lclm_rag.estimate.machines import EMBEDDED_PASSAGES, SERVER_CORES
+from lclm_rag.estimate.machines import SERVER_CORES
 from lclm_rag.estimate.serving import (
     GPU_MEMORY,
     Gpu,
@@ -56,6 +56,7 @@ from lclm_rag.estimate.store import (
 )
 from lclm_rag.evaluation.fact_sheets import FactSheet
 from lclm_rag.folders import LocalFolder
+from lclm_rag.indexing.advice import EMBEDDED_UP_TO
 from lclm_rag.store import CODECS, CodecName, Layout
 from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, write_manifest
 
@@ -369,7 +370,7 @@ def test_a_million_passages_by_hand() -> None:
     # Ten questions a second, each over a million points of 153.6 terms.
     assert float32.cores == pytest.approx(10 * 153.6e6 * 5e-11)
     assert (float32.nodes, plan.index_server, plan.knowledge_bases) == (3, True, 1)
-    assert cluster(EMBEDDED_PASSAGES).index_server is False
+    assert cluster(EMBEDDED_UP_TO).index_server is False
     forms = [serving.prompt.form for serving in plan.serving]
     assert forms == ["latents 16x", "latents 4x", "latents 8x", "pasted text"]
 

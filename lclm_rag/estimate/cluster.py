@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from lclm_rag.checkpoint import Space
 from lclm_rag.estimate.limits import Limit, find_limits, knowledge_bases
 from lclm_rag.estimate.machines import (
-    EMBEDDED_PASSAGES,
     Compressing,
     IndexPlan,
     StoreFiles,
@@ -29,6 +28,7 @@ from lclm_rag.estimate.serving import (
 )
 from lclm_rag.estimate.shapes import DecoderShape, LclmShape
 from lclm_rag.estimate.store import CorpusSize, plan_store
+from lclm_rag.indexing.advice import EMBEDDED_UP_TO
 from lclm_rag.store.codecs import CodecName
 
 __all__ = ["ClusterPlan", "Needs", "paid_back_after", "plan_cluster"]
@@ -131,7 +131,7 @@ def plan_cluster(
             gpu_hour_price=needs.gpu_hour_price,
         ),
         indexes=indexes,
-        index_server=size.passages > EMBEDDED_PASSAGES,
+        index_server=size.passages > EMBEDDED_UP_TO,
         serving=[serving for serving in served if serving],
         too_long=[p for p, serving in zip(prompts, served, strict=True) if not serving],
         limits=limits,

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lclm_rag.estimate.machines import (
-    EMBEDDED_PASSAGES,
     SERVER_CORES,
     IndexPlan,
     StoreFiles,
 )
 from lclm_rag.estimate.serving import Prompt, Questions
+from lclm_rag.indexing.advice import EMBEDDED_UP_TO
 
 __all__ = ["Limit", "find_limits", "knowledge_bases", "next_limit", "split_by"]
 
@@ -87,7 +87,7 @@ def find_limits(
         in_passages(
             "embedded index",
             passages,
-            EMBEDDED_PASSAGES,
+            EMBEDDED_UP_TO,
             "a Qdrant server",
         ),
         in_passages(

@@ -15,7 +15,6 @@ from lclm_rag.store.codecs import CodecName
 from lclm_rag.store.writer import FRAGMENT_BYTES, FRAGMENT_TOKENS
 
 __all__ = [
-    "EMBEDDED_PASSAGES",
     "INDEX_FORMS",
     "SERVER_CORES",
     "Compressing",
@@ -167,10 +166,6 @@ only."""
 
 SERVER_CORES = 16
 """A choice: a core for 4 GiB of a server's 64."""
-
-EMBEDDED_PASSAGES = 300_000
-"""Beyond this a server is recommended, because every process that adds or deletes copies the embedded index
-whole: benchmarks/index_scale.py."""
 
 _CLUSTER_NODES = 3
 """A replicated cluster has at least so many nodes, so that it goes on without one of them.

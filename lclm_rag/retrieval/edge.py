@@ -34,13 +34,13 @@ from lclm_rag.retrieval.qdrant_index import (
     check_dense_width,
 )
 
-__all__ = ["EdgeIndex", "settle", "stored_keys"]
+__all__ = ["OPTIMIZE_FROM", "EdgeIndex", "settle", "stored_keys"]
 
 # Edge's own file; it says which vectors a shard has, which the Python API does not.
 _CONFIG = "edge_config.json"
 
-# Below this the engine finds nothing to do, and closing and opening the shard would be in vain.
-_OPTIMIZE_FROM = 5_000
+OPTIMIZE_FROM = 5_000
+"""Passages. Below this the engine finds nothing to do, and closing and opening the shard would be in vain."""
 
 _OPTIMIZE = """
 import sys, qdrant_edge
@@ -121,7 +121,7 @@ class EdgeIndex(QdrantIndex):
         Edge holds the interpreter's lock while it works, for minutes on large indexes, so that even
         a progress bar would stand still: another process does it, with the folder handed over.
         """
-        if self.count() < _OPTIMIZE_FROM:
+        if self.count() < OPTIMIZE_FROM:
             return
         with self._lock:
             self.close()

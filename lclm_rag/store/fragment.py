@@ -290,6 +290,11 @@ class Fragment:
         return int(self._number("key_hash", row))
 
     @property
+    def name(self) -> str:
+        """Of the file, in its folder."""
+        return self._where.rpartition("/")[2]
+
+    @property
     def address(self) -> int:
         """Where in this process's memory the file begins."""
         return int(self._file.buffer.address)
