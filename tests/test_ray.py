@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3  # type: ignore[import-untyped]
 import pytest
 from commands import Run
+from moto.server import ThreadedMotoServer
 from qdrant_server import serve
 from ray_parts import Deadly, Large, Made, Poisoned, made_documents
 
@@ -171,6 +173,7 @@ _DRIVER = """
 import sys
 from lclm_rag import KnowledgeBase, RayEngine
 from lclm_rag.documents import DocumentParts
+from moto.server import ThreadedMotoServer
 from qdrant_server import serve
 from ray_parts import Made
 parts = DocumentParts([Made(first, 10, pause=0.2) for first in range(0, 90, 10)])
@@ -338,3 +341,40 @@ def test_workers_put_the_passages_on_a_qdrant_server(tmp_path: Path) -> None:
         kb.add([changed], engine=RayEngine())
         assert kb.retrieve("zebras", 1)[0].key.document_id == "d3"
         check_whole(kb)
+
+
+# --- in an object store -----------------------------------------------------------------------------
+
+
+def test_workers_write_to_an_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[object, object]
+) -> None:
+    """By a command of its own, on a Ray of its own, because workers take their environment from that."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    account = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "LCLM_RAG_CACHE": str(tmp_path / "cache"),
+    }
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    corpus = tmp_path / "corpus.jsonl"
+    documents = made_documents(0, 90)
+    lines = [json.dumps({"id": d.id, "text": d.text, **d.metadata}) for d in documents]
+    corpus.write_text("\n".join(lines))
+    try:
+        boto3.client("s3").create_bucket(Bucket="lake")
+        command = [sys.executable, "-m", "lclm_rag.cli", "build", str(corpus)]
+        command += ["--kb", "s3://lake/kb", "--engine", "ray", "--passage-tokens", "200"]
+        done = subprocess.run([*command, "--codec", "fp16"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "90 added" in done.stdout
+        with KnowledgeBase.open("s3://lake/kb") as kb:
+            assert contents(kb) == expected
+            assert not (kb.folder / "store" / "uncommitted").files()
+    finally:
+        server.stop()

@@ -105,6 +105,7 @@ def find_limits(
             f"one process indexes, {deadline_hours:g} h",
             smallest.fill_seconds,
             deadline,
+            "Ray workers",
         ),
         in_passages(
             f"one writer, {deadline_hours:g} h",

@@ -157,10 +157,10 @@ _GRAPH_BYTES = 128
 """Of the HNSW graph for each point: 2 m links of 4 bytes with Qdrant's m = 16. In the rule it is part of the
 half, which is too small for it where vectors are quantized."""
 
-_SEARCH_SECONDS_PER_TERM = 5e-11
+_SEARCH_SECONDS_PER_TERM = 3e-11
 """Of one core, for one question of six words: for each point and each term that points have, because BM25
-looks through the whole list of each word. The slope in benchmarks/index_scale.py: 0.38 and 1.11 ms (p50, no
-filter, optimized) on 100,000 and 300,000 points of 79 terms; words as frequent as in English without its stop
+looks through the whole list of each word. The slope in benchmarks/index_scale.py: 0.38 and 2.65 ms (p50, no
+filter, optimized) on 100,000 and 1,000,000 points of 79 terms; words as frequent as in English without stop
 words. Far beyond a million points it is a guess. Dense vectors come on top, and grow with the logarithm
 only."""
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from lclm_rag.folders import Folder
 from lclm_rag.store.store import UNCOMMITTED
 
-__all__ = ["DEATHS", "Attempts", "suspects"]
+__all__ = ["DEATHS", "Attempts", "forget_attempts", "suspects"]
 
 DEATHS = 2
 """At one document, before it is given up: one alone may be a machine's that went away."""
@@ -61,6 +61,13 @@ class Attempts:
     def _note(self, at: str | None) -> None:
         note = {"at": at, "deaths": self._deaths, "tries": self._tries}
         self._folder.replace(self._name, json.dumps(note).encode())
+
+
+def forget_attempts(folder: Folder) -> None:
+    """For a run that begins: what killed the workers of another may be gone."""
+    for facts in (folder / UNCOMMITTED).files():
+        if facts.name.endswith(_SUFFIX):
+            (folder / UNCOMMITTED).remove(facts.name)
 
 
 def suspects(folder: Folder) -> list[str]:

@@ -21,7 +21,7 @@ from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.documents import Document, DocumentParts
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.folders import Folder
-from lclm_rag.indexing.attempts import suspects
+from lclm_rag.indexing.attempts import forget_attempts, suspects
 from lclm_rag.indexing.local import Counts
 from lclm_rag.indexing.passage_index import ServerPoints
 from lclm_rag.indexing.passages import Splitting
@@ -159,6 +159,7 @@ def add_documents_on_ray(
         threads=engine.cpus,
         resumable=writer.resumable,
     )
+    forget_attempts(folder)
     tally = _Tally(writer, engine, on_document)
     with _ray_errors(ray, folder), closing(_run(ray, documents, job, engine, gpus)) as reports:
         for report in reports:
