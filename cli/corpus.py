@@ -292,7 +292,6 @@ def _add(
 ) -> int:
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
-    from lclm_rag.indexing.ray_engine import RayEngine
 
     skipped: list[str] = []
     ignored: list[str] = []
@@ -304,6 +303,8 @@ def _add(
     on_ray = None
     documents: Any = None
     if engine == "ray":
+        from lclm_rag.indexing.ray import RayEngine
+
         on_ray = RayEngine(
             encoders=encoders,
             gpus=gpus_per_encoder,

@@ -20,7 +20,7 @@ from lclm_rag.errors import (
 if TYPE_CHECKING:
     from lclm_rag.checkpoint import Checkpoint
     from lclm_rag.decoding import Completion, Sampling
-    from lclm_rag.indexing.ray_engine import RayEngine
+    from lclm_rag.indexing.ray import RayEngine
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.prompting import SoftPrompt
     from lclm_rag.retrieval import field
@@ -57,7 +57,7 @@ _LATE = {
     "Checkpoint": "lclm_rag.checkpoint",
     "Completion": "lclm_rag.decoding",
     "KnowledgeBase": "lclm_rag.knowledge_base",
-    "RayEngine": "lclm_rag.indexing.ray_engine",
+    "RayEngine": "lclm_rag.indexing.ray",
     "Sampling": "lclm_rag.decoding",
     "SoftPrompt": "lclm_rag.prompting",
     "field": "lclm_rag.retrieval",

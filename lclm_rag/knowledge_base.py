@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lclm_rag.asking import Asked, GivenPassage
     from lclm_rag.decoding import Sampling
     from lclm_rag.indexing.passage_index import Spread
-    from lclm_rag.indexing.ray_engine import RayEngine
+    from lclm_rag.indexing.ray import RayEngine
     from lclm_rag.retrieval.filters import Filter
     from lclm_rag.store import (
         CodecName,
@@ -136,7 +136,7 @@ class KnowledgeBase(OpenKnowledgeBase):
                 on_progress=on_progress,
                 on_document=on_document,
             )
-        from lclm_rag.indexing.ray_engine import add_documents_on_ray
+        from lclm_rag.indexing.ray.engine import add_documents_on_ray
 
         return add_documents_on_ray(
             writer,

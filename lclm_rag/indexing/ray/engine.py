@@ -9,37 +9,32 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from lclm_rag.answer import AddReport, WorkerReport
+from lclm_rag.answer import AddReport
 from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.documents import Document, DocumentParts
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.folders import Folder
-from lclm_rag.indexing.attempts import forget_attempts, suspects
-from lclm_rag.indexing.local import Counts
-from lclm_rag.indexing.passage_index import ServerPoints
 from lclm_rag.indexing.passages import Splitting
-from lclm_rag.indexing.ray_workers import (
+from lclm_rag.indexing.ray.attempts import forget_attempts, suspects
+from lclm_rag.indexing.ray.reports import ShardReport, Tally
+from lclm_rag.indexing.ray.workers import (
     EncodeShards,
     Job,
-    Left,
-    ShardReport,
-    Written,
     read_documents,
     read_part,
     upsert_fragments,
 )
-from lclm_rag.indexing.work_rows import Source
-from lclm_rag.seen_ids import SeenIds
 from lclm_rag.store import StoreWriter
-from lclm_rag.store.manifest import unpack_entry
-from lclm_rag.store.store import Place
+
+if TYPE_CHECKING:
+    from lclm_rag.indexing.passage_index import ServerPoints
 
 __all__ = ["RayEngine", "add_documents_on_ray"]
 
@@ -160,7 +155,12 @@ def add_documents_on_ray(
         resumable=writer.resumable,
     )
     forget_attempts(folder)
-    tally = _Tally(writer, engine, on_document)
+    tally = Tally(
+        writer,
+        skip=engine.on_error == "skip",
+        on_ignore=engine.on_ignore,
+        on_document=on_document,
+    )
     with _ray_errors(ray, folder), closing(_run(ray, documents, job, engine, gpus)) as reports:
         for report in reports:
             tally.take(report)
@@ -244,125 +244,6 @@ def _document_table(rows: list[dict[str, Any]]) -> pa.Table:
     texts = [(name, pa.large_string()) for name in ("id", "text", "metadata")]
     schema = pa.schema([("part", pa.int64()), ("number", pa.int64()), *texts])
     return pa.Table.from_pylist(rows, schema)
-
-
-class _Tally:
-    """What the reports of all workers come to, and what is to be committed."""
-
-    def __init__(
-        self, writer: StoreWriter, engine: RayEngine, on_document: Callable[[str], None]
-    ) -> None:
-        self.counts = Counts()
-        self._writer = writer
-        self._engine = engine
-        self._on_document = on_document
-        self._seen = SeenIds()
-        self._updated: set[str] = set()
-        self._skipped: list[str] = []
-        self._left_out: dict[Source, str] = {}
-        self._workers: dict[str, WorkerReport] = {}
-
-    def take(self, report: ShardReport) -> None:
-        """Raises KnowledgeBaseError where a document ends the run."""
-        for left in report.left:
-            self._take_left(left)
-        if report.entry is None:
-            return
-        entry = unpack_entry(report.entry)
-        self._writer.adopt(entry, report.totals)
-        for run in report.written:
-            self._take_written(run, entry.name)
-        counts = self.counts
-        counts.passages += report.totals.passages
-        counts.reused += report.reused
-        counts.tokens += report.tokens
-        counts.latents += report.latents
-        done = self._workers.get(report.worker, WorkerReport(report.worker, 0, 0, 0.0))
-        self._workers[report.worker] = WorkerReport(
-            done.worker,
-            done.passages + report.totals.passages,
-            done.tokens + report.tokens,
-            done.seconds + report.seconds,
-        )
-
-    def finish(self) -> AddReport:
-        """All reports are there: take out what was written of documents that are left out after all, and
-        delete what was replaced."""
-        if not self.counts.documents and not self._skipped:
-            raise ValueError("There are no documents to add.")
-        left_out = {name for name in self._left_out.values() if name}
-        if left_out:
-            self._drop(self._writer.adopted_places(left_out))
-        for document_id in self._updated - left_out:
-            self._writer.delete_document(document_id)
-        workers = tuple(self._workers[name] for name in sorted(self._workers))
-        return replace(self.counts.report(), skipped=tuple(self._skipped), workers=workers)
-
-    def _take_left(self, left: Left) -> None:
-        if left.kind == "ignored":
-            self._engine.on_ignore(left.said)
-            return
-        if not left.document_id:
-            self._skip(left.said)
-            return
-        is_new = self._note(left)
-        if is_new is None:
-            return
-        if left.kind == "problem":
-            if left.source not in self._left_out:
-                self._left_out[left.source] = left.document_id
-                self._skip(left.said)
-            if not is_new:  # Some of its passages came before.
-                self._count(left, -1)
-        elif left.kind == "unchanged":
-            self.counts.unchanged += 1
-        else:
-            self._count(left, 1)
-            taken = self._writer.take_over(left.document_id, bytes.fromhex(left.document_hash))
-            if not taken:
-                raise KnowledgeBaseError(
-                    f"What a run before had finished of {left.document_id!r} is gone: something else has "
-                    "removed it meanwhile. Run the same command again."
-                )
-            self.counts.passages += taken
-            self.counts.reused += taken
-
-    def _take_written(self, run: Written, fragment: str) -> None:
-        is_new = self._note(run)
-        if is_new is None or run.source in self._left_out:
-            self._drop([(fragment, row) for row in range(run.first, run.first + run.rows)])
-        elif is_new:
-            self._count(run, 1)
-
-    def _note(self, of: Left | Written) -> bool | None:
-        """Whether a document is seen for the first time; None where another has its id."""
-        source = of.source
-        before = self._seen.first(of.document_id, source.part, source.number)
-        if before is None:
-            self._on_document(of.document_id)
-            return True
-        if before == (source.part, source.number):
-            return False
-        if source not in self._left_out:
-            self._left_out[source] = ""  # Its id is the other's, which stays.
-            self._skip(f"{of.document_id}: another document has the same id; ids must be unique.")
-        return None
-
-    def _count(self, of: Left | Written, documents: int) -> None:
-        if of.updated:
-            self.counts.updated += documents
-            self._updated.add(of.document_id)
-        else:
-            self.counts.added += documents
-
-    def _drop(self, places: list[Place]) -> None:
-        self._writer.drop_adopted(places)
-        self.counts.passages -= len(places)
-
-    def _skip(self, said: str) -> None:
-        if self._engine.on_error == "fail":
-            raise KnowledgeBaseError(said)
-        self._skipped.append(said)
 
 
 # --- Ray ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,6 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.documents import Document, ReadablePart
 from lclm_rag.errors import CheckpointError
 from lclm_rag.folders import open_folder
-from lclm_rag.indexing.attempts import DEATHS, Attempts
-from lclm_rag.indexing.passage_index import ServerPoints
 from lclm_rag.indexing.passages import (
     CHARACTERS_AT_ONCE,
     PassageWork,
@@ -35,7 +33,9 @@ from lclm_rag.indexing.passages import (
     passage_work,
     with_token_ids,
 )
-from lclm_rag.indexing.work_rows import Kind, Source, WorkRow, from_table, to_table
+from lclm_rag.indexing.ray.attempts import DEATHS, Attempts
+from lclm_rag.indexing.ray.reports import Left, ShardReport, Written
+from lclm_rag.indexing.ray.work_rows import Kind, Source, WorkRow, from_table, to_table
 from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.manifest import FragmentEntry, pack_entry
@@ -43,11 +43,11 @@ from lclm_rag.store.writer import FRAGMENT_BYTES, row_totals, write_uncommitted
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
+    from lclm_rag.indexing.passage_index import ServerPoints
 
 __all__ = [
     "EncodeShards",
     "Job",
-    "ShardReport",
     "read_documents",
     "read_part",
     "upsert_fragments",
@@ -77,58 +77,6 @@ class Job:
     token_budget: int | None
     threads: int
     resumable: bool
-
-
-@dataclass(frozen=True)
-class Left:
-    """A document of which nothing is written. kind, said: as in `WorkRow`."""
-
-    kind: str
-    source: Source
-    document_id: str
-    document_hash: str
-    updated: bool
-    said: str
-
-
-@dataclass(frozen=True)
-class Written:
-    """A run of rows of a fragment that are one document's."""
-
-    source: Source
-    document_id: str
-    updated: bool
-    first: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class ShardReport:
-    """What an encoder tells of one fragment, or of documents of which nothing was written.
-
-    entry: None where there is no fragment. totals: of its rows. reused, tokens, latents: as in `AddReport`.
-    worker, seconds: who wrote it, and how long it took.
-    """
-
-    worker: str
-    entry: dict[str, Any] | None = None
-    written: list[Written] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-    totals: Totals = field(default_factory=Totals)
-    reused: int = 0
-    tokens: int = 0
-    latents: int = 0
-    seconds: float = 0.0
-
-    def table(self) -> pa.Table:
-        return pa.table({"report": [json.dumps(asdict(self))]})
-
-    @classmethod
-    def parse(cls, report: str) -> ShardReport:
-        raw = json.loads(report)
-        for name, kind in (("written", Written), ("left", Left)):
-            raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
-        return cls(**{**raw, "totals": Totals(**raw["totals"])})
 
 
 # --- readers ----------------------------------------------------------------------------------------

@@ -1,0 +1,199 @@
+"""What encoders report to the driver, and what all reports come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from lclm_rag.answer import AddReport, WorkerReport
+from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.indexing.local import Counts
+from lclm_rag.indexing.ray.work_rows import Source
+from lclm_rag.seen_ids import SeenIds
+from lclm_rag.store import StoreWriter, Totals
+from lclm_rag.store.manifest import unpack_entry
+from lclm_rag.store.store import Place
+
+__all__ = ["Left", "ShardReport", "Tally", "Written"]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A document of which nothing is written. kind, said: as in `WorkRow`."""
+
+    kind: str
+    source: Source
+    document_id: str
+    document_hash: str
+    updated: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """A run of rows of a fragment that are one document's."""
+
+    source: Source
+    document_id: str
+    updated: bool
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What an encoder tells of one fragment, or of documents of which nothing was written.
+
+    entry: None where there is no fragment. totals: of its rows. reused, tokens, latents: as in `AddReport`.
+    worker, seconds: who wrote it, and how long it took.
+    """
+
+    worker: str
+    entry: dict[str, Any] | None = None
+    written: list[Written] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    totals: Totals = field(default_factory=Totals)
+    reused: int = 0
+    tokens: int = 0
+    latents: int = 0
+    seconds: float = 0.0
+
+    def table(self) -> pa.Table:
+        return pa.table({"report": [json.dumps(asdict(self))]})
+
+    @classmethod
+    def parse(cls, report: str) -> ShardReport:
+        raw = json.loads(report)
+        for name, kind in (("written", Written), ("left", Left)):
+            raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
+        return cls(**{**raw, "totals": Totals(**raw["totals"])})
+
+
+class Tally:
+    """What the reports of all workers come to, and what is to be committed."""
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        *,
+        skip: bool,
+        on_ignore: Callable[[str], None],
+        on_document: Callable[[str], None],
+    ) -> None:
+        """skip: whether a document that cannot be had is left out; else it ends the run."""
+        self.counts = Counts()
+        self._writer = writer
+        self._may_skip = skip
+        self._on_ignore = on_ignore
+        self._on_document = on_document
+        self._seen = SeenIds()
+        self._updated: set[str] = set()
+        self._skipped: list[str] = []
+        self._left_out: dict[Source, str] = {}
+        self._workers: dict[str, WorkerReport] = {}
+
+    def take(self, report: ShardReport) -> None:
+        """Raises KnowledgeBaseError where a document ends the run."""
+        for left in report.left:
+            self._take_left(left)
+        if report.entry is None:
+            return
+        entry = unpack_entry(report.entry)
+        self._writer.adopt(entry, report.totals)
+        for run in report.written:
+            self._take_written(run, entry.name)
+        counts = self.counts
+        counts.passages += report.totals.passages
+        counts.reused += report.reused
+        counts.tokens += report.tokens
+        counts.latents += report.latents
+        done = self._workers.get(report.worker, WorkerReport(report.worker, 0, 0, 0.0))
+        self._workers[report.worker] = WorkerReport(
+            done.worker,
+            done.passages + report.totals.passages,
+            done.tokens + report.tokens,
+            done.seconds + report.seconds,
+        )
+
+    def finish(self) -> AddReport:
+        """All reports are there: take out what was written of documents that are left out after all, and
+        delete what was replaced."""
+        if not self.counts.documents and not self._skipped:
+            raise ValueError("There are no documents to add.")
+        left_out = {name for name in self._left_out.values() if name}
+        if left_out:
+            self._drop(self._writer.adopted_places(left_out))
+        for document_id in self._updated - left_out:
+            self._writer.delete_document(document_id)
+        workers = tuple(self._workers[name] for name in sorted(self._workers))
+        return replace(self.counts.report(), skipped=tuple(self._skipped), workers=workers)
+
+    def _take_left(self, left: Left) -> None:
+        if left.kind == "ignored":
+            self._on_ignore(left.said)
+            return
+        if not left.document_id:
+            self._skip(left.said)
+            return
+        is_new = self._note(left)
+        if is_new is None:
+            return
+        if left.kind == "problem":
+            if left.source not in self._left_out:
+                self._left_out[left.source] = left.document_id
+                self._skip(left.said)
+            if not is_new:  # Some of its passages came before.
+                self._count(left, -1)
+        elif left.kind == "unchanged":
+            self.counts.unchanged += 1
+        else:
+            self._count(left, 1)
+            taken = self._writer.take_over(left.document_id, bytes.fromhex(left.document_hash))
+            if not taken:
+                raise KnowledgeBaseError(
+                    f"What a run before had finished of {left.document_id!r} is gone: something else has "
+                    "removed it meanwhile. Run the same command again."
+                )
+            self.counts.passages += taken
+            self.counts.reused += taken
+
+    def _take_written(self, run: Written, fragment: str) -> None:
+        is_new = self._note(run)
+        if is_new is None or run.source in self._left_out:
+            self._drop([(fragment, row) for row in range(run.first, run.first + run.rows)])
+        elif is_new:
+            self._count(run, 1)
+
+    def _note(self, of: Left | Written) -> bool | None:
+        """Whether a document is seen for the first time; None where another has its id."""
+        source = of.source
+        before = self._seen.first(of.document_id, source.part, source.number)
+        if before is None:
+            self._on_document(of.document_id)
+            return True
+        if before == (source.part, source.number):
+            return False
+        if source not in self._left_out:
+            self._left_out[source] = ""  # Its id is the other's, which stays.
+            self._skip(f"{of.document_id}: another document has the same id; ids must be unique.")
+        return None
+
+    def _count(self, of: Left | Written, documents: int) -> None:
+        if of.updated:
+            self.counts.updated += documents
+            self._updated.add(of.document_id)
+        else:
+            self.counts.added += documents
+
+    def _drop(self, places: list[Place]) -> None:
+        self._writer.drop_adopted(places)
+        self.counts.passages -= len(places)
+
+    def _skip(self, said: str) -> None:
+        if not self._may_skip:
+            raise KnowledgeBaseError(said)
+        self._skipped.append(said)
