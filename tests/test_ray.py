@@ -93,14 +93,12 @@ def test_a_stream_gives_the_same_passages_latents_and_counts_as_without_ray(
         assert kb.retrieve(made_documents(7, 1)[0].text, 1)[0].key.document_id == "d7"
 
         changed = Document("d3", f"{made_documents(3, 1)[0].text} And more.", {"n": 3})
-        again = kb.add([changed, *made_documents(4, 20)], engine=RayEngine())
-        assert (again.added, again.updated, again.unchanged) == (0, 1, 20)
-        assert again.reused == again.passages - 1
+        synced = kb.sync([changed, *made_documents(4, 20)], engine=RayEngine())
+        assert (synced.added, synced.updated, synced.unchanged, synced.deleted) == (0, 1, 20, 69)
+        assert synced.reused == synced.passages - 1
         with new_kb(tmp_path / "other") as other:
-            other.add([*made_documents(0, 3), changed, *made_documents(4, 86)])
+            other.add([changed, *made_documents(4, 20)])
             assert contents(kb) == contents(other)
-        synced = kb.sync(made_documents(50, 10), engine=RayEngine())
-        assert (synced.unchanged, synced.deleted) == (10, 80)
 
 
 def test_a_folder_is_read_by_the_workers_through_the_command_line(
@@ -237,23 +235,23 @@ def test_a_part_that_kills_every_reader_ends_the_run_and_nothing_changes(tmp_pat
     assert LatentStore.open(tmp_path / "kb" / "store").version == 0
 
 
-@pytest.mark.parametrize("way", ["kill", "raise"])
-def test_a_document_that_kills_encoders_is_named_or_skipped_and_the_others_are_there(
-    tmp_path: Path, way: str
-) -> None:
-    parts = DocumentParts([Made(0, 5), Poisoned(5, 6, way), Made(11, 5)])
-    reason = "a worker died 2 times" if way == "kill" else "the encoder does not like it"
-    with new_kb(tmp_path / "kb") as kb:
-        with pytest.raises(KnowledgeBaseError, match=f"^poison: {reason}"):
-            kb.add(parts, engine=RayEngine())
-        assert LatentStore.open(tmp_path / "kb" / "store").version == 0
+def test_a_document_that_kills_encoders_is_skipped_and_the_others_are_there(tmp_path: Path) -> None:
+    parts = DocumentParts([Made(0, 5), Poisoned(5, 6, "kill"), Made(11, 5)])
+    with new_kb(tmp_path / "kb") as kb, new_kb(tmp_path / "other") as other:
         report = kb.add(parts, engine=RayEngine(on_error="skip"))
-        assert [line.partition(":")[0] for line in report.skipped] == ["poison"]
+        assert report.skipped == ("poison: a worker died 2 times while it was at it.",)
         assert report.added == 16
         check_whole(kb)
-        with new_kb(tmp_path / "other") as other:
-            other.add(made_documents(0, 16))
-            assert contents(kb) == contents(other)
+        other.add(made_documents(0, 16))
+        assert contents(kb) == contents(other)
+
+
+def test_a_document_that_cannot_be_compressed_ends_the_run_by_its_name(tmp_path: Path) -> None:
+    parts = DocumentParts([Made(0, 5), Poisoned(5, 6, "raise")])
+    with new_kb(tmp_path / "kb") as kb:
+        with pytest.raises(KnowledgeBaseError, match=r"^poison: the encoder does not like it"):
+            kb.add(parts, engine=RayEngine())
+        assert LatentStore.open(tmp_path / "kb" / "store").version == 0
 
 
 # --- memory ---------------------------------------------------------------------------------------
