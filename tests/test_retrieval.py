@@ -591,7 +591,7 @@ def test_a_closed_index_says_so(tmp_path: Path) -> None:
 def test_optimizing_changes_no_hit_and_leaves_the_index_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge, "_OPTIMIZE_FROM", 100)
+    monkeypatch.setattr(edge, "OPTIMIZE_FROM", 100)
     index = EdgeIndex.create(tmp_path / "index", bm25=BM25)
     index.upsert(IndexEntry(PassageKey("d", n), f"word{n} tide", {"n": n}) for n in range(2000))
     index.delete(PassageKey("d", n) for n in range(1000))
@@ -609,7 +609,7 @@ def test_optimizing_changes_no_hit_and_leaves_the_index_open(
 def test_a_failed_optimization_is_told_and_leaves_the_index_usable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge, "_OPTIMIZE_FROM", 0)
+    monkeypatch.setattr(edge, "OPTIMIZE_FROM", 0)
     monkeypatch.setattr(edge, "_OPTIMIZE", "raise SystemExit('no space left')")
     index = EdgeIndex.create(tmp_path / "index", bm25=BM25)
     index.upsert(ENTRIES)
