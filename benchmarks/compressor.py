@@ -38,7 +38,10 @@ LENGTHS: dict[str, Callable[[np.random.Generator], float]] = {
 }
 """Tokens of a text; longer ones than a window are several windows."""
 
-WAYS = ("plain", "bare encoder", "compressor", "compressor, from text")
+WAYS = ("plain", "bare encoder", "compressor", "compressor, from text", "compressor, compiled")
+
+_PLAIN_WINDOWS = 64
+"""At once, in the plain way."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         checkpoint = make_checkpoint(Path(folder) / "checkpoint", SHAPES[shape], ratio=16)
         compressor = Compressor.from_pretrained(checkpoint, device, token_budget=token_budget)
+        compiled = Compressor.from_pretrained(
+            checkpoint, device, token_budget=token_budget, compile=True
+        )
         plain = AutoModel.from_pretrained(checkpoint.path / "encoder", dtype=compressor.dtype)
         plain = plain.to(compressor.device).eval()
         rate = matrix_product_rate(compressor.device, compressor.dtype)
@@ -85,7 +91,14 @@ def main(
             progress.update(task, description=name)
             texts = make_texts(checkpoint, length, tokens)
             results += measure(
-                name, texts, compressor, plain, rate, rounds, lambda: progress.advance(task)
+                name,
+                texts,
+                compressor,
+                compiled,
+                plain,
+                rate,
+                rounds,
+                lambda: progress.advance(task),
             )
     about = {
         "command": f"python benchmarks/compressor.py --shape {shape} --tokens {tokens} --rounds {rounds}",
@@ -141,6 +154,7 @@ def measure(
     name: str,
     texts: list[str],
     compressor: Compressor,
+    compiled: Compressor,
     plain: Any,
     rate: float,
     rounds: int,
@@ -157,8 +171,10 @@ def measure(
         "bare encoder": lambda: bare_encoder(plain, lengths, compressor.token_budget),
         "compressor": lambda: compressor.compress_together(token_ids, "encoder")[0].cpu(),
         "compressor, from text": lambda: compressor.compress(texts, "encoder")[-1].cpu(),
+        "compressor, compiled": lambda: compiled.compress_together(token_ids, "encoder")[0].cpu(),
     }
-    compressor.compress(texts[:2])  # What is loaded and allocated once.
+    for each in (compressor, compiled):
+        each.compress(texts[:2])  # What is loaded, allocated and compiled once.
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
@@ -186,15 +202,14 @@ def measure(
 
 @torch.inference_mode()
 def plain_way(model: Any, token_ids: list[list[int]], compressor: Compressor) -> list[torch.Tensor]:
-    """Encoder space. As many windows at once as fit, padded, into the compressor's budget."""
+    """Encoder space."""
     config = compressor.checkpoint.config
     size, ratio = config.encoder_window_size, config.compression_ratio
     windows = [ids[i : i + size] for ids in token_ids for i in range(0, len(ids), size)]
     longest = max(map(len, windows))
-    at_once = max(1, compressor.token_budget // longest)
     latents = []
-    for first in range(0, len(windows), at_once):
-        batch = windows[first : first + at_once]
+    for first in range(0, len(windows), _PLAIN_WINDOWS):
+        batch = windows[first : first + _PLAIN_WINDOWS]
         padded = torch.tensor([[0] * (longest - len(w)) + list(w) for w in batch])
         mask = torch.tensor([[0] * (longest - len(w)) + [1] * len(w) for w in batch])
         hidden = model(
@@ -250,7 +265,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     width = 0.8 / len(WAYS)
     for i, way in enumerate(WAYS):
         found = [r for r in results if r.way == way]
-        places = [n + (i - 1.5) * width for n in range(len(found))]
+        places = [n + (i - (len(WAYS) - 1) / 2) * width for n in range(len(found))]
         bars = axis.bar(places, [r.tokens_per_second for r in found], width, label=way)
         axis.bar_label(bars, [f"{r.to_plain:.1f}×" for r in found], fontsize=8)
     axis.set_xticks(range(len(LENGTHS)), list(LENGTHS))

@@ -104,17 +104,23 @@ _corpus_options = together(
         help="On Ray: threads of an encoder without a GPU.",
     ),
     click.option(
-        "--token-budget",
-        type=click.IntRange(min=1),
-        help="On Ray: tokens in one batch of an encoder.  [default: 65,536 on a GPU, 4,096 on a CPU]",
-    ),
-    click.option(
         "--ray-address",
         metavar="ADDRESS",
         help="Of the cluster.  [default: RAY_ADDRESS, or Ray on this machine]",
     ),
     wait_option,
     device_options,
+    click.option(
+        "--token-budget",
+        type=click.IntRange(min=1),
+        help="Tokens in one batch of the encoder.  [default: 65,536 on a GPU, 4,096 on a CPU]",
+    ),
+    click.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        help="Compile the encoder: some half a minute at first, then faster; for large corpora.",
+    ),
     as_json,
 )
 
@@ -167,6 +173,8 @@ def build(
     wait: float,
     device: str,
     dtype: str,
+    token_budget: int | None,
+    compiled: bool,
     resume: bool,
     **reading: Any,
 ) -> int:
@@ -210,6 +218,7 @@ def build(
         collection=collection,
         device=device,
         dtype=dtype,
+        compressor_options={"token_budget": token_budget, "compile": compiled},
         wait=wait,
         resume=True,
     )
@@ -236,7 +245,14 @@ def _leave(knowledge_base: KnowledgeBase) -> None:
 @click.command()
 @_corpus_options
 def add(
-    corpus: tuple[str, ...], kb: str, wait: float, device: str, dtype: str, **reading: Any
+    corpus: tuple[str, ...],
+    kb: str,
+    wait: float,
+    device: str,
+    dtype: str,
+    token_budget: int | None,
+    compiled: bool,
+    **reading: Any,
 ) -> int:
     """Add a CORPUS to a knowledge base; documents of the same id are replaced.
 
@@ -249,14 +265,27 @@ def add(
     """
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    with KnowledgeBase.open(kb, wait=wait, device=device, dtype=dtype) as knowledge_base:
+    with KnowledgeBase.open(
+        kb,
+        device=device,
+        dtype=dtype,
+        compressor_options={"token_budget": token_budget, "compile": compiled},
+        wait=wait,
+    ) as knowledge_base:
         return _add(knowledge_base, corpus, **reading)
 
 
 @click.command()
 @_corpus_options
 def sync(
-    corpus: tuple[str, ...], kb: str, wait: float, device: str, dtype: str, **reading: Any
+    corpus: tuple[str, ...],
+    kb: str,
+    wait: float,
+    device: str,
+    dtype: str,
+    token_budget: int | None,
+    compiled: bool,
+    **reading: Any,
 ) -> int:
     """Make a knowledge base hold what a CORPUS holds: new, changed and deleted files.
 
@@ -269,7 +298,13 @@ def sync(
     """
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    with KnowledgeBase.open(kb, wait=wait, device=device, dtype=dtype) as knowledge_base:
+    with KnowledgeBase.open(
+        kb,
+        device=device,
+        dtype=dtype,
+        compressor_options={"token_budget": token_budget, "compile": compiled},
+        wait=wait,
+    ) as knowledge_base:
         return _add(knowledge_base, corpus, delete_others=True, **reading)
 
 
@@ -285,7 +320,6 @@ def _add(
     encoders: int | tuple[int, int],
     gpus_per_encoder: float | None,
     cpus_per_encoder: int,
-    token_budget: int | None,
     ray_address: str | None,
     as_json: bool,
     delete_others: bool = False,
@@ -309,13 +343,12 @@ def _add(
             encoders=encoders,
             gpus=gpus_per_encoder,
             cpus=cpus_per_encoder,
-            token_budget=token_budget,
             address=ray_address,
             on_error=on_error,
             on_ignore=ignored.append,
         )
         documents = corpus_parts(corpus, **columns)
-    elif (encoders, cpus_per_encoder) != (1, 1) or gpus_per_encoder or token_budget or ray_address:
+    elif (encoders, cpus_per_encoder) != (1, 1) or gpus_per_encoder or ray_address:
         raise click.UsageError("Encoders, their size and the address are for --engine ray.")
     if documents is None:
         documents = read_corpus(

@@ -146,6 +146,7 @@ class KnowledgeBase(OpenKnowledgeBase):
             engine,
             device=self.device,
             dtype=self.dtype,
+            compressor_options=self.compressor_options,
             on_progress=on_progress,
             on_document=on_document,
         )

@@ -44,6 +44,7 @@ class OpenKnowledgeBase:
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compressor_options: Mapping[str, Any] | None = None,
         wait: float = 0.0,
         read_only: bool = False,
     ) -> None:
@@ -53,6 +54,7 @@ class OpenKnowledgeBase:
         self.store = store
         self.device = device
         self.dtype = dtype
+        self.compressor_options = compressor_options or {}
         self.wait = wait
         self.read_only = read_only
         self._decoder_name = decoder if isinstance(decoder, str) else ""
@@ -82,6 +84,7 @@ class OpenKnowledgeBase:
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compressor_options: Mapping[str, Any] | None = None,
         wait: float = 0.0,
         resume: bool = False,
     ) -> Self:
@@ -94,9 +97,9 @@ class OpenKnowledgeBase:
         contextual_headers: title and headings, "Title > Heading", go in front of each passage where it is
         compressed, indexed and pasted. embedder: a sentence-transformers model for hybrid retrieval (default:
         BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index. decoder,
-        decoder_options, device, dtype, wait: as for `open`. resume: a knowledge base to which nothing was
-        ever committed, because the first `add` was killed, is opened, where it was made with the same
-        settings.
+        decoder_options, device, dtype, compressor_options, wait: as for `open`. resume: a knowledge base to
+        which nothing was ever committed, because the first `add` was killed, is opened, where it was made
+        with the same settings.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout
 
@@ -153,6 +156,7 @@ class OpenKnowledgeBase:
             decoder_options=decoder_options,
             device=device,
             dtype=dtype,
+            compressor_options=compressor_options,
             wait=wait,
         )
 
@@ -167,6 +171,7 @@ class OpenKnowledgeBase:
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compressor_options: Mapping[str, Any] | None = None,
         wait: float = 0.0,
     ) -> Self:
         """Open a knowledge base; it shows the version opened, whatever other processes write.
@@ -175,7 +180,8 @@ class OpenKnowledgeBase:
         where it lay when the knowledge base was made. decoder: "transformers", "vllm", the URL of a vLLM
         server, or a Decoder (which the caller then closes). decoder_options: see `load_decoder`;
         {"tensor_parallel_size": 2}, say. device: "auto", "cpu", "cuda". dtype: "auto", "float32", "bfloat16",
-        "float16". wait: seconds to wait for another process that writes, before LockedError.
+        "float16". compressor_options: token_budget, compile, as for `Compressor.from_pretrained`; on Ray for
+        each encoder. wait: seconds to wait for another process that writes, before LockedError.
         Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint; StoreError
         where there is no such version.
         """
@@ -205,6 +211,7 @@ class OpenKnowledgeBase:
             decoder_options=decoder_options,
             device=device,
             dtype=dtype,
+            compressor_options=compressor_options,
             wait=wait,
             read_only=version is not None,
         )
@@ -241,7 +248,8 @@ class OpenKnowledgeBase:
     def compressor(self) -> Compressor:
         from lclm_rag.compression import Compressor
 
-        return Compressor.from_pretrained(self.checkpoint, self.device, self.dtype)
+        options = self.compressor_options
+        return Compressor.from_pretrained(self.checkpoint, self.device, self.dtype, **options)
 
     @property
     def decoder(self) -> Decoder:

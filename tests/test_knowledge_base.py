@@ -29,7 +29,10 @@ from lclm_rag import (
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.scoring import exact_match, recall, score_form
+from lclm_rag.indexing import passage_index
 from lclm_rag.indexing import passages as steps
+from lclm_rag.indexing.snapshots import SnapshotFolder
+from lclm_rag.retrieval import EdgeIndex
 from lclm_rag.store import CODECS, CodecName
 
 
@@ -509,3 +512,21 @@ def test_prompt_latents_are_what_the_compressor_gives(
     (expected,) = small_kb.compressor.compress([sheets[0].document.text])
     assert prompt.spans[0].key == PassageKey(sheets[0].document.id, 0)
     assert torch.nn.functional.cosine_similarity(prompt.latents[0], expected).min() > 0.98
+
+
+def test_a_bulk_load_ends_with_one_optimized_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published twice, as what was ingested and as what was optimized: the second is what others find."""
+    monkeypatch.setattr(passage_index, "OPTIMIZE_FROM", 50)
+    optimized = []
+    inner = EdgeIndex.optimize
+    monkeypatch.setattr(EdgeIndex, "optimize", lambda self: (inner(self), optimized.append(self)))
+    monkeypatch.setattr(passage_index, "_PUBLISH_CHANGES", 10)
+    with KnowledgeBase.create(tmp_path / "kb") as kb:
+        kb.add([Document(f"d{i}", f"Thing number {i} is here.") for i in range(60)])
+        assert len(optimized) == 1
+        published = SnapshotFolder(kb.folder / "index").snapshots()
+        assert [snapshot.version for snapshot in published] == [1]
+        kb.add([Document("more", "One more is no bulk load.")])
+        assert len(optimized) == 1

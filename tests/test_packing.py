@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -159,3 +160,15 @@ def test_without_memory_for_one_window_it_is_said(compressor: Compressor) -> Non
 def test_a_budget_of_nothing_is_refused(compressor: Compressor) -> None:
     with pytest.raises(ValueError, match="token_budget must be at least 1"):
         Compressor(compressor.checkpoint, compressor.encoder, compressor.adapter, 0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_gives_the_same(compressor: Compressor) -> None:
+    compiled = Compressor.from_pretrained("bundled", device="cpu", token_budget=300, compile=True)
+    texts = [[5 + i % 700 for i in range(n)] for n in (3, 90, 250, 17, 1100)]
+    for a, b in zip(
+        compiled.compress_token_ids(texts, "encoder"),
+        compressor.compress_token_ids(texts, "encoder"),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

@@ -23,8 +23,9 @@ class PackedEncoder:
     the work at the published shape) runs over all positions at once either way.
     """
 
-    def __init__(self, model: Any, longest: int) -> None:
+    def __init__(self, model: Any, longest: int, *, compile: bool = False) -> None:
         """model: a transformers model; its attention is replaced. longest: positions of the longest window.
+        compile: its layers, with torch.compile.
 
         Raises CheckpointError where the model does not let windows be packed.
         """
@@ -40,6 +41,10 @@ class PackedEncoder:
         # The kernel needs Ampere or newer.
         self._fused = on_gpu and half and torch.cuda.get_device_capability(self.device) >= (8, 0)
         self._check()
+        if compile:
+            # A layer at a time, because they are all alike: compiled once, not as often as there are layers.
+            for part in getattr(model, "layers", [model]):
+                part.compile(dynamic=True)
 
     @torch.inference_mode()
     def __call__(
@@ -109,12 +114,24 @@ def _attention(
         return _flash(q, k, v, scaling, sliding_window, cu_seq_lens_q, max_length_q)[None], None
     if window_lengths is None:
         raise ValueError("packed attention needs to know where the windows end")
-    parts = [each.split(window_lengths, 2) for each in (query, key, value)]
+    out = _window_by_window(query, key, value, scaling, sliding_window, window_lengths)
+    return out.transpose(1, 2), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # Else compiled anew for each lengths.
+def _window_by_window(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+    lengths: list[int],
+) -> torch.Tensor:
+    parts = [each.split(lengths, 2) for each in (query, key, value)]
     windows = [
         _one_window(q, k, v, scaling, sliding_window) for q, k, v in zip(*parts, strict=True)
     ]
-    out = torch.cat(windows, 2)
-    return out.transpose(1, 2), None
+    return torch.cat(windows, 2)
 
 
 def _one_window(

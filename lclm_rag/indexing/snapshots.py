@@ -19,6 +19,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -137,7 +138,8 @@ class SnapshotFolder:
         content = {"version": version, "bm25": asdict(bm25), "embedder": embedder, "files": files}
         (copy / "index.json").write_bytes(seal(content))
         _sync(copy)
-        name = f"{version:010d}-{uuid.uuid4().hex[:8]}"
+        # A version is published again once its index is optimized: the later one sorts behind.
+        name = f"{version:010d}-{time.time_ns():016x}"
         copy.rename(self.published / name)
         LocalFolder(self.published).sync()
         if isinstance(self.folder, ObjectFolder):

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib import util
@@ -62,11 +62,10 @@ class RayEngine:
 
     encoders: how many actors hold an encoder; (2, 8) lets Ray start more as there is work. gpus: of each, a
     fraction where several share one; None: 1 where the cluster has any, else 0. cpus: of each without a GPU,
-    its threads. token_budget: tokens in one batch of an encoder (default: `Compressor`'s). address: of the
-    cluster, as for `ray.init`; None: the one that RAY_ADDRESS names, or one on this machine. on_error: a
-    document that cannot be read or compressed, or at which workers die, "fail" ends the run with nothing
-    changed; "skip" leaves it out and lists it in `AddReport.skipped`. on_ignore: is told what is left out of
-    a corpus by rule.
+    its threads. address: of the cluster, as for `ray.init`; None: the one that RAY_ADDRESS names, or one on
+    this machine. on_error: a document that cannot be read or compressed, or at which workers die, "fail" ends
+    the run with nothing changed; "skip" leaves it out and lists it in `AddReport.skipped`. on_ignore: is told
+    what is left out of a corpus by rule.
 
     All machines need this package and the checkpoint, and must reach the knowledge base's folder (shared file
     system or object store) under the same name.
@@ -75,7 +74,6 @@ class RayEngine:
     encoders: int | tuple[int, int] = 1
     gpus: float | None = None
     cpus: int = 1
-    token_budget: int | None = None
     address: str | None = None
     on_error: Literal["fail", "skip"] = "fail"
     on_ignore: Callable[[str], None] = field(default=lambda said: None, repr=False)
@@ -125,6 +123,7 @@ def add_documents_on_ray(
     *,
     device: str,
     dtype: str,
+    compressor_options: Mapping[str, Any],
     on_progress: Callable[[AddReport], None],
     on_document: Callable[[str], None] = lambda document_id: None,
 ) -> AddReport:
@@ -150,7 +149,7 @@ def add_documents_on_ray(
         parts=tuple(parts),
         device=device if gpus else "cpu",
         dtype=dtype,
-        token_budget=engine.token_budget,
+        compressor_options=dict(compressor_options),
         threads=engine.cpus,
         resumable=writer.resumable,
     )

@@ -74,7 +74,7 @@ class Job:
     parts: tuple[ReadablePart, ...]
     device: str
     dtype: str
-    token_budget: int | None
+    compressor_options: dict[str, Any]
     threads: int
     resumable: bool
 
@@ -206,7 +206,7 @@ class EncodeShards:
         self._job = job
         self._folder = open_folder(job.store)
         self._compressor: Compressor = Compressor.from_pretrained(
-            checkpoint, job.device, job.dtype, job.token_budget
+            checkpoint, job.device, job.dtype, **job.compressor_options
         )
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
