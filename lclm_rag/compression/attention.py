@@ -51,7 +51,8 @@ class PackedEncoder:
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
         """token_ids, positions: int64 [positions] on the encoder's device. → [positions, width]."""
-        windows: dict[str, Any] = {"window_lengths": lengths}
+        # As a tensor, because torch.compile would compile anew for each list of numbers.
+        windows: dict[str, Any] = {"window_lengths": torch.tensor(lengths)}
         if self._fused:
             ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).pin_memory()
             windows = {
@@ -104,7 +105,7 @@ def _attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
-    window_lengths: list[int] | None = None,
+    window_lengths: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: query, key, value [1, heads, positions, head_dim], key and value with fewer
@@ -118,16 +119,17 @@ def _attention(
     return out.transpose(1, 2), None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # Else compiled anew for each lengths.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # It asks the tensor for its numbers.
 def _window_by_window(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
     sliding_window: int | None,
-    lengths: list[int],
+    lengths: torch.Tensor,
 ) -> torch.Tensor:
-    parts = [each.split(lengths, 2) for each in (query, key, value)]
+    sizes = lengths.tolist()
+    parts = [each.split(sizes, 2) for each in (query, key, value)]
     windows = [
         _one_window(q, k, v, scaling, sliding_window) for q, k, v in zip(*parts, strict=True)
     ]
