@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -91,16 +91,16 @@ Spread = Callable[[ServerPoints], None]
 """Has the points put there by several machines; returns when they are."""
 
 
-@cache
+@lru_cache(maxsize=1)
 def _embedder(name: str) -> Embedder:
     from lclm_rag.retrieval import SentenceTransformerEmbedder
 
     return SentenceTransformerEmbedder(name)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _store(location: str, version: int) -> LatentStore:
-    return LatentStore.open(location, version)
+    return LatentStore.open_for_worker(location, version)
 
 
 def open_index(

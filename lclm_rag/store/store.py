@@ -77,6 +77,12 @@ class LatentStore:
             manifest = _manifest(folder, version)
             return cls(folder, manifest, gate.lease(manifest.version) if gate else None)
 
+    @classmethod
+    def open_for_worker(cls, location: str, version: int) -> LatentStore:
+        """A version that another process keeps open meanwhile: `vacuum` does not wait for idle workers."""
+        folder = open_folder(location)
+        return cls(folder, read_manifest(folder / MANIFESTS, version))
+
     def close(self) -> None:
         """Give the version free for `vacuum`; reading what was not read before may fail from then on."""
         if self._lease is not None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -174,14 +174,14 @@ def _failed(document_id: str, error: Exception) -> str:
 # A worker process is used for one task after another.
 
 
-@cache
+@lru_cache(maxsize=1)
 def _checkpoint(name: str) -> Checkpoint:
     return Checkpoint.open(name)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _compressed(store: str, version: int, left: tuple[FragmentEntry, ...]) -> Compressed:
-    return Compressed(LatentStore.open(store, version), left)
+    return Compressed(LatentStore.open_for_worker(store, version), left)
 
 
 # --- encoders ---------------------------------------------------------------------------------------
