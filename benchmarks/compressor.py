@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ class Result:
 @click.command()
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="30m", show_default=True)
 @click.option(
-    "--tokens", default=16_384, show_default=True, help="Of each distribution; 4000000 on a GPU."
+    "--tokens", default=8_192, show_default=True, help="Of each distribution; 4000000 on a GPU."
 )
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--token-budget", type=int, help="[default: the compressor's]")
 @click.option(
@@ -84,7 +84,7 @@ def main(
         )
         plain = AutoModel.from_pretrained(checkpoint.path / "encoder", dtype=compressor.dtype)
         plain = plain.to(compressor.device).eval()
-        rate = matrix_product_rate(compressor.device, compressor.dtype)
+        rates: list[float] = []
         task = progress.add_task("", total=len(LENGTHS) * rounds * len(WAYS))
         results = []
         for name, length in LENGTHS.items():
@@ -96,10 +96,13 @@ def main(
                 compressor,
                 compiled,
                 plain,
-                rate,
+                rates,
                 rounds,
                 lambda: progress.advance(task),
             )
+    # The best that the machine gave in any round: it is not equally fast all the time.
+    rate = max(rates)
+    results = [replace(result, share=result.share / rate) for result in results]
     about = {
         "command": f"python benchmarks/compressor.py --shape {shape} --tokens {tokens} --rounds {rounds}",
         "machine": machine(),
@@ -156,7 +159,7 @@ def measure(
     compressor: Compressor,
     compiled: Compressor,
     plain: Any,
-    rate: float,
+    rates: list[float],
     rounds: int,
     on_run: Callable[[], None],
 ) -> list[Result]:
@@ -177,10 +180,12 @@ def measure(
         each.compress(texts[:2])  # What is loaded, allocated and compiled once.
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
+        rates.append(matrix_product_rate(compressor.device, compressor.dtype))
         for way in WAYS:
             times[way].append(seconds(runs[way]))
             on_run()
     tokens = sum(lengths)
+    # `share` is FLOP/s here, and a share once all rates are known.
 
     def ratio(way: str, to: str) -> float:
         return statistics.median(b / a for a, b in zip(times[way], times[to], strict=True))
@@ -192,7 +197,7 @@ def measure(
             tokens=tokens,
             way=way,
             tokens_per_second=tokens / min(times[way]),
-            share=flops / min(times[way]) / rate,
+            share=flops / min(times[way]),
             to_plain=ratio(way, "plain"),
             to_bare=ratio(way, "bare encoder"),
         )
@@ -270,8 +275,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axis.bar_label(bars, [f"{r.to_plain:.1f}×" for r in found], fontsize=8)
     axis.set_xticks(range(len(LENGTHS)), list(LENGTHS))
     axis.set_ylabel("source tokens a second")
-    axis.legend(fontsize=8)
-    axis.margins(y=0.12)
+    axis.legend(fontsize=8, ncols=len(WAYS), loc="upper center")
+    axis.margins(y=0.25)
     figure.savefig(path, dpi=120)
 
 

@@ -50,7 +50,7 @@ class Result:
 @click.command()
 @click.option("--workers", default="1,2", show_default=True, callback=numbers)
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="30m", show_default=True)
-@click.option("--tokens", default=49_152, show_default=True, help="Of the corpus.")
+@click.option("--tokens", default=36_864, show_default=True, help="Of the corpus.")
 @click.option("--address", help="Of a Ray cluster.  [default: this machine]")
 @click.option(
     "--folder",
