@@ -19,6 +19,7 @@ from commands import Run
 from moto.server import ThreadedMotoServer
 from qdrant_server import serve
 from ray_parts import Deadly, Large, Made, Poisoned, made_documents
+from s3fs import S3FileSystem
 
 from lclm_rag import Document, KnowledgeBase, RayEngine
 from lclm_rag.answer import AddReport
@@ -361,6 +362,7 @@ def test_workers_write_to_an_object_store(
     }
     for name, value in account.items():
         monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # Another module's server may be gone.
     corpus = tmp_path / "corpus.jsonl"
     documents = made_documents(0, 90)
     lines = [json.dumps({"id": d.id, "text": d.text, **d.metadata}) for d in documents]
@@ -377,4 +379,5 @@ def test_workers_write_to_an_object_store(
             assert contents(kb) == expected
             assert not (kb.folder / "store" / "uncommitted").files()
     finally:
+        S3FileSystem.clear_instance_cache()
         server.stop()
