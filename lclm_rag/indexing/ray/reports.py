@@ -146,8 +146,8 @@ class Tally:
             if left.source not in self._left_out:
                 self._left_out[left.source] = left.document_id
                 self._skip(left.said)
-            if not is_new:  # Some of its passages came before.
-                self._count(left, -1)
+                if not is_new:  # Some of its passages came before, and counted it.
+                    self._count(left, -1)
         elif left.kind == "unchanged":
             self.counts.unchanged += 1
         else:
