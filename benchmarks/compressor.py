@@ -140,16 +140,16 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")
     for _ in range(8):
-        best = min(best, seconds(lambda: a @ a))
+        best = min(best, seconds(lambda: a @ a, device))
     return 2 * size**3 / best
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
     """Until the device has done it."""
     begun = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begun
 
 
@@ -182,7 +182,7 @@ def measure(
     for _ in range(rounds):
         rates.append(matrix_product_rate(compressor.device, compressor.dtype))
         for way in WAYS:
-            times[way].append(seconds(runs[way]))
+            times[way].append(seconds(runs[way], compressor.device))
             on_run()
     tokens = sum(lengths)
     # `share` is FLOP/s here, and a share once all rates are known.

@@ -150,7 +150,7 @@ def run_bare(path: Path, lengths: list[int], number: int, ready: Any, times: Any
     begun = time.perf_counter()
     bare_encoder(model, lengths, budget)
     if gpus:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     times.put(sum(lengths) / (time.perf_counter() - begun))
 
 

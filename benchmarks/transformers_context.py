@@ -58,11 +58,12 @@ def measure(
     decoder: TransformersDecoder, source_tokens: int, ratio: int | None, repeats: int
 ) -> Measured:
     prompt = prompt_of(decoder.checkpoint, source_tokens, ratio)
-    on_gpu = decoder.model.device.type == "cuda"
+    device = decoder.model.device
+    on_gpu = device.type == "cuda"
     one = Sampling(max_tokens=1)
-    weights = torch.cuda.memory_allocated() if on_gpu else 0
+    weights = torch.cuda.memory_allocated(device) if on_gpu else 0
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     times = []
     for _ in range(repeats + 1):  # The first warms up.
         (completion,) = all_answered(decoder.complete([prompt], one))
@@ -72,7 +73,7 @@ def measure(
         source_tokens=source_tokens,
         positions=prompt.positions,
         first_token=min(times[1:]),
-        peak_bytes=torch.cuda.max_memory_allocated() - weights if on_gpu else None,
+        peak_bytes=torch.cuda.max_memory_allocated(device) - weights if on_gpu else None,
     )
 
 

@@ -174,8 +174,10 @@ def _device() -> dict[str, str]:
     import torch
 
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        detail = f"CUDA: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        detail = "CUDA: " + "; ".join(
+            f"{d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices
+        )
     else:
         detail = f"CPU, {torch.get_num_threads()} threads; torch sees no CUDA device"
     return _finding("device", "ok", detail)

@@ -215,3 +215,16 @@ def as_described(row: bytes, codec: CodecName, width: int) -> np.ndarray:
     digest = hashlib.shake_128(b"lclm_rag").digest(1000)
     signs = [-1 if digest[i // 8] >> (7 - i % 8) & 1 else 1 for i in range(width)]
     return np.fft.irfft(spectrum, n=width, norm="ortho") * signs
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("codec", CODECS)
+def test_latents_on_another_gpu_than_the_current_one_are_stored_as_they_are(
+    codec: CodecName,
+) -> None:
+    latents = gaussian(200_000, 64, seed=0).to("cuda:1")
+    with torch.cuda.device(1):
+        there = encode(latents, codec)
+    with torch.cuda.device(0):
+        elsewhere = encode(latents, codec)
+    assert (elsewhere == there).all()

@@ -136,8 +136,8 @@ class PressWorker:
         cuda = self.model.device.type == "cuda"
         torch.manual_seed(0)  # Leverage scores project keys at random.
         if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize(self.model.device)
+            torch.cuda.reset_peak_memory_stats(self.model.device)
         started = time.perf_counter()
         with torch.inference_mode():
             cache, full_bytes = self._prefill(context, keep)
@@ -151,7 +151,7 @@ class PressWorker:
             "masked": masked,
             "first_token": first,
             "total": time.perf_counter() - started,
-            "peak_memory": torch.cuda.max_memory_allocated() if cuda else None,
+            "peak_memory": torch.cuda.max_memory_allocated(self.model.device) if cuda else None,
             "full_cache_bytes": full_bytes,
             "cache_bytes": held,
         }

@@ -57,7 +57,8 @@ def evaluate(
         ways = [(mode, way(kb, questions, mode, top_k, kvpress, open_things)) for mode in modes]
         timed = {q.id for q in questions.questions[:alone]}
         # vLLM's and a server's memory is that of other processes.
-        on_gpu = torch.cuda.is_available() and isinstance(kb.decoder, TransformersDecoder)
+        device = kb.decoder.model.device if isinstance(kb.decoder, TransformersDecoder) else None
+        gpu = device if device is not None and device.type == "cuda" else None
         for mode, ask in ways:
             done = journal.done(mode.name)
             answered = len(done)
@@ -66,7 +67,7 @@ def evaluate(
             if todo and todo[0].id in timed:
                 ask(todo[:1])  # What is asked first pays for what is loaded then.
             for batch in _batches(todo, timed, together):
-                journal.add(_measured(batch, ask, batch[0].id in timed, on_gpu))
+                journal.add(_measured(batch, ask, batch[0].id in timed, gpu))
                 answered += len(batch)
                 on_progress(mode, answered)
         manifest = kb.store.manifest
@@ -138,17 +139,19 @@ def _batches(
             yield of_length[start : start + together]
 
 
-def _measured(batch: Sequence[EvalQuestion], ask: Way, timed: bool, on_gpu: bool) -> list[Answered]:
-    """on_gpu: a GPU's memory is used by this process."""
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+def _measured(
+    batch: Sequence[EvalQuestion], ask: Way, timed: bool, gpu: torch.device | None
+) -> list[Answered]:
+    """gpu: the one whose memory is used by this process; None where there is none."""
+    if gpu is not None:
+        torch.cuda.reset_peak_memory_stats(gpu)
     started = time.perf_counter()
     answers = ask(batch)
     seconds = time.perf_counter() - started
     found = []
     for question, answered in zip(batch, answers, strict=True):
         if timed:
-            peak = torch.cuda.max_memory_allocated() if on_gpu else None
+            peak = None if gpu is None else torch.cuda.max_memory_allocated(gpu)
             answered = replace(answered, seconds=seconds, peak_memory=answered.peak_memory or peak)
         else:
             # Of a batch: no question's own.

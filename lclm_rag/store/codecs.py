@@ -92,7 +92,9 @@ class Encoding:
             return cls(codec, stored, fits, finite, None)
         stored, fits, finite = (_copy_to_cpu(each) for each in (stored, fits, finite))
         ready = torch.cuda.Event()
-        ready.record()
+        # On the stream of the tensor's own device: the current device may be another one, and an event on
+        # its stream would come before the copies are there.
+        ready.record(torch.cuda.current_stream(given.device))
         return cls(codec, stored, fits, finite, ready)
 
     def result(self) -> Bytes:
