@@ -69,7 +69,9 @@ def folder() -> Iterator[Path]:
 
 def entries(count: int) -> tuple[FragmentEntry, ...]:
     return tuple(
-        FragmentEntry(f"{uuid.uuid4().hex}.arrow", ROWS, 32_768, 524_288, 19_300_000, "0" * 64, 128)
+        FragmentEntry(
+            f"{uuid.uuid4().hex}.arrow", ROWS, 32_768, 524_288, 19_300_000, "0" * 64, 128, "0" * 16
+        )
         for _ in range(count)
     )
 

@@ -65,7 +65,7 @@ def main(passages: int, width: int, processes: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary)
         build(path, passages, width)
-        snapshot = SnapshotFolder(LocalFolder(path / "index")).find(1)
+        snapshot = SnapshotFolder(LocalFolder(path / "index")).nearest(1)[0]
         assert snapshot is not None
         size = sum(f.stat().st_blocks * 512 for f in snapshot.path.rglob("*")) / MIB
         alone = measured("alone", path, width, 1)

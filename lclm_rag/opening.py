@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import threading
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lclm_rag.store import CodecName, LatentStore, Layout
 
 __all__ = ["OpenKnowledgeBase"]
+
+_log = logging.getLogger(__name__)
 
 
 class OpenKnowledgeBase:
@@ -185,12 +188,15 @@ class OpenKnowledgeBase:
         Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint; StoreError
         where there is no such version.
         """
+        from lclm_rag.indexing.lost import lost_version
         from lclm_rag.store import LatentStore
 
         folder = open_folder(path)
         settings = read_settings(folder)
         opened = Checkpoint.open(checkpoint or settings.checkpoint)
         store = LatentStore.open(folder / "store", version)
+        if version is None and (sentence := lost_version(folder / "index", store)):
+            _log.warning("%s", sentence)
         if version is not None and settings.qdrant_url is not None:
             raise KnowledgeBaseError(
                 f"The passage index of {folder} is on a server, which shows the newest version only; open "

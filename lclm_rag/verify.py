@@ -12,7 +12,8 @@ import numpy as np
 from lclm_rag.documents import PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, LocalFolder, open_folder
-from lclm_rag.indexing.passage_index import open_index, rebuild_snapshot
+from lclm_rag.indexing.lost import lost_version
+from lclm_rag.indexing.passage_index import indexed_store, open_index, rebuild_snapshot
 from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
 from lclm_rag.retrieval import PassageIndexError, SentenceTransformerEmbedder
 from lclm_rag.settings import Settings, read_settings
@@ -77,7 +78,8 @@ def verify(
             checked = _checked(folder, settings, store, on_bytes)
             repaired += _repair_store(store_folder, store, checked)
         with closing(LatentStore.open(store_folder)) as store:
-            if checked.index_problems or checked.found.damaged_passages or checked.documents:
+            index_is_wrong = checked.index_problems or checked.lost
+            if index_is_wrong or checked.found.damaged_passages or checked.documents:
                 _make_index_anew(folder, settings, store)
                 repaired.append("The passage index was made anew.")
             return checked.findings(store, repaired)
@@ -85,9 +87,11 @@ def verify(
 
 @dataclass(frozen=True)
 class _Checked:
-    """found: of the store. documents: ids of the damaged, from store and index. nameless: see Findings."""
+    """found: of the store. lost: a sentence on a version whose manifest is not there. documents: ids of the
+    damaged, from store and index. nameless: see Findings."""
 
     found: StoreFindings
+    lost: str | None
     index_problems: list[str]
     documents: list[str]
     nameless: int
@@ -98,7 +102,7 @@ class _Checked:
             documents=store.count_documents(),
             passages=len(store),
             bytes=store.manifest.bytes,
-            problems=[*self.found.problems, *self.index_problems],
+            problems=[*self.found.problems, *filter(None, [self.lost]), *self.index_problems],
             damaged_documents=self.documents,
             nameless_passages=self.nameless,
             earlier=self.found.earlier,
@@ -118,11 +122,12 @@ def _checked(
         on_bytes(done, max(total, done))
 
     found = verify_store(store, count)
-    problems, lost = _check_index(folder, settings, store, found)
-    documents = sorted(found.documents | {key.document_id for key in lost})
+    problems, damaged = _check_index(folder, settings, store, found)
+    documents = sorted(found.documents | {key.document_id for key in damaged})
     # Of a fragment that cannot be read at all, the index knows the keys.
-    nameless = min(found.nameless, max(0, found.damaged_passages - len(lost)))
-    return _Checked(found, problems, documents, nameless)
+    nameless = min(found.nameless, max(0, found.damaged_passages - len(damaged)))
+    lost = lost_version(folder / "index", store)
+    return _Checked(found, lost, problems, documents, nameless)
 
 
 # --- the passage index ----------------------------------------------------------------------------------
@@ -145,7 +150,8 @@ def _check_index(
         f"The passage index in {path} is damaged: it cannot be read; --repair makes it anew."
         for path in snapshots.unreadable()
     ]
-    snapshot = snapshots.find(store.version)
+    usable = (s for s in snapshots.nearest(store.version) if indexed_store(store, s) is not None)
+    snapshot = next(usable, None)
     if snapshot is None:
         return problems, []
     where = str(snapshot.path)
@@ -222,8 +228,14 @@ def _repair_store(folder: LocalFolder, store: LatentStore, checked: _Checked) ->
             f"{checked.nameless:,} of the damaged passages are of documents whose ids are lost: add the "
             "whole corpus again, what is there costs a hash."
         )
-    if found.manifests or found.notes:
+    if found.manifests or found.notes or checked.lost:
         drop_unusable(folder, store.layout)
+    if checked.lost:
+        said.append(
+            f"What the lost version had changed is undone, and version {store.version} the newest: do it "
+            "again. Latents that it had added are taken over then."
+        )
+    if found.manifests or found.notes:
         said.append(
             "Damaged manifests and notes on uncommitted work were put aside; what is sound of such work is "
             "taken over by the next add."

@@ -28,7 +28,7 @@ __all__ = [
 
 # --- the store ------------------------------------------------------------------------------------
 
-_MANIFEST_BYTES = 274
+_MANIFEST_BYTES = 320
 """JSON of one fragment in a manifest (`store.manifest.pack_entry`)."""
 
 _MANIFEST_SECONDS = 30e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,22 +87,26 @@ class LocalFolder:
         return sorted(found, key=lambda facts: facts.name)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with open(_open_file(self.path / name), "rb") as f:
+            return f.read()
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Bytes start to stop of each named file."""
+    def read_ranges(
+        self, ranges: Sequence[tuple[str, int, int]], *, anew: bool = False
+    ) -> list[bytes]:
+        """Bytes start to stop of each named file; fewer where it ends before."""
         pieces = []
         for name, start, stop in ranges:
-            descriptor = os.open(self.path / name, os.O_RDONLY)
+            descriptor = _open_file(self.path / name)
             try:
-                pieces.append(os.pread(descriptor, stop - start, start))
+                length = min(stop, os.fstat(descriptor).st_size) - start
+                pieces.append(os.pread(descriptor, max(0, length), start))
             finally:
                 os.close(descriptor)
         return pieces
 
     def map(self, name: str) -> MappedFile:
         # Not pyarrow's memory_map: it asks for the whole file to be read ahead, whatever is looked at.
-        with (self.path / name).open("rb") as f:
+        with open(_open_file(self.path / name), "rb") as f:
             mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         return MappedFile(pa.py_buffer(mapped), nothing_needed)
 
@@ -161,6 +166,15 @@ class LocalFolder:
 def is_disk_full(error: OSError) -> bool:
     """Or a quota reached."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _open_file(path: Path) -> int:
+    """A descriptor for reading. OSError for anything but a plain file: a pipe would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return descriptor
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -111,10 +111,16 @@ class ObjectFolder:
         with self._errors(name):
             return bytes(self.filesystem.cat_file(f"{self.root}/{name}"))
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Bytes start to stop of each named file; fetched side by side, and kept on disk."""
+    def read_ranges(
+        self, ranges: Sequence[tuple[str, int, int]], *, anew: bool = False
+    ) -> list[bytes]:
+        """Bytes start to stop of each named file; fetched side by side, and kept on disk. anew: fetched,
+        whatever is kept."""
         kept = self._cache()
-        pieces = [kept.range(f"{self.url}/{name}", start, stop) for name, start, stop in ranges]
+        pieces = [
+            None if anew else kept.range(f"{self.url}/{name}", start, stop)
+            for name, start, stop in ranges
+        ]
         missing = [i for i, piece in enumerate(pieces) if piece is None]
         names, starts, stops = (
             zip(*(ranges[i] for i in missing), strict=True) if missing else ((),) * 3

@@ -44,7 +44,9 @@ __all__ = [
     "ServerPoints",
     "SharedIndex",
     "Spread",
+    "indexed_store",
     "open_index",
+    "state_version",
     "sync_index",
 ]
 
@@ -183,14 +185,14 @@ class EmbeddedIndex:
     def _start_from_snapshot(self, store: LatentStore) -> bool:
         """False where none can be started from."""
         for _ in range(_TRIES):
-            snapshot = self._snapshots.find(store.version)
-            if snapshot is None:
+            nearest = self._nearest(store)
+            if nearest is None:
                 return False
+            snapshot, indexed = nearest
             _check_embedder(snapshot.embedder, self._embedder, self._snapshots.folder)
-            indexed = store if snapshot.version == store.version else _opened(store, snapshot)
-            if indexed is None or not len(indexed):
-                return False
             try:
+                if snapshot.misfits():
+                    raise FileNotFoundError
                 self._own.link(snapshot)
                 self._linked = True
                 self._bm25 = snapshot.bm25
@@ -210,6 +212,17 @@ class EmbeddedIndex:
         raise PassageIndexError(
             f"The snapshots in {self._snapshots.published} keep changing; try again."
         )
+
+    def _nearest(self, store: LatentStore) -> tuple[Snapshot, LatentStore] | None:
+        """The snapshot that takes the fewest changes, and the store at its version; None where all were made
+        of versions that are not there, or of nothing."""
+        for snapshot in self._snapshots.nearest(store.version):
+            indexed = indexed_store(store, snapshot)
+            if indexed is not None and len(indexed):
+                return snapshot, indexed
+        if damaged := self._snapshots.unreadable():
+            _log.warning("%s is damaged. It is built anew.", damaged[-1])
+        return None
 
     def _build(self, store: LatentStore) -> None:
         """From nothing."""
@@ -259,7 +272,9 @@ class EmbeddedIndex:
             self._make_writable()
             self.index.flush()
             _require_space(self._own.path, 0)
-            self._snapshots.publish(self._own, store.version, self._bm25, name)
+            self._snapshots.publish(
+                self._own, store.version, store.manifest.digest, self._bm25, name
+            )
         except (OSError, PassageIndexError) as error:
             _log.warning(
                 "The passage index of version %s could not be published (%s): whoever opens the knowledge "
@@ -273,9 +288,11 @@ class EmbeddedIndex:
 
 @dataclass(frozen=True)
 class _State:
-    """version: of the store that a server's collection shows; None while it is first filled."""
+    """version, manifest: number and digest of the store's version that a server's collection shows; None
+    while it is first filled."""
 
     version: int | None
+    manifest: str | None
     bm25: Bm25Settings
     embedder: str | None
 
@@ -313,16 +330,20 @@ class SharedIndex:
         """Connect to a collection that shows this version of the store, or a later one: what others have
         written is not taken back. Where it was is for `state.json` to say: they may have gone on since."""
         state = _read_state(self._folder)
-        if state is not None and state.version is not None and state.version >= store.version:
-            self._connect(state)
+        indexed = indexed_store(store, state) if state is not None else None
+        if state is not None and indexed is None and newest_version(store.folder) > store.version:
+            self._connect(
+                state
+            )  # Somebody is ahead of this version, and has made it of a later one.
             return
-        indexed = _opened(store, state) if state is not None else None
-        if state is None or indexed is None or not len(indexed):
+        behind = indexed is not None and indexed.version < store.version
+        if state is None or indexed is None or (behind and not len(indexed)):
             self._build(store, spread)
             return
         self._connect(state)
-        self._apply(Changes.between(indexed, store), store, spread)
-        self._write_state(store.version)
+        if behind:
+            self._apply(Changes.between(indexed, store), store, spread)
+            self._write_state(store)
 
     def optimize(self, store: LatentStore) -> None:
         self.index.optimize()
@@ -344,7 +365,7 @@ class SharedIndex:
         self._bm25 = Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
         self._connect(self._write_state(None))
         self._apply(Changes.between(None, store), store, spread)
-        self._write_state(store.version)
+        self._write_state(store)
 
     def _apply(self, changes: Changes, store: LatentStore, spread: Spread | None) -> None:
         if spread is None:
@@ -372,8 +393,10 @@ class SharedIndex:
             self._url, self._collection, bm25=state.bm25, embedder=self._embedder
         )
 
-    def _write_state(self, version: int | None) -> _State:
-        state = _State(version, self._bm25, self._name)
+    def _write_state(self, store: LatentStore | None) -> _State:
+        version = None if store is None else store.version
+        manifest = None if store is None else store.manifest.digest
+        state = _State(version, manifest, self._bm25, self._name)
         self._folder.replace("state.json", seal(asdict(state)))
         return state
 
@@ -473,14 +496,18 @@ def _entries(passages: Iterable[Passage]) -> Iterator[IndexEntry]:
     return (IndexEntry(p.key, p.content, p.metadata) for p in passages)
 
 
-def _opened(store: LatentStore, made_from: Snapshot | _State) -> LatentStore | None:
-    """The store at the version that an index shows; None where that is not there any more."""
+def indexed_store(store: LatentStore, made_from: Snapshot | _State) -> LatentStore | None:
+    """The store at the version that an index shows; None where that is not there any more, or another one has
+    its number."""
     if made_from.version is None:
         return None
-    try:
-        return LatentStore.open(store.folder, made_from.version)
-    except StoreError:
-        return None
+    opened = store
+    if made_from.version != store.version:
+        try:
+            opened = LatentStore.open(store.folder, made_from.version)
+        except StoreError:
+            return None
+    return opened if opened.manifest.digest == made_from.manifest else None
 
 
 def _check_embedder(made_with: str | None, embedder: Embedder | None, folder: Folder) -> None:
@@ -526,9 +553,15 @@ def _refuse_foreign_collection(qdrant_url: str, collection: str) -> None:
         )
 
 
+def state_version(folder: Folder) -> int:
+    """The version that a server's collection shows; 0 where there is none."""
+    state = _read_state(folder)
+    return 0 if state is None else state.version or 0
+
+
 def _read_state(folder: Folder) -> _State | None:
     try:
         raw = unseal(folder.read("state.json"))
-        return _State(raw["version"], Bm25Settings(**raw["bm25"]), raw["embedder"])
+        return _State(raw["version"], raw["manifest"], Bm25Settings(**raw["bm25"]), raw["embedder"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # Derived: what cannot be read is built anew.

@@ -16,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
+import stat
 import tarfile
 import tempfile
 import time
@@ -30,6 +32,7 @@ from filelock import FileLock
 
 from lclm_rag.documents import PassageKey
 from lclm_rag.folders import Folder, LocalFolder, ObjectFolder
+from lclm_rag.folders.names import is_path_below
 from lclm_rag.folders.objects import cache_folder
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.retrieval.edge import settle, stored_keys
@@ -39,23 +42,30 @@ __all__ = [
     "PrivateFolder",
     "Snapshot",
     "SnapshotFolder",
+    "published_versions",
     "remove_leftovers",
     "snapshot_keys",
 ]
 
 _PACKED = ".tar.zst"
+_NAME = re.compile(rf"(\d+)-[0-9a-f]+({re.escape(_PACKED)})?")
 _PIECE = 1 << 23
 _HOLE = 1 << 16
+
+# What `_read_snapshot` raises of one that is not whole.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """version: of the store that it shows. path: the folder that holds `edge` and `index.json`."""
+    """version, manifest: number and digest of the store's version that it shows. path: the folder that holds
+    `edge` and `index.json`. files: size and SHA-256 of each, by its path below `edge`."""
 
     path: Path
     version: int
+    manifest: str
     bm25: Bm25Settings
     embedder: str | None
     files: dict[str, tuple[int, str]]
@@ -65,6 +75,19 @@ class Snapshot:
         there = dict(_files(self.path / "edge"))
         wrong = [n for n in self.files if n not in there or _facts(there[n]) != self.files[n]]
         return sorted([*wrong, *(there.keys() - self.files.keys())])
+
+    def misfits(self) -> list[str]:
+        """The files that are not there, or not of the size with which they were published: what the engine
+        makes of these may be an index that knows fewer passages. Costs little, where `damage` reads all."""
+        return [name for name, (size, _) in self.files.items() if self._size(name) != size]
+
+    def _size(self, name: str) -> int | None:
+        """None where it is no plain file."""
+        try:
+            facts = (self.path / "edge" / name).lstat()
+        except OSError:
+            return None
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
 
 class SnapshotFolder:
@@ -87,19 +110,20 @@ class SnapshotFolder:
             self.private = cached / "private"
             self.private.mkdir(parents=True, exist_ok=True)
 
-    def find(self, version: int) -> Snapshot | None:
-        """The snapshot that is nearest to a version: the newest up to it, else the oldest after it."""
+    def nearest(self, version: int) -> list[Snapshot]:
+        """All snapshots, the nearest to a version first: the newest up to it, then older ones, then later
+        ones."""
         self._fetch(version)
-        found = sorted(self.snapshots(), key=lambda snapshot: snapshot.version)
+        found = sorted(self.snapshots(), key=lambda snapshot: snapshot.path.name)
         before = [snapshot for snapshot in found if snapshot.version <= version]
-        return before[-1] if before else (found[0] if found else None)
+        return [*reversed(before), *(s for s in found if s.version > version)]
 
     def snapshots(self) -> Iterator[Snapshot]:
         """All that are published here and can be read."""
         for path in self._paths():
             try:
                 yield _read_snapshot(path)
-            except (OSError, ValueError, KeyError, TypeError):
+            except _UNREADABLE:
                 continue  # Derived: what cannot be read is built anew, and verify tells of it.
 
     def unreadable(self) -> list[Path]:
@@ -127,7 +151,12 @@ class SnapshotFolder:
         return sorted(self.published.iterdir()) if self.published.is_dir() else []
 
     def publish(
-        self, own: PrivateFolder, version: int, bm25: Bm25Settings, embedder: str | None
+        self,
+        own: PrivateFolder,
+        version: int,
+        manifest: str,
+        bm25: Bm25Settings,
+        embedder: str | None,
     ) -> None:
         """Copy the flushed index in a private folder to where others find it; earlier ones are removed."""
         copy = own.path / "publish"
@@ -135,7 +164,13 @@ class SnapshotFolder:
         _copy_tree(own.path / "edge", copy / "edge")
         settle(copy / "edge")
         files = {name: _facts(path) for name, path in _files(copy / "edge")}
-        content = {"version": version, "bm25": asdict(bm25), "embedder": embedder, "files": files}
+        content = {
+            "version": version,
+            "manifest": manifest,
+            "bm25": asdict(bm25),
+            "embedder": embedder,
+            "files": files,
+        }
         (copy / "index.json").write_bytes(seal(content))
         _sync(copy)
         # A version is published again once its index is optimized: the later one sorts behind.
@@ -159,7 +194,8 @@ class SnapshotFolder:
         """Bring the nearest snapshot from the object store."""
         if not isinstance(self.folder, ObjectFolder):
             return
-        names = [f.name for f in self.folder.files() if f.name.endswith(_PACKED)]
+        matches = [_NAME.fullmatch(facts.name) for facts in self.folder.files()]
+        names = [match[0] for match in matches if match and match[2]]
         before = [name for name in names if int(name.partition("-")[0]) <= version]
         for name in (before or names)[-1:]:
             if (self.published / name.removesuffix(_PACKED)).exists():
@@ -168,7 +204,7 @@ class SnapshotFolder:
                 _download(self.folder, name, self.published, self.private)
             except FileNotFoundError:
                 continue  # A newer one took its place meanwhile.
-            except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+            except (tarfile.TarError, *_UNREADABLE) as error:
                 _log.warning(
                     "The passage index %s cannot be used (%s); it is built anew.",
                     self.folder / name,
@@ -223,10 +259,22 @@ class PrivateFolder:
 
 
 def _read_snapshot(path: Path) -> Snapshot:
-    """Raises OSError, ValueError, KeyError or TypeError where it is not whole."""
-    raw: dict[str, Any] = unseal((path / "index.json").read_bytes())
-    files = {name: (size, digest) for name, (size, digest) in raw["files"].items()}
-    return Snapshot(path, raw["version"], Bm25Settings(**raw["bm25"]), raw["embedder"], files)
+    """Raises OSError, ValueError, KeyError, TypeError or AttributeError where it is not whole."""
+    raw: dict[str, Any] = unseal(LocalFolder(path).read("index.json"))
+    files = {name: (int(size), digest) for name, (size, digest) in raw["files"].items()}
+    # They are linked into a folder where the engine writes: a path that leads out of it is somebody's file.
+    if leading_out := [name for name in files if not is_path_below(name)]:
+        raise ValueError(f"{leading_out[0]!r} is not the name of a file of an index")
+    bm25 = Bm25Settings(**raw["bm25"])
+    return Snapshot(path, int(raw["version"]), raw["manifest"], bm25, raw["embedder"], files)
+
+
+def published_versions(folder: Folder) -> list[int]:
+    """The versions of which there are snapshots, whole or not. folder: of the index; it need not be there."""
+    names = [facts.name for facts in folder.files()]
+    if folder.local is not None and (folder.local / "published").is_dir():
+        names = [path.name for path in (folder.local / "published").iterdir()]
+    return [int(match[1]) for match in map(_NAME.fullmatch, names) if match]
 
 
 def snapshot_keys(snapshots: SnapshotFolder, snapshot: Snapshot) -> set[PassageKey]:

@@ -19,7 +19,8 @@ class Compressed:
 
     def __init__(self, base: LatentStore, left: Sequence[FragmentEntry]) -> None:
         self.base = base
-        self.left = LatentStore(base.folder, replace(base.manifest, fragments=tuple(left)))
+        sound = tuple(entry for entry in left if _is_sound(base, entry))
+        self.left = LatentStore(base.folder, replace(base.manifest, fragments=sound))
 
     def finished(self, document_id: str, document_hash: bytes) -> list[Place]:
         """Where in `left` the passages of this version of a document are: all of them, or none."""
@@ -56,4 +57,15 @@ class Compressed:
         return None
 
     def _left_places(self, key: PassageKey) -> Iterator[Place]:
-        return self.left.places(key) if self.left.manifest.fragments else iter(())
+        if self.left.manifest.fragments:
+            with suppress(DamagedError):  # Then it is compressed anew.
+                yield from self.left.places(key)
+
+
+def _is_sound(store: LatentStore, entry: FragmentEntry) -> bool:
+    """Whether its passages can be looked up."""
+    try:
+        store.key_hashes([entry])
+    except DamagedError:
+        return False  # Nobody's loss but time.
+    return True

@@ -31,12 +31,14 @@ __all__ = [
     "Fragment",
     "Layout",
     "StoredPassage",
+    "WrittenFragment",
     "decode_latents",
     "key_hash",
+    "keys_checksum",
     "write_fragment",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # What a reader of a remote file fetches of either end: Arrow's schema, batch header and footer are there.
 _END_BYTES = 64 * 1024
@@ -174,26 +176,45 @@ def key_hash(key: PassageKey) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def write_fragment(
-    folder: Folder, name: str, rows: Sequence[StoredPassage]
-) -> tuple[int, str, int]:
+def keys_checksum(hashes: bytes | memoryview) -> str:
+    """XXH3 (64 bits, hexadecimal) over the key hashes of a fragment. A row's checksum does not cover its
+    hash, by which a passage is looked up before any row is read."""
+    return xxhash.xxh3_64_hexdigest(hashes)
+
+
+@dataclass(frozen=True)
+class WrittenFragment:
+    """What a manifest says of a file. bytes: its size. keys_offset: where in it the key hashes begin
+    (uint64 for each row). keys_checksum: of these."""
+
+    bytes: int
+    sha256: str
+    keys_offset: int
+    keys_checksum: str
+
+
+def write_fragment(folder: Folder, name: str, rows: Sequence[StoredPassage]) -> WrittenFragment:
     """Write rows of one layout to a new file, whole and durable before it has its name.
 
-    Returns its size in bytes, its SHA-256, and where in it the key hashes begin. Nothing is left behind where
-    writing fails.
+    Nothing is left behind where writing fails.
     """
     return folder.write(name, partial(_fill, _to_batch(rows)))
 
 
-def _fill(batch: pa.RecordBatch, path: Path) -> tuple[int, str, int]:
+def _fill(batch: pa.RecordBatch, path: Path) -> WrittenFragment:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     with path.open("rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     file = pa.memory_map(str(path)).read_buffer()
     written = pa.ipc.open_file(pa.BufferReader(file)).get_batch(0)
-    keys = written.column("key_hash").buffers()[1].address - file.address
-    return file.size, digest, keys
+    keys = written.column("key_hash").buffers()[1]
+    return WrittenFragment(
+        bytes=file.size,
+        sha256=digest,
+        keys_offset=keys.address - file.address,
+        keys_checksum=keys_checksum(memoryview(keys)[: 8 * batch.num_rows]),
+    )
 
 
 def _to_batch(rows: Sequence[StoredPassage]) -> pa.RecordBatch:
@@ -305,6 +326,10 @@ class Fragment:
         address: int = self._fixed["key_hash"].__array_interface__["data"][0]
         return address - self.address
 
+    @property
+    def keys_checksum(self) -> str:
+        return keys_checksum(self._needed(self._fixed["key_hash"]).data)
+
     def document_hash(self, row: int) -> bytes:
         return bytes(self._number("document_hash", row))
 
@@ -340,7 +365,7 @@ class Fragment:
         document_hash = self.document_hash(row)
         if row not in self._sound:
             if _row_checksum(numbers, document_hash, texts, encoded) != self._checksum(row):
-                raise self._damaged(row, "its checksum does not match")
+                raise self.damaged(row, "its checksum does not match")
             self._sound.add(row)
         ordinal, start, end, tokens, last = numbers
         document_id, header, text, metadata = (each.decode() for each in texts)
@@ -360,7 +385,7 @@ class Fragment:
             key = PassageKey(document_id, ordinal)
             return Passage(key, start, end, text, json.loads(metadata), header)
         except ValueError as error:
-            raise self._damaged(row, "metadata are no JSON") from error
+            raise self.damaged(row, "metadata are no JSON") from error
 
     def where(self, row: int) -> list[tuple[int, int]]:
         """Where in the file a row's latents and its text begin and end, without looking at them."""
@@ -387,7 +412,7 @@ class Fragment:
         try:
             return self._text_bytes(name, row).decode()
         except UnicodeDecodeError as error:
-            raise self._damaged(row, f"{name} is no text") from error
+            raise self.damaged(row, f"{name} is no text") from error
 
     def _text_bytes(self, name: str, row: int) -> bytes:
         first, stop = self._span(name, row, len(self._texts[name]))
@@ -396,7 +421,7 @@ class Fragment:
     def _number(self, name: str, row: int) -> Any:
         found = self._needed(self._fixed[name][row : row + 1])
         if not len(found):
-            raise self._damaged(row, f"its {name} is not there")
+            raise self.damaged(row, f"its {name} is not there")
         return found[0]
 
     def _span(self, name: str, row: int, size: int) -> tuple[int, int]:
@@ -404,10 +429,10 @@ class Fragment:
         pointing outside the file."""
         found = self._needed(self._offsets[name][row : row + 2])
         if len(found) < 2:
-            raise self._damaged(row, f"its {name} is not there")
+            raise self.damaged(row, f"its {name} is not there")
         first, stop = map(int, found)
         if not 0 <= first <= stop <= size:
-            raise self._damaged(row, f"{name} points outside the file")
+            raise self.damaged(row, f"{name} points outside the file")
         return first, stop
 
     def _needed(self, view: np.ndarray) -> np.ndarray:
@@ -418,7 +443,8 @@ class Fragment:
         self._file.need(start, start + view.nbytes)
         return view
 
-    def _damaged(self, row: int, what: str) -> DamagedError:
+    def damaged(self, row: int, what: str) -> DamagedError:
+        """The error of a row that is not what was written. what: is wrong with it."""
         return DamagedError(
             f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
             "verify --repair makes room for adding it again."

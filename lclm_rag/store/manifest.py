@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder
-from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.folders.names import is_plain_name
+from lclm_rag.sealed_json import digest, seal, unseal
 from lclm_rag.store.fragment import FORMAT_VERSION, DamagedError, Layout
 
 __all__ = [
@@ -32,8 +34,8 @@ Operation = Literal["create", "add", "delete", "sync", "compact", "convert", "re
 class FragmentEntry:
     """One fragment of a version.
 
-    rows, latents, tokens: of the whole file. bytes: its size. keys_offset: where in it the key hashes begin
-    (uint64 for each row). deleted: rows that this version does not show.
+    rows, latents, tokens: of the whole file. bytes, sha256, keys_offset, keys_checksum: as in
+    `WrittenFragment`. deleted: rows that this version does not show.
     """
 
     name: str
@@ -43,6 +45,7 @@ class FragmentEntry:
     bytes: int
     sha256: str
     keys_offset: int
+    keys_checksum: str
     deleted: frozenset[int] = frozenset()
 
     def without(self, rows: Iterable[int]) -> FragmentEntry:
@@ -98,6 +101,12 @@ class Manifest:
     ) -> Manifest:
         return Manifest(self.version + 1, layout, tuple(fragments), totals, operation, _now())
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its content. What is derived from a version names it, too: a number alone can be that of
+        another version, where a manifest was lost, or files of two copies were mixed."""
+        return digest(_pack(self))
+
     @property
     def bytes(self) -> int:
         """Of the fragments, deleted rows included."""
@@ -115,24 +124,56 @@ def read_manifest(folder: Folder, version: int) -> Manifest:
     name = manifest_name(version)
     try:
         body = unseal(folder.read(name))
+        format_version = body["format_version"]
+        if format_version != FORMAT_VERSION:
+            raise StoreError(
+                f"The store has format version {format_version}; this lclm-rag reads "
+                f"{FORMAT_VERSION}. Use the version of lclm-rag that wrote it, or build it anew."
+            )
+        manifest = _unpack(body)
     except FileNotFoundError as error:
         there = ", ".join(map(str, committed_versions(folder)[-8:]))
         raise StoreError(f"There is no version {version} in {folder}; there is {there}.") from error
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(
             f"Manifest {folder / name} is damaged: {error}. lclm-rag verify --repair goes back to the "
             "version before."
         ) from error
-    if body["format_version"] != FORMAT_VERSION:
-        raise StoreError(
-            f"The store has format version {body['format_version']}; this lclm-rag reads "
-            f"{FORMAT_VERSION}. Use the version of lclm-rag that wrote it, or build it anew."
-        )
-    if body["version"] != version:
+    if manifest.version != version:
         raise DamagedError(
-            f"Manifest {folder / name} is that of version {body['version']}: was it copied by hand? lclm-rag "
-            "verify --repair goes back to the version before."
+            f"Manifest {folder / name} is that of version {manifest.version}: was it copied by hand? "
+            "lclm-rag verify --repair goes back to the version before."
         )
+    return manifest
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Commit a version. A version is never replaced.
+
+    Raises StoreError where the version exists already (another writer was faster).
+    """
+    try:
+        folder.create(manifest_name(manifest.version), seal(_pack(manifest)))
+    except FileExistsError as error:
+        raise StoreError(
+            f"Version {manifest.version} of {folder} has been committed by another writer meanwhile; run "
+            "the same command again."
+        ) from error
+
+
+def _pack(manifest: Manifest) -> dict[str, Any]:
+    """As JSON."""
+    return {
+        "format_version": FORMAT_VERSION,
+        **{n: getattr(manifest, n) for n in ("version", "operation", "created")},
+        "layout": asdict(manifest.layout),
+        "totals": asdict(manifest.totals),
+        "fragments": [pack_entry(entry) for entry in manifest.fragments],
+    }
+
+
+def _unpack(body: dict[str, Any]) -> Manifest:
+    """Raises ValueError, TypeError, KeyError or AttributeError where it is no manifest."""
     return Manifest(
         body["version"],
         Layout(**body["layout"]),
@@ -141,27 +182,6 @@ def read_manifest(folder: Folder, version: int) -> Manifest:
         body["operation"],
         body["created"],
     )
-
-
-def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Commit a version. A version is never replaced.
-
-    Raises StoreError where the version exists already (another writer was faster).
-    """
-    body = {
-        "format_version": FORMAT_VERSION,
-        **{n: getattr(manifest, n) for n in ("version", "operation", "created")},
-        "layout": asdict(manifest.layout),
-        "totals": asdict(manifest.totals),
-        "fragments": [pack_entry(entry) for entry in manifest.fragments],
-    }
-    try:
-        folder.create(manifest_name(manifest.version), seal(body))
-    except FileExistsError as error:
-        raise StoreError(
-            f"Version {manifest.version} of {folder} has been committed by another writer meanwhile; run "
-            "the same command again."
-        ) from error
 
 
 def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
@@ -176,8 +196,22 @@ def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
 
 
 def unpack_entry(packed: dict[str, Any]) -> FragmentEntry:
-    rows = (row for first, stop in packed["deleted"] for row in range(first, stop))
+    """Raises ValueError, TypeError or KeyError where it is none: what is read comes from a file, which need
+    not be one that was written here."""
+    if not is_plain_name(packed["name"]):
+        raise ValueError(f"{packed['name']!r} is not the name of a fragment")
+    numbers = ("rows", "latents", "tokens", "bytes", "keys_offset")
+    if wrong := [name for name in numbers if not _is_count(packed[name])]:
+        raise ValueError(f"{wrong[0]} of fragment {packed['name']} is {packed[wrong[0]]!r}")
+    runs = packed["deleted"]
+    if not all(_is_count(row) and row <= packed["rows"] for run in runs for row in run):
+        raise ValueError(f"deleted rows of fragment {packed['name']} are not among its rows")
+    rows = (row for first, stop in runs for row in range(first, stop))
     return FragmentEntry(**{**packed, "deleted": frozenset(rows)})
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def manifest_name(version: int) -> str:

@@ -150,6 +150,7 @@ def _entry_of(folder: Folder, name: str, layout: Layout) -> FragmentEntry:
         bytes=file.buffer.size,
         sha256=hashlib.sha256(file.buffer).hexdigest(),
         keys_offset=fragment.keys_offset,
+        keys_checksum=fragment.keys_checksum,
     )
 
 

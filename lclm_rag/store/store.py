@@ -12,7 +12,14 @@ import numpy as np
 from lclm_rag.documents import Passage, PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, open_folder
-from lclm_rag.store.fragment import DamagedError, Fragment, Layout, StoredPassage, key_hash
+from lclm_rag.store.fragment import (
+    DamagedError,
+    Fragment,
+    Layout,
+    StoredPassage,
+    key_hash,
+    keys_checksum,
+)
 from lclm_rag.store.locks import Lease, reading
 from lclm_rag.store.manifest import (
     FragmentEntry,
@@ -181,8 +188,12 @@ class LatentStore:
         at = int(np.searchsorted(hashes, wanted))
         while at < len(hashes) and hashes[at] == wanted:
             name, row = self.manifest.fragments[fragments[at]].name, int(rows[at])
-            if self.fragment(name).key(row) == key:
+            found = self.fragment(name).key(row)
+            if found == key:
                 yield name, row
+            elif key_hash(found) != wanted:
+                # Not another key of the same hash: passed over, this one would be taken for missing.
+                raise self.fragment(name).damaged(row, "its key is not that of its hash")
             at += 1
 
     def _sorted_hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -205,12 +216,25 @@ class LatentStore:
         return self._lookup
 
     def key_hashes(self, entries: Iterable[FragmentEntry]) -> list[np.ndarray]:
-        """uint64 [rows] for each fragment, deleted rows included."""
+        """uint64 [rows] for each fragment, deleted rows included.
+
+        Raises DamagedError where they are not what was written: a passage whose hash is wrong would not be
+        found, and be added a second time.
+        """
+        entries = list(entries)
+        fragments = self.folder / FRAGMENTS
         ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in entries]
-        pieces = (self.folder / FRAGMENTS).read_ranges(ranges)
-        for (name, start, stop), piece in zip(ranges, pieces, strict=True):
-            if len(piece) != stop - start:
-                raise DamagedError(f"Fragment {self.folder / FRAGMENTS / name} is cut off.")
+        pieces = fragments.read_ranges(ranges)
+        for i, entry in enumerate(entries):
+            if keys_checksum(pieces[i]) != entry.keys_checksum and fragments.local is None:
+                # It may have been mended in the object store since it was fetched.
+                (pieces[i],) = fragments.read_ranges([ranges[i]], anew=True)
+            if keys_checksum(pieces[i]) != entry.keys_checksum:
+                raise DamagedError(
+                    f"Fragment {fragments / entry.name} is damaged: the keys of its passages are not what "
+                    "was written. lclm-rag verify lists what is, and verify --repair makes room for adding "
+                    "it again."
+                )
         return [np.frombuffer(piece, np.uint64) for piece in pieces]
 
 

@@ -316,10 +316,11 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
             continue
         try:
             note = unseal((folder / UNCOMMITTED).read(facts.name))
-        except (ValueError, FileNotFoundError):
+            entry, noted = unpack_entry(note["entry"]), Layout(**note["layout"])
+        except (ValueError, TypeError, KeyError, FileNotFoundError):
             continue  # Nobody's loss but time: it is compressed anew. Or a writer has committed it now.
-        if layout is None or Layout(**note["layout"]) == layout:
-            entries.append(unpack_entry(note["entry"]))
+        if layout is None or noted == layout:
+            entries.append(entry)
     # A writer that is killed just after its commit leaves notes of what some version needs.
     named = _named_fragments(folder) if entries else set()
     there = {(facts.name, facts.size) for facts in (folder / FRAGMENTS).files()}
@@ -338,15 +339,13 @@ def _named_fragments(folder: Folder) -> set[str]:
 
 def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
     name = f"{uuid.uuid4().hex}.arrow"
-    size, digest, keys_offset = write_fragment(folder / FRAGMENTS, name, rows)
+    written = write_fragment(folder / FRAGMENTS, name, rows)
     return FragmentEntry(
         name=name,
         rows=len(rows),
         latents=sum(len(row.encoded) for row in rows),
         tokens=sum(row.tokens for row in rows),
-        bytes=size,
-        sha256=digest,
-        keys_offset=keys_offset,
+        **vars(written),
     )
 
 

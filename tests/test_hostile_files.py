@@ -1,0 +1,260 @@
+"""Files that somebody else has made, that are damaged, or of another version: what of them is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Run
+
+from lclm_rag import Document, KnowledgeBase
+from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.store import DamagedError, LatentStore
+from lclm_rag.verify import verify
+
+TOWNS = [Document(f"town-{i}", f"zq{i}w is a town. It lies by a lake.") for i in range(7)]
+
+
+@pytest.fixture
+def kb(tmp_path: Path) -> Path:
+    """Seven documents, each found by a word that only it has."""
+    path = tmp_path / "kb"
+    with KnowledgeBase.create(path, device="cpu") as made:
+        made.add(TOWNS)
+    return path
+
+
+def _found(kb: Path, number: int) -> list[str]:
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        return [hit.key.document_id for hit in opened.retrieve(f"zq{number}w", 3)]
+
+
+def _snapshot(kb: Path) -> Path:
+    (path,) = (kb / "index" / "published").iterdir()
+    return path
+
+
+def _manifest(kb: Path) -> Path:
+    return max((kb / "store" / "manifests").glob("*.json"))
+
+
+def _rewrite(path: Path, change: dict[str, Any]) -> None:
+    """Change a sealed file as somebody would who knows how it is sealed."""
+    path.write_bytes(seal({**unseal(path.read_bytes()), **change}))
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["{absolute}", "../../../../../victim", "a/../../../../../../victim", "./victim", ""]
+)
+def test_a_file_that_an_index_names_outside_of_it_is_not_touched(
+    run: Run, kb: Path, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    index = _snapshot(kb) / "index.json"
+    files = unseal(index.read_bytes())["files"]
+    name = name.format(absolute=victim)
+    _rewrite(index, {"files": {name: [victim.stat().st_size, "0" * 64], **files}})
+    assert any(str(_snapshot(kb)) in problem for problem in verify(kb).problems)
+    code, out, err = run("query", "--kb", kb, "zq3w", "--max-tokens", "2", "--json")
+    assert (code, [s["document_id"] for s in json.loads(out)["sources"]]) == (0, ["town-3"])
+    assert "is damaged. It is built anew." in err
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["../../../x.arrow", "/x.arrow", "..", "a\\b.arrow", "", 7, None])
+def test_a_fragment_that_a_manifest_names_elsewhere_is_damage(kb: Path, name: Any) -> None:
+    manifest = _manifest(kb)
+    (entry,) = unseal(manifest.read_bytes())["fragments"]
+    os.mkfifo(kb.parent / "x.arrow")  # Opened, it would be waited for.
+    _rewrite(manifest, {"fragments": [{**entry, "name": name}]})
+    with pytest.raises(DamagedError, match=r"Manifest .* is damaged: .* is not the name of a frag"):
+        LatentStore.open(kb / "store")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": -1},
+        {"rows": 1.5},
+        {"bytes": None},
+        {"keys_offset": -8},
+        {"deleted": [[0, 10**12]]},
+        {"deleted": [[-1, 2]]},
+        {"deleted": 3},
+    ],
+)
+def test_numbers_of_a_manifest_that_cannot_be_are_damage(kb: Path, change: dict[str, Any]) -> None:
+    manifest = _manifest(kb)
+    (entry,) = unseal(manifest.read_bytes())["fragments"]
+    _rewrite(manifest, {"fragments": [{**entry, **change}]})
+    with pytest.raises(DamagedError, match=r"Manifest .* is damaged: "):
+        LatentStore.open(kb / "store")
+
+
+@pytest.mark.parametrize("part", ["fragments", "layout", "totals", "created"])
+def test_a_manifest_that_lacks_a_part_is_damage(kb: Path, part: str) -> None:
+    manifest = _manifest(kb)
+    content = unseal(manifest.read_bytes())
+    del content[part]
+    manifest.write_bytes(seal(content))
+    with pytest.raises(DamagedError, match=r"Manifest .* is damaged: "):
+        LatentStore.open(kb / "store")
+
+
+def test_a_note_on_uncommitted_work_that_names_a_file_elsewhere_is_passed_over(
+    kb: Path, tmp_path: Path
+) -> None:
+    (entry,) = unseal(_manifest(kb).read_bytes())["fragments"]
+    layout = unseal(_manifest(kb).read_bytes())["layout"]
+    (tmp_path / "victim.arrow").write_bytes(b"precious")
+    note = {"layout": layout, "entry": {**entry, "name": "../../../victim.arrow", "bytes": 8}}
+    (kb / "store" / "uncommitted" / "x.json").write_bytes(seal(note))
+    assert len(verify(kb).problems) == 1
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        assert opened.uncommitted_passages() == 0
+        opened.add([Document("new", "One more.")])
+        opened.vacuum()
+    assert (tmp_path / "victim.arrow").read_bytes() == b"precious"
+    assert verify(kb).problems == []
+
+
+@pytest.fixture
+def piped(kb: Path, request: pytest.FixtureRequest) -> Path:
+    """A knowledge base one of whose files is a pipe: read, it would be waited for."""
+    (path,) = [kb] if request.param == "kb.json" else [kb / "store" / request.param]
+    path = path / "kb.json" if request.param == "kb.json" else max(path.iterdir())
+    path.unlink()
+    os.mkfifo(path)
+    return kb
+
+
+@pytest.mark.parametrize("piped", ["kb.json", "manifests", "fragments"], indirect=True)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Run, piped: Path) -> None:
+    code, out, err = run("query", "--kb", piped, "zq3w", "--max-tokens", "2")
+    assert (code in (1, 3), out) == (True, "")
+    assert "Traceback" not in err
+
+
+# --- an index of another version, or a damaged one ------------------------------------------------------
+
+
+def test_an_index_of_a_lost_version_is_not_taken_for_that_of_its_number(run: Run, kb: Path) -> None:
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        opened.add([Document("lost", "zqbw is a town.")])
+    _manifest(kb).unlink()
+    code, out, _ = run("verify", "--kb", kb)
+    assert (code, "Version 2 of" in out, "its manifest is not there" in out) == (1, True, True)
+    _, _, err = run("query", "--kb", kb, "zq1w", "--max-tokens", "2")
+    assert "its manifest is not there" in err
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        opened.add([Document("new", "zqcw is a town.")])
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        assert (opened.store.version, opened.store.count_documents()) == (2, 8)
+        assert [hit.key.document_id for hit in opened.retrieve("zqcw", 3)] == ["new"]
+        assert opened.retrieve("zqbw", 3) == []
+    assert verify(kb).problems == []
+
+
+def test_after_a_lost_manifest_repair_keeps_what_its_version_had_compressed(
+    run: Run, kb: Path
+) -> None:
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        opened.add([lost := Document("lost", "zqbw is a town.")])
+    _manifest(kb).unlink()
+    code, out, _ = run("verify", "--kb", kb, "--repair")
+    assert (code, "What the lost version had changed is undone" in out) == (0, True)
+    assert verify(kb).problems == []
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        report = opened.add([lost])
+        assert (report.added, report.reused) == (1, 1)
+    assert _found(kb, 1) == ["town-1"]
+
+
+def test_a_copy_whose_index_is_newer_than_its_store_finds_what_the_store_has(
+    kb: Path, tmp_path: Path
+) -> None:
+    os.system(f"cp -r '{kb}/store' '{tmp_path}/store'")
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        opened.add([Document("new", "zqcw is a town.")])
+        opened.delete(["town-1"])
+    # The store was copied before, the index after.
+    os.system(f"rm -r '{kb}/store' && mv '{tmp_path}/store' '{kb}/store'")
+    assert [_found(kb, i) for i in range(7)] == [[f"town-{i}"] for i in range(7)]
+    assert ["its manifest is not there" in problem for problem in verify(kb).problems] == [True]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "removed", "longer", "a link"])
+def test_an_index_with_a_file_of_another_size_is_built_anew(
+    kb: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [p for p in (_snapshot(kb) / "edge").rglob("*") if p.is_file() and p.stat().st_size > 1]
+    path, snapshot = max(paths, key=lambda path: path.stat().st_blocks), _snapshot(kb)
+    kept = path.read_bytes()
+    if damage in ("removed", "a link"):
+        path.unlink()
+    if damage == "a link":
+        (kb / "copy").write_bytes(kept)
+        path.symlink_to(kb / "copy")
+    elif damage != "removed":
+        changed = {"truncated": kept[: len(kept) // 2], "emptied": b"", "longer": kept + b"\n"}
+        path.write_bytes(changed[damage])
+    assert [_found(kb, i) for i in range(7)] == [[f"town-{i}"] for i in range(7)]
+    assert caplog.messages == [f"{snapshot} is damaged. It is built anew."]
+    assert _snapshot(kb) != snapshot
+    assert verify(kb).problems == []
+
+
+# --- what passages are looked up by -----------------------------------------------------------------------
+
+
+def _flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_bit_in_the_hashes_by_which_passages_are_looked_up_is_noticed_before_anything_is_changed(
+    run: Run, kb: Path, tmp_path: Path
+) -> None:
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        (entry,) = opened.store.manifest.fragments
+        place = opened.store.document_places("town-3")[0]
+    fragment = kb / "store" / "fragments" / entry.name
+    _flip(fragment, entry.keys_offset + 8 * place[1] + 3)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(json.dumps({"id": "town-3", "text": "zq3w is a city."}) + "\n")
+    for command in (
+        ["add", changed],
+        ["delete", "town-3"],
+        ["query", "zq1w"],
+        ["expand", "town-3", "0"],
+    ):
+        code, out, err = run(command[0], "--kb", kb, *command[1:])
+        assert (code, out) == (1, ""), command
+        assert "the keys of its passages are not what was written" in err
+    code, out, _ = run("verify", "--kb", kb, "--repair", "--json")
+    assert (code, json.loads(out)["documents"]) == (3, 6)
+    code, out, _ = run("add", changed, "--kb", kb, "--json")
+    assert (code, json.loads(out)["added"]) == (0, 1)
+    code, out, _ = run("expand", "--kb", kb, "town-3", "0")
+    assert (code, out) == (0, "zq3w is a city.\n")
+
+
+def test_a_bit_in_an_id_does_not_make_its_document_a_new_one(kb: Path) -> None:
+    with KnowledgeBase.open(kb, device="cpu") as opened:
+        name, row = opened.store.document_places("town-3")[0]
+    fragment = kb / "store" / "fragments" / name
+    _flip(fragment, fragment.read_bytes().index(b"town-0town-1") + len("town-0") * row + 5)
+    with (
+        KnowledgeBase.open(kb, device="cpu") as opened,
+        pytest.raises(DamagedError, match=rf"Row {row} of fragment .* its key is not that of its"),
+    ):
+        opened.add([Document("town-3", "zq3w is a city.")])
+    assert LatentStore.open(kb / "store").version == 1
