@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from lclm_rag.answer import AddReport
     from lclm_rag.knowledge_base import KnowledgeBase
 
-__all__ = ["add", "build", "delete", "reading_options", "sync"]
+__all__ = ["add", "build", "delete", "left_out_shown", "reading_options", "sync"]
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
@@ -358,7 +360,7 @@ def _add(
             on_skip=skipped.append,
             on_ignore=ignored.append,
         )
-    with knowledge_base, progress_bar() as progress:
+    with left_out_shown(ignored, skipped), knowledge_base, progress_bar() as progress:
         total = count_documents(corpus)
         task = progress.add_task("compressing", total=total, note="")
 
@@ -379,11 +381,7 @@ def _add(
             )
         else:
             report = knowledge_base.add(documents, resume=resume, engine=on_ray, on_progress=show)
-    skipped += report.skipped
-    for line in ignored:
-        click.echo(f"ignored {line}", err=True)
-    for line in skipped:
-        click.echo(f"skipped {line}", err=True)
+        skipped += report.skipped
     if as_json:
         result = {**asdict(report), "skipped": skipped, "version": knowledge_base.store.version}
         click.echo(json.dumps(result))
@@ -403,6 +401,18 @@ def _add(
                 f"  {worker.worker}: {worker.tokens:,} tokens, {rate:,.0f} a second", err=True
             )
     return EXIT_IN_PART if skipped else 0
+
+
+@contextmanager
+def left_out_shown(ignored: Sequence[str], skipped: Sequence[str]) -> Iterator[None]:
+    """What was left out is told in the end, also where it is why nothing came of it."""
+    try:
+        yield
+    finally:
+        for line in ignored:
+            click.echo(f"ignored {line}", err=True)
+        for line in skipped:
+            click.echo(f"skipped {line}", err=True)
 
 
 @click.command()

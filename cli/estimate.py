@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.corpus import reading_options
+from lclm_rag.cli.corpus import left_out_shown, reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.machine_tables import show_machines
 from lclm_rag.cli.machines import MACHINE_OPTIONS, as_plain, machine_options, planned
@@ -186,14 +186,10 @@ def _measured(
     skipped: list[str] = []
     ignored: list[str] = []
     documents = read_corpus(corpus, **reading, on_skip=skipped.append, on_ignore=ignored.append)
-    with progress_bar() as progress:
+    with left_out_shown(ignored, skipped), progress_bar() as progress:
         task = progress.add_task("reading", note="")
         total = count_documents(corpus)
         size = measure_corpus(progress.track(documents, total, task_id=task), split)
-    for line in ignored:
-        click.echo(f"ignored {line}", err=True)
-    for line in skipped:
-        click.echo(f"skipped {line}", err=True)
     return size, skipped
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,6 +350,36 @@ def test_sync_mirrors_a_folder(run: Run, built: Path, corpus: Path) -> None:
     assert (code, report["added"], report["updated"], report["deleted"]) == (0, 1, 1, 1)
     assert report["unchanged"] == len(notes) - 2
     assert report["version"] == 2
+
+
+def test_a_knowledge_base_never_reads_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [{"id": name, "text": f"The mayor of {name} is Ada."} for name in ("Velun", "Sorak")]
+    Path("docs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("build", "docs.jsonl", "--kb", "kb")[0] == 0
+    for command in ("sync", "add", "sync", "sync"):
+        code, _, err = run(command, ".", "--kb", "kb")
+        assert code == 1
+        told = [line for line in err.splitlines() if "kb" in line]
+        assert told == ["ignored kb: not read, it is a knowledge base."]
+        assert "No document was found in '.'" in err
+    for inside in ("kb", "kb/store/fragments", "kb/**/*.arrow"):
+        code, _, err = run("add", inside, "--kb", "kb")
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.endswith(
+            "a knowledge base, not a corpus; name the documents it was made from.\n"
+        )
+    Path("copy").mkdir()
+    shutil.copytree("kb/store", "copy/store")
+    code, _, err = run("add", "copy", "--kb", "kb")
+    assert (code, "it is a fragment of a latent store, not a corpus" in err) == (1, True)
+    facts = json.loads(run("info", "--kb", "kb", "--json")[1])
+    assert (facts["documents"], facts["version"]) == (2, 1)
+    Path("note.txt").write_text("A note on the northern line.")
+    code, out, err = run("add", ".", "--kb", "kb")
+    assert (code, "1 added" in out, err.count("ignored kb")) == (0, True, 1)
 
 
 def test_upkeep_from_versions_to_vacuum(run: Run, built: Path, sheets: list[FactSheet]) -> None:

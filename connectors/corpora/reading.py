@@ -64,8 +64,8 @@ def read_corpus(
       stand as they are; HTML, PDF and DOCX (.html, .htm, .pdf, .docx) become Markdown, with the extra
       `documents`. The id is the path below the folder, with "/"; metadata is {"source": that path},
       and the `title` of HTML. A folder of Parquet and Arrow files alone is a data set: all its rows;
-      the folders of a Hive-partitioned one ("lang=en") are metadata. Hidden files, links to folders
-      and other files are not read, and `on_ignore` is told of each.
+      the folders of a Hive-partitioned one ("lang=en") are metadata. Hidden files, links to folders,
+      knowledge bases and other files are not read, and `on_ignore` is told of each.
     - A glob, "notes/**/*.md", "rows/*.jsonl.gz": the files that match, of all kinds. Ids are relative
       to the part before the first wildcard.
     - JSONL (.jsonl, .ndjson) and CSV (.csv, .tsv; the first row names the columns), also packed by
@@ -92,10 +92,10 @@ def read_corpus(
         and for what is no corpus file in the first place; without them, these are logged as
         warnings.
 
-    Raises CorpusError at once where `paths` names nothing, something that is not there or a kind
-    of file that is not supported; while iterating, for bad files and records and for ids that come
-    twice; at the end, where there was no document at all. Raises ValueError for a wrong argument, and
-    ImportError, at once, where an extra is missing.
+    Raises CorpusError at once where `paths` names nothing, something that is not there, a knowledge
+    base or a kind of file that is not supported; while iterating, for bad files and records and for ids
+    that come twice; at the end, where there was no document at all. Raises ValueError for a wrong
+    argument, and ImportError, at once, where an extra is missing.
     """
     columns = columns_of(text_column, id_column, metadata_columns)
     tell = _teller(on_error, on_skip)
