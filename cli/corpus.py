@@ -60,6 +60,13 @@ reading_options = together(
         help="Keep only these of a record as metadata.  [default: all scalars and lists of scalars]",
     ),
     click.option(
+        "--numbers",
+        "number_columns",
+        metavar="NAME,NAME…",
+        callback=_names,
+        help="Texts in these columns become numbers, for filters such as year>=2020; CSV has only texts.",
+    ),
+    click.option(
         "--on-error",
         type=click.Choice(["fail", "skip"]),
         default="fail",
@@ -316,6 +323,7 @@ def _add(
     text_column: str,
     id_column: str,
     metadata_columns: list[str] | None,
+    number_columns: list[str] | None,
     on_error: Any,
     resume: bool,
     engine: str,
@@ -327,7 +335,12 @@ def _add(
     delete_others: bool = False,
 ) -> int:
     from lclm_rag.cli.progress import progress_bar
-    from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
+    from lclm_rag.connectors.corpora import (
+        corpus_parts,
+        count_documents,
+        number_like_columns,
+        read_corpus,
+    )
 
     skipped: list[str] = []
     ignored: list[str] = []
@@ -335,6 +348,7 @@ def _add(
         "text_column": text_column,
         "id_column": id_column,
         "metadata_columns": metadata_columns,
+        "number_columns": number_columns,
     }
     on_ray = None
     documents: Any = None
@@ -360,6 +374,8 @@ def _add(
             on_skip=skipped.append,
             on_ignore=ignored.append,
         )
+    for line in number_like_columns(corpus, **columns):
+        click.echo(line, err=True)
     with left_out_shown(ignored, skipped), knowledge_base, progress_bar() as progress:
         total = count_documents(corpus)
         task = progress.add_task("compressing", total=total, note="")

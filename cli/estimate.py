@@ -24,6 +24,7 @@ _READING_OPTIONS = (
     "text_column",
     "id_column",
     "metadata_columns",
+    "number_columns",
     "on_error",
     "contextual_headers",
 )
@@ -162,8 +163,9 @@ def _check_usage(
     def given(names: tuple[str, ...]) -> str | None:
         default = click.core.ParameterSource.DEFAULT
         found = (name for name in names if context.get_parameter_source(name) is not default)
-        option = next(found, None)
-        return None if option is None else "--" + option.replace("_", "-")
+        name = next(found, None)
+        options = {option.name: option.opts[0] for option in context.command.params}
+        return None if name is None else options[name]
 
     if bool(corpus) == (passages is not None):
         raise click.UsageError("Give either a CORPUS or --passages.")

@@ -224,6 +224,41 @@ def test_records_are_read_by_the_columns_that_are_named(
     assert (code, json.loads(out)["updated"], json.loads(out)["skipped"]) == (0, 1, [])
 
 
+def test_numbers_of_csv_are_compared_by_filters_where_they_are_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "Town guide: {0}. The mayor of {0} is Ada."
+    rows = [f"{name},{text.format(name)},{year}\n" for name, year in (("V", 2020), ("S", 1999))]
+    Path("t.csv").write_text("id,text,year\n" + "".join(rows))
+    line = "t.csv: the values of 'year' are numbers, kept as text; --numbers year lets filters compare them."
+
+    def found(condition: str) -> list[str]:
+        options = ("--filter", condition, "--max-tokens", "2", "--json")
+        code, out, err = run("query", "--kb", "kb", "Who is the mayor?", *options)
+        assert code == 0, err
+        return [source["document_id"] for source in json.loads(out)["sources"]]
+
+    code, _, err = run("build", "t.csv", "--kb", "kb")
+    assert (code, err.splitlines().count(line)) == (0, 1)
+    code, out, err = run("sync", "t.csv", "--kb", "kb", "--numbers", "year", "--json")
+    assert (code, json.loads(out)["updated"], json.loads(out)["tokens"]) == (0, 2, 0)
+    assert line not in err
+    assert found("year>=2020") == found("year=2020") == ["V"]
+    assert found("year<2020") == ["S"]
+    shutil.rmtree("kb")
+    code, _, err = run("build", "t.csv", "--kb", "kb", "--numbers", "year")
+    assert (code, "kept as text" in err) == (0, False)
+    assert found("year>=2020") == ["V"]
+    Path("t.csv").write_text("id,text,year\nV,Text.,n/a\n")
+    for command in (("add", "t.csv", "--kb", "kb"), ("estimate", "t.csv")):
+        code, _, err = run(*command, "--numbers", "year")
+        assert (code, "t.csv, line 2: field 'year' is to be a number and is 'n/a'" in err) == (
+            1,
+            True,
+        )
+
+
 def test_a_build_with_contextual_headers_finds_by_the_title(run: Run, tmp_path: Path) -> None:
     folder, kb = tmp_path / "pages", tmp_path / "kb"
     folder.mkdir()
