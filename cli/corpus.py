@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from lclm_rag.answer import AddReport
     from lclm_rag.knowledge_base import KnowledgeBase
 
-__all__ = ["add", "build", "delete", "reading_options", "sync"]
+__all__ = ["add", "build", "delete", "left_out_shown", "reading_options", "sync"]
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
@@ -56,6 +58,13 @@ reading_options = together(
         metavar="NAME,NAME…",
         callback=_names,
         help="Keep only these of a record as metadata.  [default: all scalars and lists of scalars]",
+    ),
+    click.option(
+        "--numbers",
+        "number_columns",
+        metavar="NAME,NAME…",
+        callback=_names,
+        help="Texts in these columns become numbers, for filters such as year>=2020; CSV has only texts.",
     ),
     click.option(
         "--on-error",
@@ -314,6 +323,7 @@ def _add(
     text_column: str,
     id_column: str,
     metadata_columns: list[str] | None,
+    number_columns: list[str] | None,
     on_error: Any,
     resume: bool,
     engine: str,
@@ -325,7 +335,12 @@ def _add(
     delete_others: bool = False,
 ) -> int:
     from lclm_rag.cli.progress import progress_bar
-    from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
+    from lclm_rag.connectors.corpora import (
+        corpus_parts,
+        count_documents,
+        number_like_columns,
+        read_corpus,
+    )
 
     skipped: list[str] = []
     ignored: list[str] = []
@@ -333,6 +348,7 @@ def _add(
         "text_column": text_column,
         "id_column": id_column,
         "metadata_columns": metadata_columns,
+        "number_columns": number_columns,
     }
     on_ray = None
     documents: Any = None
@@ -358,7 +374,9 @@ def _add(
             on_skip=skipped.append,
             on_ignore=ignored.append,
         )
-    with knowledge_base, progress_bar() as progress:
+    for line in number_like_columns(corpus, **columns):
+        click.echo(line, err=True)
+    with left_out_shown(ignored, skipped), knowledge_base, progress_bar() as progress:
         total = count_documents(corpus)
         task = progress.add_task("compressing", total=total, note="")
 
@@ -379,11 +397,7 @@ def _add(
             )
         else:
             report = knowledge_base.add(documents, resume=resume, engine=on_ray, on_progress=show)
-    skipped += report.skipped
-    for line in ignored:
-        click.echo(f"ignored {line}", err=True)
-    for line in skipped:
-        click.echo(f"skipped {line}", err=True)
+        skipped += report.skipped
     if as_json:
         result = {**asdict(report), "skipped": skipped, "version": knowledge_base.store.version}
         click.echo(json.dumps(result))
@@ -403,6 +417,18 @@ def _add(
                 f"  {worker.worker}: {worker.tokens:,} tokens, {rate:,.0f} a second", err=True
             )
     return EXIT_IN_PART if skipped else 0
+
+
+@contextmanager
+def left_out_shown(ignored: Sequence[str], skipped: Sequence[str]) -> Iterator[None]:
+    """What was left out is told in the end, also where it is why nothing came of it."""
+    try:
+        yield
+    finally:
+        for line in ignored:
+            click.echo(f"ignored {line}", err=True)
+        for line in skipped:
+            click.echo(f"skipped {line}", err=True)
 
 
 @click.command()

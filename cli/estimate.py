@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.corpus import reading_options
+from lclm_rag.cli.corpus import left_out_shown, reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.machine_tables import show_machines
 from lclm_rag.cli.machines import MACHINE_OPTIONS, as_plain, machine_options, planned
@@ -24,6 +24,7 @@ _READING_OPTIONS = (
     "text_column",
     "id_column",
     "metadata_columns",
+    "number_columns",
     "on_error",
     "contextual_headers",
 )
@@ -162,8 +163,9 @@ def _check_usage(
     def given(names: tuple[str, ...]) -> str | None:
         default = click.core.ParameterSource.DEFAULT
         found = (name for name in names if context.get_parameter_source(name) is not default)
-        option = next(found, None)
-        return None if option is None else "--" + option.replace("_", "-")
+        name = next(found, None)
+        options = {option.name: option.opts[0] for option in context.command.params}
+        return None if name is None else options[name]
 
     if bool(corpus) == (passages is not None):
         raise click.UsageError("Give either a CORPUS or --passages.")
@@ -186,14 +188,10 @@ def _measured(
     skipped: list[str] = []
     ignored: list[str] = []
     documents = read_corpus(corpus, **reading, on_skip=skipped.append, on_ignore=ignored.append)
-    with progress_bar() as progress:
+    with left_out_shown(ignored, skipped), progress_bar() as progress:
         task = progress.add_task("reading", note="")
         total = count_documents(corpus)
         size = measure_corpus(progress.track(documents, total, task_id=task), split)
-    for line in ignored:
-        click.echo(f"ignored {line}", err=True)
-    for line in skipped:
-        click.echo(f"skipped {line}", err=True)
     return size, skipped
 
 

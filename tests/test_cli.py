@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,6 +224,41 @@ def test_records_are_read_by_the_columns_that_are_named(
     assert (code, json.loads(out)["updated"], json.loads(out)["skipped"]) == (0, 1, [])
 
 
+def test_numbers_of_csv_are_compared_by_filters_where_they_are_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "Town guide: {0}. The mayor of {0} is Ada."
+    rows = [f"{name},{text.format(name)},{year}\n" for name, year in (("V", 2020), ("S", 1999))]
+    Path("t.csv").write_text("id,text,year\n" + "".join(rows))
+    line = "t.csv: the values of 'year' are numbers, kept as text; --numbers year lets filters compare them."
+
+    def found(condition: str) -> list[str]:
+        options = ("--filter", condition, "--max-tokens", "2", "--json")
+        code, out, err = run("query", "--kb", "kb", "Who is the mayor?", *options)
+        assert code == 0, err
+        return [source["document_id"] for source in json.loads(out)["sources"]]
+
+    code, _, err = run("build", "t.csv", "--kb", "kb")
+    assert (code, err.splitlines().count(line)) == (0, 1)
+    code, out, err = run("sync", "t.csv", "--kb", "kb", "--numbers", "year", "--json")
+    assert (code, json.loads(out)["updated"], json.loads(out)["tokens"]) == (0, 2, 0)
+    assert line not in err
+    assert found("year>=2020") == found("year=2020") == ["V"]
+    assert found("year<2020") == ["S"]
+    shutil.rmtree("kb")
+    code, _, err = run("build", "t.csv", "--kb", "kb", "--numbers", "year")
+    assert (code, "kept as text" in err) == (0, False)
+    assert found("year>=2020") == ["V"]
+    Path("t.csv").write_text("id,text,year\nV,Text.,n/a\n")
+    for command in (("add", "t.csv", "--kb", "kb"), ("estimate", "t.csv")):
+        code, _, err = run(*command, "--numbers", "year")
+        assert (code, "t.csv, line 2: field 'year' is to be a number and is 'n/a'" in err) == (
+            1,
+            True,
+        )
+
+
 def test_a_build_with_contextual_headers_finds_by_the_title(run: Run, tmp_path: Path) -> None:
     folder, kb = tmp_path / "pages", tmp_path / "kb"
     folder.mkdir()
@@ -349,6 +385,36 @@ def test_sync_mirrors_a_folder(run: Run, built: Path, corpus: Path) -> None:
     assert (code, report["added"], report["updated"], report["deleted"]) == (0, 1, 1, 1)
     assert report["unchanged"] == len(notes) - 2
     assert report["version"] == 2
+
+
+def test_a_knowledge_base_never_reads_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [{"id": name, "text": f"The mayor of {name} is Ada."} for name in ("Velun", "Sorak")]
+    Path("docs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("build", "docs.jsonl", "--kb", "kb")[0] == 0
+    for command in ("sync", "add", "sync", "sync"):
+        code, _, err = run(command, ".", "--kb", "kb")
+        assert code == 1
+        told = [line for line in err.splitlines() if "kb" in line]
+        assert told == ["ignored kb: not read, it is a knowledge base."]
+        assert "No document was found in '.'" in err
+    for inside in ("kb", "kb/store/fragments", "kb/**/*.arrow"):
+        code, _, err = run("add", inside, "--kb", "kb")
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.endswith(
+            "a knowledge base, not a corpus; name the documents it was made from.\n"
+        )
+    Path("copy").mkdir()
+    shutil.copytree("kb/store", "copy/store")
+    code, _, err = run("add", "copy", "--kb", "kb")
+    assert (code, "it is a fragment of a latent store, not a corpus" in err) == (1, True)
+    facts = json.loads(run("info", "--kb", "kb", "--json")[1])
+    assert (facts["documents"], facts["version"]) == (2, 1)
+    Path("note.txt").write_text("A note on the northern line.")
+    code, out, err = run("add", ".", "--kb", "kb")
+    assert (code, "1 added" in out, err.count("ignored kb")) == (0, True, 1)
 
 
 def test_upkeep_from_versions_to_vacuum(run: Run, built: Path, sheets: list[FactSheet]) -> None:

@@ -287,6 +287,10 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "rows/lang=en/t.parquet": (rows / "t.parquet").read_bytes(),
             "rows/lang=de/t.arrow": (rows / "t.arrow").read_bytes(),
             "saved/state.json": b"{}",
+            "lake/notes/a.md": b"A note.",
+            "lake/kb/kb.json": b"{}",
+            "lake/kb/store/fragments/t.arrow": (rows / "t.arrow").read_bytes(),
+            "lake/kb/notes/own.md": b"Beside the store.",
         }
         for name, content in files.items():
             client.put_object(Bucket="corpus", Key=name, Body=content)
@@ -332,6 +336,20 @@ def test_errors_of_an_object_store_name_the_file_and_show_no_secret(bucket: str)
     assert unknown.startswith(
         "nope://host/x: cannot be read (Unrecognized filesystem type in URI);"
     )
+
+
+def test_a_knowledge_base_in_an_object_store_is_no_corpus(bucket: str) -> None:
+    documents, told = read_skipping(bucket.format("lake"))
+    assert [d.id for d in documents] == ["notes/a.md"]
+    assert told == ["s3://corpus/lake/kb: not read, it is a knowledge base."]
+    assert read_one(bucket.format("lake/kb/notes")).id == "own.md"
+    below = ("/kb.json", "/store", "/store/fragments", "/store/fragments/t.arrow", "/**/*.arrow")
+    for named in ("", "/", *below):
+        message = error_of(bucket.format(f"lake/kb{named}"))
+        assert message.startswith(f"s3://corpus/lake/kb{named.rstrip('/')}: ")
+        assert message.endswith(
+            "is a knowledge base, not a corpus; name the documents it was made from."
+        )
 
 
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:

@@ -605,6 +605,7 @@ def test_a_checkpoint_brings_its_own_decoder(run: Run) -> None:
         (["--passages", "0"], 2, "is not a count like"),
         (["--passages", "9" * 400], 2, "is not a count like"),
         (["--passages", "1M", "--text-column", "a"], 2, "--text-column is for reading"),
+        (["--passages", "1M", "--numbers", "a"], 2, "--numbers is for reading"),
         (["--passages", "1M", "--contextual-headers"], 2, "--contextual-headers is for reading"),
         (["README.md", "--top-k", "4"], 2, "--top-k is for the machines"),
         (["--passages", "1M", "--checkpoint", "bundled", "--ratio", "8"], 2, "--ratio is for the"),

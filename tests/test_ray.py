@@ -137,6 +137,23 @@ def test_a_folder_is_read_by_the_workers_through_the_command_line(
         check_whole(opened)
 
 
+def test_workers_make_numbers_of_csv_and_read_no_knowledge_base(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("A note on the northern line.")
+    table = tmp_path / "t.csv"
+    table.write_text("id,text,year,size\nold,A town.,1999,1\nnew,A city.,2020,2\n")
+    kb = str(notes / "kb")
+    command = ["build", str(notes), str(table), "--kb", kb, "--engine", "ray", "--numbers", "year"]
+    code, out, err = run(*command, "--json")
+    assert (code, json.loads(out)["added"]) == (0, 3), err
+    assert err.count(f"ignored {kb}: not read, it is a knowledge base.") == 1
+    assert f"{table}: the values of 'size' are numbers, kept as text" in err
+    with KnowledgeBase.open(kb) as opened:
+        found = {key.document_id for key in opened.find({"year": 2020, "size": "2"})}
+        assert found == {"new"}
+
+
 # --- killing --------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lclm_rag.connectors.corpora.counting import count_documents
+from lclm_rag.connectors.corpora.number_hints import number_like_columns
 from lclm_rag.connectors.corpora.parts import corpus_parts
 from lclm_rag.connectors.corpora.problems import CorpusError
 from lclm_rag.connectors.corpora.reading import documents_from_records, read_corpus
@@ -12,5 +13,6 @@ __all__ = [
     "corpus_parts",
     "count_documents",
     "documents_from_records",
+    "number_like_columns",
     "read_corpus",
 ]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from lclm_rag.connectors.corpora.arrow_columns import needed_columns
 from lclm_rag.connectors.corpora.files import CorpusFile
+from lclm_rag.connectors.corpora.knowledge_bases import is_fragment
 from lclm_rag.connectors.corpora.problems import CorpusError, Item, first_line, shown
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.documents import Document
@@ -47,6 +48,11 @@ def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
     def batches() -> Iterator[pa.RecordBatch]:
         with _source(file) as source:
             schema = _ipc_reader(source).schema
+            if is_fragment(schema.metadata):
+                raise CorpusError(
+                    f"{shown(file.path)}: it is a fragment of a latent store, not a corpus; name the "
+                    "documents that the store was made from."
+                )
             needed = needed_columns(schema, columns, shown(file.path), partition)
             options = pa.ipc.IpcReadOptions(
                 included_fields=[schema.get_field_index(name) for name in needed]

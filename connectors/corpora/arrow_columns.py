@@ -36,6 +36,17 @@ def needed_columns(
                 f"{where}: column {name!r} was asked for as metadata but is {known[name]}; "
                 "metadata holds what JSON can, and times."
             )
+    for name in columns.numbers:
+        if name not in known and name not in elsewhere:
+            raise CorpusError(
+                f"{where}: no column {name!r}, which is to hold numbers (--numbers), "
+                f"only {name_list([*types, *inner])}; leave it out or name another."
+            )
+        if name in known and not _may_be_number(known[name]):
+            raise CorpusError(
+                f"{where}: column {name!r} is to hold numbers (--numbers) but is {known[name]}; "
+                "name columns of texts or numbers."
+            )
     unasked = [name for name, kind in types.items() if _is_kept_unasked(kind)]
     wanted = unasked if columns.metadata is None else columns.metadata
     needed = {columns.text, columns.id, *wanted, *(("metadata",) if inner else ())}
@@ -103,6 +114,12 @@ def _is_scalar(kind: pa.DataType) -> bool:
     times = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp)
     checks = (*numbers, *times, pa.types.is_boolean, pa.types.is_null, _is_text)
     return any(check(kind) for check in checks)
+
+
+def _may_be_number(kind: pa.DataType) -> bool:
+    kind = _value_type(kind)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(check(kind) for check in (*numbers, pa.types.is_null, _is_text))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
 from lclm_rag.connectors.corpora.locations import Location, open_bytes
@@ -19,7 +20,7 @@ from lclm_rag.connectors.corpora.problems import (
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.documents import Document
 
-__all__ = ["count_rows", "read_csv"]
+__all__ = ["count_rows", "first_rows", "read_csv"]
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -31,8 +32,8 @@ _LONGEST_VALUE = 1 << 27
 def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
     """A document for each row; without an id its id is "<name>:<line>", the line where it begins.
 
-    The first row names the columns. Values are texts, an empty one is a missing one. One row at a time
-    is in memory.
+    The first row names the columns. Values are texts, unless they are to be numbers; an empty one is a
+    missing one. One row at a time is in memory.
     """
     line = 0
     try:
@@ -65,6 +66,22 @@ def count_rows(path: Location) -> int:
             raise ValueError(str(error)) from error
 
 
+def first_rows(path: Location, count: int) -> Iterator[dict[str, str]]:
+    """The first `count` rows below the header, by column, without those that are of another width.
+
+    Raises OSError, or ValueError where the file is no CSV.
+    """
+    with _open(path) as text:
+        rows = _rows(text, path)
+        try:
+            header = next(rows, [])
+            for row in islice(rows, count):
+                if len(row) == len(header):
+                    yield dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+
+
 def _open(path: Location) -> TextIO:
     # Bytes that are not UTF-8 are let through as half surrogates, to be told of row by row.
     return io.TextIOWrapper(
@@ -85,12 +102,12 @@ def _header(rows: Reader, columns: Columns, where: str) -> list[str]:
     except csv.Error as error:
         raise CorpusError(f"{where}, line 1: not valid CSV ({error}); mend the header.") from error
     needed = [columns.text, *([columns.id] if columns.id_is_required else ())]
-    needed += columns.metadata or ()
+    needed += [*(columns.metadata or ()), *columns.numbers]
     missing = [name for name in needed if name not in names]
     if missing:
         raise CorpusError(
             f"{where}: no column {missing[0]!r}, only {name_list(names)}; the first row must name the "
-            "columns: say which to take (--text-column, --id-column, --metadata-columns)."
+            "columns: say which to take (--text-column, --id-column, --metadata-columns, --numbers)."
         )
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise CorpusError(f"{where}: two columns are called {twice[0]!r}; rename one.")

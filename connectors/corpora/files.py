@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
+from lclm_rag.connectors.corpora.knowledge_bases import is_knowledge_base
 from lclm_rag.connectors.corpora.locations import COMPRESSIONS, Location
 from lclm_rag.connectors.corpora.problems import CorpusError, NotRead, shown, unreadable
 
@@ -108,7 +109,8 @@ def corpus_files(files: Files) -> Iterator[CorpusFile | CorpusError | NotRead]:
 
     A folder of Parquet and Arrow files alone gives these, any other its texts; a glob gives what
     matches. In memory are the names in the folders on the way to the present one, no more. Links to
-    files are read; links to folders are not followed, because they can lead in circles.
+    files are read; links to folders are not followed, because they can lead in circles. Nothing is read
+    from a knowledge base: it would be filled with itself.
     """
     if files.single is not None:
         kind = kind_of(files.single)
@@ -153,9 +155,14 @@ def _walk(files: Files) -> Iterator[str | CorpusError | NotRead]:
             if relative and (reason := _why_passed_over(path, is_folder, files.pattern is None)):
                 yield NotRead(f"{shown(path)}: not read, {reason}.")
             elif is_folder:
+                entries: list[Location] = list(path.iterdir())
+                if is_knowledge_base(entries):
+                    message = f"{shown(path)}: not read, it is a knowledge base."
+                    yield NotRead(message, is_knowledge_base=True)
+                    continue
                 above = f"{relative}/" if relative else ""
-                entries = ((above + entry.name, entry) for entry in path.iterdir())
-                pending.extend(sorted(entries, key=itemgetter(0), reverse=True))
+                named = ((above + entry.name, entry) for entry in entries)
+                pending.extend(sorted(named, key=itemgetter(0), reverse=True))
             else:
                 yield relative
         except OSError as error:

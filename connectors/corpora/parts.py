@@ -43,6 +43,7 @@ def corpus_parts(
     text_column: str = "text",
     id_column: str = "id",
     metadata_columns: Sequence[str] | None = None,
+    number_columns: Sequence[str] | None = None,
 ) -> DocumentParts | None:
     """The parts of what `read_corpus` would read: a part is a file of records, or some hundred texts.
 
@@ -50,7 +51,7 @@ def corpus_parts(
     this process can read (standard input), or that is no set of files (data sets of Hugging Face): then
     `read_corpus` is the way. Raises as `read_corpus` does at once.
     """
-    columns = columns_of(text_column, id_column, metadata_columns)
+    columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     parts: list[CorpusPart] = []
     texts: list[CorpusFile | Exception | str] = []
     for source in find_sources(paths):

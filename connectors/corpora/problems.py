@@ -39,6 +39,7 @@ class NotRead:
     """A file or folder that is left out by rule, not because it is broken: "path: reason"."""
 
     message: str
+    is_knowledge_base: bool = False
 
 
 Item = tuple[int, Document | CorpusError | NotRead]

@@ -49,6 +49,7 @@ def read_corpus(
     text_column: str = "text",
     id_column: str = "id",
     metadata_columns: Sequence[str] | None = None,
+    number_columns: Sequence[str] | None = None,
     on_error: OnError = "fail",
     on_skip: Tell | None = None,
     on_ignore: Tell | None = None,
@@ -64,8 +65,8 @@ def read_corpus(
       stand as they are; HTML, PDF and DOCX (.html, .htm, .pdf, .docx) become Markdown, with the extra
       `documents`. The id is the path below the folder, with "/"; metadata is {"source": that path},
       and the `title` of HTML. A folder of Parquet and Arrow files alone is a data set: all its rows;
-      the folders of a Hive-partitioned one ("lang=en") are metadata. Hidden files, links to folders
-      and other files are not read, and `on_ignore` is told of each.
+      the folders of a Hive-partitioned one ("lang=en") are metadata. Hidden files, links to folders,
+      knowledge bases and other files are not read, and `on_ignore` is told of each.
     - A glob, "notes/**/*.md", "rows/*.jsonl.gz": the files that match, of all kinds. Ids are relative
       to the part before the first wildcard.
     - JSONL (.jsonl, .ndjson) and CSV (.csv, .tsv; the first row names the columns), also packed by
@@ -77,7 +78,9 @@ def read_corpus(
       numbers are taken for vectors, and are kept only where they are named. An object in the field
       `metadata` counts as further fields; where a name is in both, the record's own field counts.
       Null and NaN are left out. Times become ISO 8601 texts (to the microsecond), decimals floats;
-      what comes from CSV stays text, and empty values are missing.
+      what comes from CSV stays text, and empty values are missing. The texts of `number_columns`
+      become numbers, as JSON would read them, so that filters can compare them: "2020", "-3.5",
+      "1e3"; an empty one is missing, and any other, "n/a", "1,000" or the code "007", is a bad record.
     - A folder written by `datasets.Dataset.save_to_disk`, or a data set on the hub as
       "hf://OWNER/NAME", "hf://OWNER/NAME:SPLIT", "hf://OWNER/NAME/CONFIG:SPLIT", with the extra
       `datasets`. Without a split, all of them.
@@ -92,12 +95,12 @@ def read_corpus(
         and for what is no corpus file in the first place; without them, these are logged as
         warnings.
 
-    Raises CorpusError at once where `paths` names nothing, something that is not there or a kind
-    of file that is not supported; while iterating, for bad files and records and for ids that come
-    twice; at the end, where there was no document at all. Raises ValueError for a wrong argument, and
-    ImportError, at once, where an extra is missing.
+    Raises CorpusError at once where `paths` names nothing, something that is not there, a knowledge
+    base or a kind of file that is not supported; while iterating, for bad files and records and for ids
+    that come twice; at the end, where there was no document at all. Raises ValueError for a wrong
+    argument, and ImportError, at once, where an extra is missing.
     """
-    columns = columns_of(text_column, id_column, metadata_columns)
+    columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     tell = _teller(on_error, on_skip)
     sources = find_sources(paths)
     parts = (part for source in sources for part in _parts(source, columns))
@@ -110,6 +113,7 @@ def documents_from_records(
     text_column: str = "text",
     id_column: str = "id",
     metadata_columns: Sequence[str] | None = None,
+    number_columns: Sequence[str] | None = None,
     name: str | None = None,
     on_error: OnError = "fail",
     on_skip: Tell | None = None,
@@ -120,15 +124,30 @@ def documents_from_records(
     "<name>:<number, from 1>". None: each must have an id, because a number says nothing of what the
     next call will bring.
     """
-    columns = columns_of(text_column, id_column, metadata_columns)
+    columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     part = (_Origin(name or "records", "record"), read_records(records, name, columns))
     return _documents(iter([part]), name or "the records", _teller(on_error, on_skip), _warn)
 
 
-def columns_of(text: str, id: str, metadata: Sequence[str] | None) -> Columns:
-    if isinstance(metadata, str):
-        raise ValueError(f"metadata_columns is a list of names, not the text {metadata!r}.")
-    return Columns(text, id, None if metadata is None else tuple(metadata))
+def columns_of(
+    text: str, id: str, metadata: Sequence[str] | None, numbers: Sequence[str] | None
+) -> Columns:
+    """Raises ValueError where the names do not go together."""
+    for option, names in (("metadata_columns", metadata), ("number_columns", numbers)):
+        if isinstance(names, str):
+            raise ValueError(f"{option} is a list of names, not the text {names!r}.")
+    for name in numbers or ():
+        if name in (text, id):
+            holds = "text" if name == text else "id"
+            raise ValueError(
+                f"{name!r} is the {holds} column and cannot be a number column (--numbers); leave it out."
+            )
+        if metadata is not None and name not in metadata:
+            raise ValueError(
+                f"{name!r} is a number column (--numbers) but not kept as metadata; name it among the "
+                "metadata columns (--metadata-columns), too."
+            )
+    return Columns(text, id, None if metadata is None else tuple(metadata), tuple(numbers or ()))
 
 
 def _teller(on_error: OnError, on_skip: Tell | None) -> Tell | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
@@ -17,9 +19,12 @@ from lclm_rag.connectors.corpora.problems import (
 )
 from lclm_rag.documents import Document, MetadataValue
 
-__all__ = ["Columns", "document_from_record", "read_records"]
+__all__ = ["Columns", "document_from_record", "number_in", "read_records"]
 
 _DEFAULT_ID_COLUMN = "id"
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_VALUE_SHOWN = 40
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class Columns:
     """Which field of a record (column of a table) holds what.
 
     metadata: the names to keep; None: every other field that holds a scalar or a list of scalars.
+    numbers: of these, those whose texts become numbers.
     """
 
     text: str
     id: str
     metadata: tuple[str, ...] | None
+    numbers: tuple[str, ...] = ()
 
     @property
     def id_is_required(self) -> bool:
@@ -116,7 +123,7 @@ def _id(record: Mapping[str, object], columns: Columns, default_id: str | None, 
 def _metadata(
     record: Mapping[str, object], columns: Columns, where: str
 ) -> dict[str, MetadataValue]:
-    values = _metadata_candidates(record, columns)
+    values = _with_numbers(_metadata_candidates(record, columns), columns, where)
     if columns.metadata is None:
         wanted = {name: value for name, value in values.items() if _is_kept_unasked(value)}
     else:
@@ -141,6 +148,47 @@ def _metadata_candidates(record: Mapping[str, object], columns: Columns) -> dict
     for items in (inner.items() if isinstance(inner, Mapping) else (), own):
         merged.update((k, v) for k, v in items if v is not None and v == v)
     return merged
+
+
+def _with_numbers(values: dict[str, object], columns: Columns, where: str) -> dict[str, object]:
+    numbers = {
+        name: _number(values[name], name, where) for name in columns.numbers if name in values
+    }
+    return {k: v for k, v in (values | numbers).items() if v is not None}
+
+
+def _number(value: object, name: str, where: str) -> object:
+    """The value as a number, None where it is empty; CorpusError where it is something else."""
+    match value:
+        case str():
+            number = number_in(value)
+            if number is not None or not value.strip():
+                return number
+            rest = "…" if len(value) > _VALUE_SHOWN else ""
+            found = f"{value[:_VALUE_SHOWN]!r}{rest}"
+        case int() | float() | Decimal() if not isinstance(value, bool):
+            return value
+        case _:
+            found = kind_of_value(value)
+    raise CorpusError(
+        f"{where}: field {name!r} is to be a number and is {found}; write it as in 2020 or -3.5, leave "
+        "it empty, or take the field out of --numbers."
+    )
+
+
+def number_in(text: str) -> int | float | None:
+    """The number that a text is, as JSON would read it; None where it is none.
+
+    "007" is none: zeros in front make a code. Nor is what no float can hold.
+    """
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
+        return None
+    try:
+        number: int | float = json.loads(text)
+        return number if math.isfinite(float(number)) else None
+    except (ValueError, OverflowError):  # thousands of digits
+        return None
 
 
 def _is_kept_unasked(value: object) -> bool:

@@ -23,8 +23,9 @@ from lclm_rag.connectors.corpora.hugging_face import (
     parse_hub_uri,
     require_datasets,
 )
+from lclm_rag.connectors.corpora.knowledge_bases import refuse_knowledge_base
 from lclm_rag.connectors.corpora.locations import Location, locate
-from lclm_rag.connectors.corpora.problems import CorpusError, shown, unreadable
+from lclm_rag.connectors.corpora.problems import CorpusError, NotRead, shown, unreadable
 from lclm_rag.connectors.corpora.texts import require_converter
 
 __all__ = ["Source", "Stdin", "find_sources"]
@@ -80,6 +81,7 @@ def _source(text: str) -> Source:
 
 
 def _folder(path: Location) -> Source:
+    refuse_knowledge_base(path, path)
     if not is_saved_dataset(path):
         return Files(path)
     if not isinstance(path, Path):
@@ -91,6 +93,7 @@ def _folder(path: Location) -> Source:
 
 
 def _single(path: Location) -> Source:
+    refuse_knowledge_base(path, path)
     if kind_of(path.name) is None:
         raise CorpusError(
             f"{shown(path)}: not a kind of file that can be read; give a folder or a file whose name "
@@ -101,8 +104,13 @@ def _single(path: Location) -> Source:
 
 def _glob(path: Location) -> Source:
     files = split_glob(path)
-    if not any(isinstance(found, CorpusFile) for found in corpus_files(files)):
-        raise CorpusError(
-            f"{shown(path)}: no file that can be read has such a name; check the path."
-        )
-    return files
+    refuse_knowledge_base(files.root, path)
+    outside = ""
+    for found in corpus_files(files):
+        if isinstance(found, CorpusFile):
+            return files
+        if isinstance(found, NotRead) and found.is_knowledge_base:
+            outside = " outside of knowledge bases"
+    raise CorpusError(
+        f"{shown(path)}: no file that can be read has such a name{outside}; check the path."
+    )

@@ -1,0 +1,70 @@
+"""What lclm-rag made itself is no corpus: a store must never be filled from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lclm_rag.connectors.corpora.locations import Location
+from lclm_rag.connectors.corpora.problems import CorpusError, shown
+from lclm_rag.settings import SETTINGS
+
+__all__ = ["is_fragment", "is_knowledge_base", "refuse_knowledge_base"]
+
+# Folders of a knowledge base; a folder of any other name beside them is the user's own.
+_PARTS = ("store", "index")
+# Of those in the schema metadata of every fragment (`lclm_rag.store.fragment.Layout`).
+_FRAGMENT_KEYS = frozenset({b"format_version", b"codec", b"space", b"fingerprint"})
+
+
+def is_knowledge_base(entries: Iterable[Location]) -> bool:
+    """Whether a folder with these entries is one. Raises OSError."""
+    return any(entry.name == SETTINGS and entry.is_file() for entry in entries)
+
+
+def refuse_knowledge_base(path: Location, named: Location) -> None:
+    """CorpusError where the path is a knowledge base, or belongs to its settings, store or index.
+
+    named: what the user wrote, of which `path` may be the part before the first wildcard.
+    """
+    found = _knowledge_base(path)
+    if found is not None:
+        subject = "it" if found == named else shown(found)
+        raise CorpusError(
+            f"{shown(named)}: {subject} is a knowledge base, not a corpus; name the documents it was "
+            "made from."
+        )
+
+
+def is_fragment(metadata: Mapping[bytes, bytes] | None) -> bool:
+    """Whether a schema with this metadata is that of a fragment, wherever the file was copied to."""
+    return _FRAGMENT_KEYS.issubset(metadata or ())
+
+
+def _knowledge_base(path: Location) -> Location | None:
+    if _has_settings(path):
+        return path
+    for place in _spellings(path):
+        if place.name == SETTINGS and _has_settings(place.parent):
+            return place.parent
+        inside = place
+        for _ in place.parts[1:]:
+            if inside.name in _PARTS and _has_settings(inside.parent):
+                return inside.parent
+            inside = inside.parent
+    return None
+
+
+def _spellings(path: Location) -> list[Location]:
+    """Where the path leads, and, because a store may be a link to another disk, how it is written."""
+    if not isinstance(path, Path):
+        return [path]
+    written = [] if ".." in path.parts else [path.absolute()]
+    return [path.resolve(), *written]
+
+
+def _has_settings(folder: Location) -> bool:
+    try:
+        return (folder / SETTINGS).is_file()
+    except OSError:  # In an object store one may have the right to read one file and no more.
+        return False

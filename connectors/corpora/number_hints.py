@@ -1,0 +1,103 @@
+"""CSV has texts alone: which of its columns a user may want to be numbers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from lclm_rag.connectors.corpora.delimited import first_rows
+from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files, kind_of
+from lclm_rag.connectors.corpora.locations import Location
+from lclm_rag.connectors.corpora.problems import name_list, shown
+from lclm_rag.connectors.corpora.reading import columns_of
+from lclm_rag.connectors.corpora.records import Columns, number_in
+from lclm_rag.connectors.corpora.sources import Source, find_sources
+
+__all__ = ["number_like_columns"]
+
+_ROWS = 1000
+_CHARACTERS = 1 << 24
+"""That are read of a file, where rows are long."""
+_CSV_FILES = 20
+_FILES = 1000
+"""Of any kind, among which CSV is looked for."""
+
+
+def number_like_columns(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    text_column: str = "text",
+    id_column: str = "id",
+    metadata_columns: Sequence[str] | None = None,
+    number_columns: Sequence[str] | None = None,
+) -> list[str]:
+    """A sentence for each set of columns of CSV files that are kept as text and hold nothing but numbers.
+
+    Judged by the first rows of the first files. What cannot be read is left to `read_corpus`, and
+    standard input is left alone. Raises as `read_corpus` does at once.
+    """
+    columns = columns_of(text_column, id_column, metadata_columns, number_columns)
+    found: dict[tuple[str, ...], list[Location]] = {}
+    files = (file for source in find_sources(paths) for file in _csv_files(source))
+    for file in islice(files, _CSV_FILES):
+        if names := _number_like(file.path, columns):
+            found.setdefault(names, []).append(file.path)
+    return [_sentence(names, places) for names, places in found.items()]
+
+
+def _csv_files(source: Source) -> Iterator[CorpusFile]:
+    if not isinstance(source, Files) or not _may_have_csv(source):
+        return
+    for file in islice(corpus_files(source), _FILES):
+        # What a pipe gives can be read only once.
+        if isinstance(file, CorpusFile) and file.kind == "csv" and _is_plain_file(file.path):
+            yield file
+
+
+def _may_have_csv(files: Files) -> bool:
+    """By the name, because a listing in an object store may take long; a folder by itself gives none."""
+    last = files.pattern[-1] if files.pattern else files.single
+    return last is not None and kind_of(last) in (None, "csv")
+
+
+def _is_plain_file(path: Location) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _number_like(path: Location, columns: Columns) -> tuple[str, ...]:
+    """The columns in which all values are numbers, and at least one is there; in the file's order."""
+    are_numbers: dict[str, bool | None] = {}
+    characters = 0
+    try:
+        for row in first_rows(path, _ROWS):
+            for name, value in row.items():
+                known = are_numbers.setdefault(name, None)
+                if value.strip() and known is not False and _is_kept_as_text(name, columns):
+                    are_numbers[name] = number_in(value) is not None
+            characters += sum(map(len, row.values()))
+            if characters > _CHARACTERS:
+                break
+    except (OSError, ValueError):
+        return ()
+    return tuple(name for name, known in are_numbers.items() if known)
+
+
+def _is_kept_as_text(name: str, columns: Columns) -> bool:
+    """And can be named on the command line, between commas."""
+    if not name or "," in name or name != name.strip():
+        return False
+    if name in (columns.text, columns.id, *columns.numbers):
+        return False
+    return columns.metadata is None or name in columns.metadata
+
+
+def _sentence(names: tuple[str, ...], places: list[Location]) -> str:
+    more = len(places) - 1
+    others = f" and {more} more {'files' if more > 1 else 'file'}" if more else ""
+    lets = f"--numbers {shlex.quote(','.join(names))} lets filters compare them."
+    return f"{shown(places[0])}{others}: the values of {name_list(names)} are numbers, kept as text; {lets}"
