@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -234,21 +233,13 @@ def build(
     try:
         return _add(knowledge_base, corpus, resume=resume, **reading)
     except BaseException:
-        knowledge_base.close()
-        _leave(knowledge_base)
+        if knowledge_base.abandon():
+            click.echo(
+                f"What was compressed stays in {knowledge_base.folder}: run it again, and it goes on from "
+                "there.",
+                err=True,
+            )
         raise
-
-
-def _leave(knowledge_base: KnowledgeBase) -> None:
-    """After a build that failed: keep what was compressed, or nothing at all."""
-    folder = knowledge_base.folder
-    if knowledge_base.uncommitted_passages():
-        click.echo(
-            f"What was compressed stays in {folder}: run it again, and it goes on from there.",
-            err=True,
-        )
-    elif folder.local is not None and knowledge_base.store.version == 0:
-        shutil.rmtree(folder.local)  # The next try can start afresh, with other options.
 
 
 @click.command()

@@ -12,7 +12,7 @@ from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import Space
 from lclm_rag.documents import Document, DocumentParts, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.opening import OpenKnowledgeBase
+from lclm_rag.opening import OpenKnowledgeBase, finished_already
 from lclm_rag.prompting import AssembledPrompt, ChatMessage, PassageForm, SoftPrompt
 
 if TYPE_CHECKING:
@@ -231,13 +231,6 @@ class KnowledgeBase(OpenKnowledgeBase):
 
         return read_versions(self.folder / "store")
 
-    def uncommitted_passages(self) -> int:
-        """Passages that killed or failed runs have compressed: the next `add` of their documents takes them
-        over, and `vacuum` removes them."""
-        from lclm_rag.store.writer import uncommitted_entries
-
-        return sum(e.rows for e in uncommitted_entries(self.folder / "store", self.store.layout))
-
     @contextmanager
     def _writing(self, operation: Operation, *, resumable: bool = False) -> Iterator[StoreWriter]:
         from lclm_rag.store import writing
@@ -246,6 +239,9 @@ class KnowledgeBase(OpenKnowledgeBase):
         with writing(
             self.folder / "store", operation, wait=self.wait, resumable=resumable
         ) as writer:
+            if self._to_be_first and writer.base.version:
+                raise finished_already(self.folder, writer.base)
+            self._to_be_first = False
             yield writer
 
     def _refuse_reading(self) -> None:

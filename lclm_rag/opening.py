@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
-import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
-from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.folders import TEMPORARY, Folder, is_disk_full, open_folder
+from lclm_rag.creation import Made, discard, making, require_free
+from lclm_rag.errors import KnowledgeBaseError, LockedError
+from lclm_rag.folders import Folder, LocalFolder, open_folder
 from lclm_rag.prompting import DEFAULT_INSTRUCTION, PromptTemplate
-from lclm_rag.settings import SETTINGS, Settings, is_knowledge_base, read_settings, write_settings
+from lclm_rag.settings import Settings, is_knowledge_base, read_settings, write_settings
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
@@ -66,6 +66,8 @@ class OpenKnowledgeBase:
         self._loading = threading.Lock()
         self._index: OpenIndex | None = None
         self._opening = threading.RLock()
+        self._made = Made(contents=False, folder=False)
+        self._to_be_first = False
 
     # --- making and opening ---------------------------------------------------------------------
 
@@ -102,16 +104,16 @@ class OpenKnowledgeBase:
         BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index. decoder,
         decoder_options, device, dtype, compressor_options, wait: as for `open`. resume: a knowledge base to
         which nothing was ever committed, because the first `add` was killed, is opened, where it was made
-        with the same settings.
+        with the same settings; its first `add` raises KnowledgeBaseError where another process has committed
+        one meanwhile.
+        Raises KnowledgeBaseError where the folder holds something, LockedError where another process is
+        making a knowledge base there.
         """
         from lclm_rag.store import CODECS, LatentStore, Layout
 
         folder = open_folder(path)
-        unfinished = resume and is_knowledge_base(folder)
-        if not unfinished and not _is_free(folder):
-            raise KnowledgeBaseError(
-                f"{folder} is not empty; choose another folder, or open it instead."
-            )
+        if not (resume and is_knowledge_base(folder)):
+            require_free(folder)
         if codec not in CODECS:
             raise ValueError(f"Unknown codec {codec!r}; use {' or '.join(CODECS)}.")
         if space not in ("encoder", "decoder"):
@@ -135,22 +137,15 @@ class OpenKnowledgeBase:
             fingerprint=opened.fingerprint(space),
             compression_ratio=opened.config.compression_ratio,
         )
-        if unfinished:
-            store = LatentStore.open(folder / "store")
-            _check_unfinished(folder, store, read_settings(folder), settings, layout)
-        else:
-            try:
-                folder.make()
+        with making(folder, wait, resume) as made:
+            if made.contents:
                 store = LatentStore.create(folder / "store", layout)
                 # Last, so that a folder with kb.json is always whole.
                 write_settings(folder, settings)
-            except OSError as error:
-                if not is_disk_full(error):
-                    raise
-                raise KnowledgeBaseError(
-                    f"The disk is full: there is no room for a knowledge base in {folder}."
-                ) from error
-        return cls(
+            else:
+                store = LatentStore.open(folder / "store")
+                _check_unfinished(folder, store, read_settings(folder), settings, layout)
+        knowledge_base = cls(
             folder,
             settings,
             opened,
@@ -162,6 +157,8 @@ class OpenKnowledgeBase:
             compressor_options=compressor_options,
             wait=wait,
         )
+        knowledge_base._made, knowledge_base._to_be_first = made, resume
+        return knowledge_base
 
     @classmethod
     def open(
@@ -237,6 +234,28 @@ class OpenKnowledgeBase:
         if self._decoder is not None and self._decoder_name:
             self._decoder.close()
             self._decoder = None
+
+    def abandon(self) -> int:
+        """Close it after its first `add` has failed; returns how many passages stay for the next one.
+
+        What was compressed stays. Where that is nothing, what `create` made is removed: not where it went on
+        with what was there, where another process writes, reads, or has committed, nor anything else in the
+        folder. In an object store all stays.
+        """
+        self.close()
+        stays = self.uncommitted_passages()
+        if self._made.contents and not stays and isinstance(self.folder, LocalFolder):
+            # What made it fail is to be heard, not what keeps it from being removed.
+            with suppress(LockedError, OSError):
+                discard(self.folder, whole=self._made.folder)
+        return stays
+
+    def uncommitted_passages(self) -> int:
+        """Passages that killed or failed runs have compressed: the next `add` of their documents takes them
+        over, and `vacuum` removes them."""
+        from lclm_rag.store.writer import uncommitted_entries
+
+        return sum(e.rows for e in uncommitted_entries(self.folder / "store", self.store.layout))
 
     def __enter__(self) -> Self:
         return self
@@ -323,47 +342,12 @@ class OpenKnowledgeBase:
         return load_adapter(self.checkpoint, self.device, self.dtype)
 
 
-# What `create` makes before it is done.
-_LEFT_BY_CREATE = re.compile(
-    r"store|store/(fragments|manifests|uncommitted|readers)|store/readers/(gate|0-[\w-]+)"
-    rf"|store/manifests/0{{10}}\.json(-\w+\{TEMPORARY})?|{SETTINGS}-\w+\{TEMPORARY}"
-)
-
-
-def _is_free(folder: Folder) -> bool:
-    """Whether nothing is there; what was left where `create` was killed does not count, and is removed."""
-    from lclm_rag.store.manifest import manifest_name
-
-    if folder.local is None:
-        manifests = folder / "store" / "manifests"
-        begun = [facts.name for facts in manifests.files()]
-        if folder.files() or begun not in ([], [manifest_name(0)]):
-            return False
-        for name in begun:
-            manifests.remove(name)
-        return True
-    if not folder.local.exists():
-        return True
-    if not folder.local.is_dir():
-        return False
-    left = list(folder.local.iterdir())
-    names = {path.relative_to(folder.local).as_posix() for path in folder.local.rglob("*")}
-    if not all(map(_LEFT_BY_CREATE.fullmatch, names)):
-        return False
-    for path in left:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return True
-
-
 def _check_unfinished(
     folder: Folder, store: LatentStore, found: Settings, wanted: Settings, layout: Layout
 ) -> None:
     """Raise KnowledgeBaseError where a build cannot be gone on with."""
     if store.version:
-        raise KnowledgeBaseError(
-            f"{folder} is finished already: {store.count_documents():,} documents, version "
-            f"{store.version}. Bring it up to date with lclm-rag add or sync, or choose another folder."
-        )
+        raise finished_already(folder, store)
     there, given = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
     other = [name for name in given if there[name] != given[name]]
     if other:
@@ -372,6 +356,13 @@ def _check_unfinished(
             f"{folder} was begun with {name} {there[name]!r}, not {given[name]!r}: use the same, choose "
             "another folder, or remove this one."
         )
+
+
+def finished_already(folder: Folder, store: LatentStore) -> KnowledgeBaseError:
+    return KnowledgeBaseError(
+        f"{folder} is finished already: {store.count_documents():,} documents, version {store.version}. "
+        "Bring it up to date with lclm-rag add or sync, or choose another folder."
+    )
 
 
 def _name(folder: Folder) -> str:

@@ -663,6 +663,20 @@ def test_where_making_one_was_killed_it_is_made_again(bucket: Bucket, url: str) 
     KnowledgeBase.open(url).close()
 
 
+def test_a_failed_build_by_llama_index_says_what_failed(bucket: Bucket, url: str) -> None:
+    from llama_index.core import Document as LlamaDocument
+
+    from lclm_rag.connectors.llama_index import LatentIndex
+
+    odd = LlamaDocument(text="x", metadata={"x": {1, 2}})
+    with pytest.raises(ValueError, match="holds a set"):
+        LatentIndex.from_documents([odd], url)
+    good = LlamaDocument(text="A town by a lake.", doc_id="town")
+    index = LatentIndex.from_documents([good], url)
+    assert list(index.ref_doc_info) == ["town"]
+    index.close()
+
+
 def test_a_missing_library_is_named(bucket: Bucket) -> None:
     program = (
         "import sys; sys.modules['s3fs'] = None; from lclm_rag.cli import main; "

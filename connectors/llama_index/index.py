@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +95,10 @@ class LatentIndex(BaseManagedIndex):
         """Compress documents into a new knowledge base at `path`.
 
         options: as for `KnowledgeBase.create`: checkpoint, codec, space, passage_tokens, embedder, decoder,
-        device, …. Where it fails, nothing is left in `path`.
+        device, …. Where it fails or is interrupted, what was compressed stays, and the same call goes on from
+        there; where nothing was, nothing is left in `path`.
         """
-        kb = KnowledgeBase.create(path, **options)
+        kb = KnowledgeBase.create(path, resume=True, **options)
         try:
             index = cls(
                 kb,
@@ -109,8 +109,10 @@ class LatentIndex(BaseManagedIndex):
             with index._callback_manager.as_trace("index_construction"):
                 index._add(documents)
         except BaseException:
-            kb.close()
-            shutil.rmtree(path)
+            if kb.abandon():
+                _logger.warning(
+                    "What was compressed stays in %s: the same call goes on from there.", kb.path
+                )
             raise
         return index
 

@@ -1,0 +1,117 @@
+"""The folder of a knowledge base before its first commit: whether one may be made there, and taking it away.
+
+Several builds may want the same folder, so all of this is done with the store's write lock held.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.folders import TEMPORARY, Folder, LocalFolder, is_disk_full
+from lclm_rag.settings import SETTINGS, is_knowledge_base
+from lclm_rag.store.locks import write_lock
+from lclm_rag.store.unfinished import discard_unfinished, is_open, is_unfinished
+
+__all__ = ["Made", "discard", "making", "require_free"]
+
+_SETTINGS_BEGUN = re.compile(rf"{re.escape(SETTINGS)}-\w+{re.escape(TEMPORARY)}")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was not there before: the knowledge base, the folder that it is in."""
+
+    contents: bool
+    folder: bool
+
+
+@contextmanager
+def making(folder: Folder, wait: float, resume: bool) -> Iterator[Made]:
+    """While a knowledge base is made in a folder nobody else makes one there, and what one has left that was
+    killed meanwhile is gone. An object store has no lock. resume: where there is one, nothing is to be made.
+
+    Raises KnowledgeBaseError where there is something already, or the disk is full; LockedError where another
+    process is making one and is not done after `wait` seconds.
+    """
+    if resume and is_knowledge_base(folder):
+        yield Made(contents=False, folder=False)
+        return
+    require_free(folder)
+    made = Made(contents=True, folder=folder.local is not None and not folder.local.exists())
+    with _disk_errors(folder):
+        (folder / "store").make()
+        with nullcontext() if folder.local is None else write_lock(folder.local / "store", wait):
+            # Another process may have made one while this one waited.
+            if resume and is_knowledge_base(folder):
+                yield Made(contents=False, folder=False)
+                return
+            require_free(folder)
+            discard_unfinished(folder / "store")
+            for path in _settings_begun(folder):
+                path.unlink()
+            yield made
+
+
+def require_free(folder: Folder) -> None:
+    """Raise KnowledgeBaseError where there is anything but what a `create` that was killed has left."""
+    if is_knowledge_base(folder) or not _is_free(folder):
+        raise KnowledgeBaseError(
+            f"{folder} is not empty; choose another folder, or open it instead."
+        )
+
+
+def discard(folder: LocalFolder, *, whole: bool) -> None:
+    """Take a knowledge base away again to which nothing was committed, and for which nothing was compressed.
+
+    Whatever else lies in the folder stays; so does all of it where somebody else has it open. whole: the
+    folder, too, where nothing is left in it.
+    Raises LockedError where another process writes.
+    """
+    store = folder / "store"
+    with write_lock(store.path, wait=0.0):
+        if not is_unfinished(store) or is_open(store):
+            return
+        # First: without it nobody takes the rest for a knowledge base.
+        folder.remove(SETTINGS)
+        for name in ("published", "private"):
+            shutil.rmtree(folder.path / "index" / name, ignore_errors=True)
+        (folder / "index").remove("state.json")
+        discard_unfinished(store, folders=True)
+    for path in (folder.path / "index", *([folder.path] if whole else [])):
+        with suppress(OSError):  # Something else lies in it.
+            path.rmdir()
+
+
+def _is_free(folder: Folder) -> bool:
+    if folder.local is None:
+        return not folder.files() and is_unfinished(folder / "store")
+    if not folder.local.exists():
+        return True
+    if not folder.local.is_dir():
+        return False
+    begun = _settings_begun(folder)
+    others = [p for p in folder.local.iterdir() if p.name != "store" and p not in begun]
+    return not others and is_unfinished(folder / "store")
+
+
+def _settings_begun(folder: Folder) -> list[Path]:
+    there = folder.local.iterdir() if folder.local is not None else ()
+    return [path for path in there if _SETTINGS_BEGUN.fullmatch(path.name)]
+
+
+@contextmanager
+def _disk_errors(folder: Folder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise KnowledgeBaseError(
+            f"The disk is full: there is no room for a knowledge base in {folder}."
+        ) from error
