@@ -43,7 +43,7 @@ __all__ = ["answer_lines", "chat", "expand", "generate", "query"]
     type=click.Choice(["latents", "text", "none"]),
     default="latents",
     show_default=True,
-    help="How passages go into the prompt; text and none are for comparison.",
+    help="How passages go into the prompt; text is for comparison, none asks the decoder alone.",
 )
 @as_json
 def query(
@@ -60,8 +60,10 @@ def query(
     dtype: str,
     as_json: bool,
     **sampling: Any,
-) -> None:
-    """Ask one QUESTION of a knowledge base.
+) -> int:
+    """Ask one QUESTION of a knowledge base; - reads it from standard input.
+
+    Where no passage is found, nothing is answered, and the exit code is 3.
 
     \b
     Examples:
@@ -69,6 +71,7 @@ def query(
       lclm-rag query --kb kb/ "What changed?" --filter lang=en --filter "year>=2024" --top-k 4
       lclm-rag query --kb kb/ "What is the serial number of the pump?" --expand 2
       lclm-rag query --kb kb/ "What changed?" --decoder http://localhost:8000/v1
+      echo "What changed?" | lclm-rag query --kb kb/ -
     """
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
@@ -82,7 +85,7 @@ def query(
         dtype=dtype,
     ) as knowledge_base:
         answer = knowledge_base.query(
-            question,
+            sys.stdin.read().strip() if question == "-" else question,
             top_k,
             parsed_filter(filters),
             form=form,
@@ -91,8 +94,11 @@ def query(
         )
     if as_json:
         click.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
+    elif answer.no_passages:
+        click.echo(f"Nothing was found to answer from: {answer.reason}", err=True)
     else:
         click.echo("\n".join(answer_lines(answer)))
+    return EXIT_IN_PART if answer.no_passages else 0
 
 
 def answer_lines(answer: Answer) -> list[str]:

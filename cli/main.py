@@ -38,7 +38,8 @@ def cli() -> None:
       lclm-rag query --kb kb/ "Who signed the contract?"
 
     Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
-    3 done in part (what was skipped is listed), 4 locked by another process, 130 interrupted.
+    3 done in part (what was skipped is listed) or nothing found to answer from, 4 locked by another process,
+    130 interrupted.
     LCLM_RAG_KB names the knowledge base where --kb is not given.
     """
     said = logging.getLogger("lclm_rag")

@@ -67,7 +67,8 @@ class Source(Place):
 
 
 class Answered(TypedDict):
-    answer: str
+    answer: Annotated[str, Field(description="Empty where nothing was found; see `reason`.")]
+    reason: Annotated[str, Field(description="Why nothing was found; empty where something was.")]
     complete: Annotated[bool, Field(description="False where the answer was cut for its length.")]
     sources: Annotated[list[Source], Field(description="What the answer rests on, best first.")]
     left_out: Annotated[list[str], Field(description="Passages for which there was no room.")]
@@ -121,6 +122,7 @@ def mcp_server(
             answer = await kb.aquery(question, top_k, _all(filters), sampling=sampling)
         return {
             "answer": answer.text,
+            "reason": answer.reason,
             "complete": answer.complete,
             "sources": [{**_place(hit), "excerpt": hit.text[:EXCERPT]} for hit in answer.sources],
             "left_out": [str(key) for key in answer.left_out],

@@ -101,7 +101,8 @@ class Answer:
     """sources: the passages that were in the prompt, best first. left_out: keys of retrieved passages for
     which the prompt had no room. complete: False where the answer was cut at max_tokens. grounding: its
     numbers, codes and quoted strings, looked up in the sources' text. rounds: the transcript, more than one
-    where something was expanded after a first reply."""
+    where something was expanded after a first reply. reason: why there is no answer, where no passage was
+    found: then nothing was decoded, and `text` is empty."""
 
     question: str
     text: str
@@ -112,6 +113,12 @@ class Answer:
     rounds: tuple[Round, ...]
     usage: Usage
     timings: Timings
+    reason: str = ""
+
+    @property
+    def no_passages(self) -> bool:
+        """Whether nothing was found to answer from."""
+        return bool(self.reason)
 
     @property
     def expanded(self) -> list[PassageKey]:
@@ -122,6 +129,8 @@ class Answer:
         return {
             "question": self.question,
             "answer": self.text,
+            "no_passages": self.no_passages,
+            "reason": self.reason,
             "complete": self.complete,
             "sources": [hit.to_dict() for hit in self.sources],
             "left_out": [str(key) for key in self.left_out],

@@ -14,6 +14,7 @@ from lclm_rag.answer import Answer, Round, Timings, Usage
 from lclm_rag.asking import Asked, Found, ask
 from lclm_rag.decoding import Completion
 from lclm_rag.documents import PassageKey
+from lclm_rag.errors import NoPassagesError
 from lclm_rag.expansion import (
     EXPAND_TOOL,
     EXPANDED_AGAIN,
@@ -24,7 +25,7 @@ from lclm_rag.expansion import (
     tool_result,
     word_for_word,
 )
-from lclm_rag.grounding import ground
+from lclm_rag.grounding import Grounding, ground
 from lclm_rag.prompting import PassageForm, SoftPrompt, next_turn
 from lclm_rag.prompting.template import plain_ids
 
@@ -51,10 +52,14 @@ def answering(
     expand: Expand,
 ) -> Answering:
     """Ask one question, expanding passages as `expand` says, where they are latents. Arguments as for
-    `lclm_rag.asking.ask`."""
+    `lclm_rag.asking.ask`. Where nothing is found, no prompt is given, and the answer says so."""
     if form != "latents":
         expand = "never"
-    asked = ask(kb, question, found, form, space, max_tokens, expand)
+    started = time.perf_counter()
+    try:
+        asked = ask(kb, question, found, form, space, max_tokens, expand)
+    except NoPassagesError as error:
+        return _no_answer(question, str(error), time.perf_counter() - started)
     if expand in ("model", "tool"):
         return (yield from _skimming(kb, asked, max_tokens, as_tool=expand == "tool"))
     completion = yield asked.prompt
@@ -173,6 +178,22 @@ def _round(
         generated_tokens=len(completion.token_ids),
         first_token=completion.first_token,
         seconds=completion.total,
+    )
+
+
+def _no_answer(question: str, reason: str, seconds: float) -> Answer:
+    """Nothing was found, and nothing decoded."""
+    return Answer(
+        question=question,
+        text="",
+        sources=[],
+        left_out=[],
+        complete=True,
+        grounding=Grounding(),
+        rounds=(),
+        usage=Usage(0, 0, 0, 0, 0, 0),
+        timings=Timings(retrieve=seconds, load=0.0, assemble=0.0, first_token=0.0, total=seconds),
+        reason=reason,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from lclm_rag.answer import Hit
 from lclm_rag.checkpoint import Space
 from lclm_rag.documents import PassageKey
-from lclm_rag.errors import StoreError
+from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, StoreError
 from lclm_rag.expansion import EXPAND_TOOL, EXPANDED_FIRST, Expand, check_expand, offering
 from lclm_rag.grounding import wants_exact_string
 from lclm_rag.prompting import (
@@ -28,15 +29,30 @@ from lclm_rag.prompting import (
     chat_frame,
     positions,
 )
-from lclm_rag.retrieval import PassageIndexError, as_filter
-from lclm_rag.retrieval.filters import Filter
+from lclm_rag.retrieval import PassageIndex, PassageIndexError, as_filter
+from lclm_rag.retrieval.filter_check import filter_keys
+from lclm_rag.retrieval.filters import Filter, Missing
 from lclm_rag.store import LatentStore, StoredPassage, decode_latents
 from lclm_rag.torch_setup import resolve_dtype
 
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
 
-__all__ = ["Asked", "Found", "GivenPassage", "ask", "assemble_chat", "found_rows", "retrieve"]
+__all__ = [
+    "Asked",
+    "Found",
+    "GivenPassage",
+    "ask",
+    "assemble_chat",
+    "check_keys",
+    "found_rows",
+    "retrieve",
+    "retrieve_some",
+    "unmatchable",
+    "why_none",
+]
+
+_log = logging.getLogger(__name__)
 
 Found = list[tuple[Hit, StoredPassage]]
 
@@ -155,21 +171,27 @@ def ask(
 
     found: finds the passages, best first. space: where the store keeps encoder space, "encoder" leaves the
     adapter to the decoder. expand: "model" and "tool" offer it to the decoder.
+    Raises ContextLengthError where the question is too long, NoPassagesError where no passage was found,
+    unless the form is "none": a decoder that is asked all the same makes something up.
     """
     check_expand(expand)
     started = time.perf_counter()
-    hits = found()
-    retrieved = time.perf_counter()
-    space = _space(kb, space)
-    passages = _prompt_passages(kb, hits, form, space)
-    loaded = time.perf_counter()
-    budget = kb.context_length - max_tokens
     template = kb.template
     if expand == "tool":
         template = template.with_tools(kb.checkpoint, [EXPAND_TOOL])
     elif expand == "model":
         template = replace(template, instruction=offering(template.instruction))
     frame = template.frame(question)
+    budget, space = kb.context_length - max_tokens, _space(kb, space)
+    # A question that is too long is refused before anything is looked for.
+    assemble(template, (), frame, budget, space)
+    framed = time.perf_counter()
+    hits = found()
+    if not hits and form != "none":
+        raise NoPassagesError(f"No passage of {kb.folder} was found for this question.")
+    retrieved = time.perf_counter()
+    passages = _prompt_passages(kb, hits, form, space)
+    loaded = time.perf_counter()
     skimmed = assemble(template, passages, frame, budget, space)
     asked = Asked(
         question=question,
@@ -183,9 +205,9 @@ def ask(
         expanded=(),
         no_room=(),
         started=started,
-        retrieve=retrieved - started,
+        retrieve=retrieved - framed,
         load=loaded - retrieved,
-        assemble=time.perf_counter() - loaded,
+        assemble=framed - started + time.perf_counter() - loaded,
     )
     count = _expanded_first(question, expand, len(asked.ranked))
     return asked.expand(asked.ranked[:count]) if count else asked
@@ -236,6 +258,65 @@ def retrieve(
             if kb.index_and_store()[1] is store:
                 break
     return _with_rows([(hit.key, hit.score) for hit in hits], rows)
+
+
+def retrieve_some(
+    kb: KnowledgeBase,
+    question: str,
+    top_k: int,
+    filters: Filter | Mapping[str, Any] | None,
+    form: PassageForm = "latents",
+) -> Found:
+    """As `retrieve`; NoPassagesError says why where there are none, and a log line what of the filter cannot
+    hold where there are some."""
+    found = retrieve(kb, question, top_k, filters, form)
+    if form == "none":
+        return found
+    if not found:
+        raise NoPassagesError(why_none(kb, filters))
+    for sentence in unmatchable(kb, filters):
+        _log.warning("%s", sentence)
+    return found
+
+
+def why_none(kb: KnowledgeBase, filters: Filter | Mapping[str, Any] | None) -> str:
+    """Why there are no hits: one sentence, or one for each condition that cannot hold."""
+    index, store = kb.index_and_store()
+    if not len(store):
+        return f"{kb.folder} has no passages in version {store.version}."
+    condition = as_filter(filters)
+    if sentences := unmatchable(kb, filters):
+        return " ".join(sentences)
+    if condition is not None and not index.has(condition):
+        if (key := _missing_key(index, condition)) is not None:
+            return f"No passage has the metadata key {key!r} any more."
+        return "No passage matches the filter."
+    which = "that matches the filter " if condition is not None else ""
+    return (
+        f"No passage {which}shares a word with the question; words such as who, is and the are not searched "
+        "for."
+    )
+
+
+def check_keys(kb: KnowledgeBase, filters: Filter | Mapping[str, Any]) -> None:
+    """Raise KnowledgeBaseError where a filter asks for a key, or a kind of value, that no passage has."""
+    condition = as_filter(filters)
+    if sentences := unmatchable(kb, condition):
+        raise KnowledgeBaseError(" ".join(sentences))
+    if condition is not None and (key := _missing_key(kb.index, condition)) is not None:
+        raise KnowledgeBaseError(f"No passage has the metadata key {key!r} any more.")
+
+
+def _missing_key(index: PassageIndex, condition: Filter) -> str | None:
+    """A key of which the index knows, and which no passage has: those that had it were deleted."""
+    return next((key for key in filter_keys(condition) if not index.has(~Missing(key))), None)
+
+
+def unmatchable(kb: KnowledgeBase, filters: Filter | Mapping[str, Any] | None) -> list[str]:
+    """Sentences on what of a filter cannot hold for any passage."""
+    condition = as_filter(filters)
+    index, store = kb.index_and_store()
+    return index.unmatchable(condition) if condition is not None and len(store) else []
 
 
 def found_rows(store: LatentStore, ranked: Sequence[tuple[PassageKey, float]]) -> Found:

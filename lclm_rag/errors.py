@@ -14,6 +14,7 @@ __all__ = [
     "KnowledgeBaseError",
     "LclmRagError",
     "LockedError",
+    "NoPassagesError",
     "PromptError",
     "StoreError",
 ]
@@ -41,6 +42,10 @@ class LockedError(LclmRagError):
 
 class KnowledgeBaseError(LclmRagError):
     """A folder is not a knowledge base, or not one that can be opened this way."""
+
+
+class NoPassagesError(LclmRagError):
+    """No passage was found, so that there is nothing to answer from; says why."""
 
 
 class DecoderError(LclmRagError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import Space
 from lclm_rag.documents import Document, DocumentParts, Passage, PassageKey
-from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.errors import KnowledgeBaseError, NoPassagesError
 from lclm_rag.opening import OpenKnowledgeBase, finished_already
 from lclm_rag.prompting import AssembledPrompt, ChatMessage, PassageForm, SoftPrompt
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["KnowledgeBase"]
 
 DEFAULT_TOP_K = 8
+
+_log = logging.getLogger(__name__)
 
 
 class KnowledgeBase(OpenKnowledgeBase):
@@ -162,7 +165,8 @@ class KnowledgeBase(OpenKnowledgeBase):
         """Delete documents by id, or all of which a passage matches `filters` (as for `retrieve`); returns
         how many passages went.
 
-        Raises KnowledgeBaseError, and deletes nothing, where one of the ids is not there, or nothing matches.
+        Raises KnowledgeBaseError, and deletes nothing, where one of the ids is not there, nothing matches, or
+        the filters ask for a key that no passage has: `!=` and `~` would match everything.
         """
         from lclm_rag.store import LatentStore
 
@@ -171,7 +175,7 @@ class KnowledgeBase(OpenKnowledgeBase):
         with self._writing("delete") as writer:
             if filters is not None:
                 self._show(LatentStore.open(self.folder / "store"))
-                document_ids = sorted({key.document_id for key in self.find(filters)})
+                document_ids = self.matching_documents(filters)
                 if not document_ids:
                     raise KnowledgeBaseError(f"No document of {self.folder} matches the filter.")
             unknown = [i for i in document_ids if writer.base.document_hash(i) is None]
@@ -180,6 +184,14 @@ class KnowledgeBase(OpenKnowledgeBase):
             gone = sum(writer.delete_document(i) for i in document_ids)
             self._show(writer.commit())
         return gone
+
+    def matching_documents(self, filters: Filter | Mapping[str, Any]) -> list[str]:
+        """The ids of the documents that `delete` would delete by these filters. Raises as `delete`, but for
+        none."""
+        from lclm_rag.asking import check_keys
+
+        check_keys(self, filters)
+        return sorted({key.document_id for key in self.find(filters)})
 
     def compact(self, *, on_row: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Merge small fragments and leave deleted passages out, as a new version; optimize the passage index.
@@ -290,11 +302,21 @@ class KnowledgeBase(OpenKnowledgeBase):
     ) -> list[Hit]:
         """The best passages for a question, best first.
 
-        filters: {"lang": "en"} for equality, or an expression made with `lclm_rag.retrieval.field`.
+        filters: {"lang": "en"} for equality, or an expression made with `lclm_rag.retrieval.field`. What of
+        it cannot hold for any passage, such as a misspelt key, is logged as a warning.
         """
-        from lclm_rag.asking import retrieve
+        from lclm_rag.asking import retrieve, unmatchable
 
-        return [hit for hit, _ in retrieve(self, question, top_k, filters)]
+        hits = [hit for hit, _ in retrieve(self, question, top_k, filters)]
+        for sentence in unmatchable(self, filters):
+            _log.warning("%s", sentence)
+        return hits
+
+    def why_no_passages(self, filters: Filter | Mapping[str, Any] | None = None) -> str:
+        """For who got no hits of `retrieve` with these filters: why, in a sentence."""
+        from lclm_rag.asking import why_none
+
+        return why_none(self, filters)
 
     def find(self, filters: Filter | Mapping[str, Any]) -> list[PassageKey]:
         """All passages whose metadata match, in the order of their keys.
@@ -342,6 +364,7 @@ class KnowledgeBase(OpenKnowledgeBase):
         form: "latents"; "text", the same passages pasted; "none", no passages. expand: as for `query`.
         space: "decoder", which every decoder takes; "encoder", as a store in encoder space keeps latents, for
         decoders that have the adapter.
+        Raises NoPassagesError where nothing is found, unless the form is "none".
         """
         return self._ask(question, top_k, filters, form, space, max_tokens, expand).prompt
 
@@ -384,6 +407,9 @@ class KnowledgeBase(OpenKnowledgeBase):
         wording, and, where the answer holds strings that its sources do not have (`Answer.grounding`), the
         best three and once more; "model", those that the decoder asks for, in up to three rounds; "tool", the
         same by a tool that it calls. `Answer.rounds` is the transcript.
+
+        Where no passage is found, nothing is decoded: `Answer.no_passages` is true, `Answer.reason` says why.
+        form: as for `assemble`; "none" asks the decoder alone.
         """
         from lclm_rag.decoding import all_answered
 
@@ -409,13 +435,15 @@ class KnowledgeBase(OpenKnowledgeBase):
         """As `query`, in pieces of text as they are written; joined, they are its text.
 
         What is shown cannot be taken back: "auto" goes by the question alone, and does not ask once more;
-        "model" and "tool" are refused by ValueError.
+        "model" and "tool" are refused by ValueError. Where no passage is found there is no piece, and a
+        warning in the log says why.
         """
         from lclm_rag.decoding import stripped
 
         sampling, decoder = _or_default(sampling), self.decoder
         prompt = self._streamed(question, top_k, filters, form, expand, sampling)
-        yield from stripped(decoder.stream(prompt, sampling))
+        if prompt is not None:
+            yield from stripped(decoder.stream(prompt, sampling))
 
     async def aquery(
         self,
@@ -458,6 +486,8 @@ class KnowledgeBase(OpenKnowledgeBase):
         prompt = await asyncio.to_thread(
             self._streamed, question, top_k, filters, form, expand, sampling
         )
+        if prompt is None:
+            return
         async with aclosing(decoder.astream(prompt, sampling)) as pieces:
             async for piece in astripped(pieces):
                 yield piece
@@ -474,12 +504,12 @@ class KnowledgeBase(OpenKnowledgeBase):
         """`query` without the decoding: a generator that gives prompts, takes the completion of each, and
         returns the answer. For who decodes many questions together."""
         from lclm_rag.answering import answering
-        from lclm_rag.asking import retrieve
+        from lclm_rag.asking import retrieve_some
 
         return answering(
             self,
             question,
-            lambda: retrieve(self, question, top_k, filters, form),
+            lambda: retrieve_some(self, question, top_k, filters, form),
             form=form,
             space=self.decoder.space,
             max_tokens=_or_default(sampling).max_tokens,
@@ -494,13 +524,18 @@ class KnowledgeBase(OpenKnowledgeBase):
         form: PassageForm,
         expand: Expand,
         sampling: Sampling,
-    ) -> SoftPrompt:
+    ) -> SoftPrompt | None:
+        """None where no passage is found, which is logged."""
         if expand in ("model", "tool"):
             raise ValueError(
                 f"expand={expand!r} takes several rounds, which no stream shows; query."
             )
         space, length = self.decoder.space, sampling.max_tokens
-        return self._ask(question, top_k, filters, form, space, length, expand).prompt
+        try:
+            return self._ask(question, top_k, filters, form, space, length, expand).prompt
+        except NoPassagesError as error:
+            _log.warning("%s", error)
+            return None
 
     def _ask(
         self,
@@ -512,10 +547,10 @@ class KnowledgeBase(OpenKnowledgeBase):
         max_tokens: int,
         expand: Expand,
     ) -> Asked:
-        from lclm_rag.asking import ask, retrieve
+        from lclm_rag.asking import ask, retrieve_some
 
         def found() -> Found:
-            return retrieve(self, question, top_k, filters, form)
+            return retrieve_some(self, question, top_k, filters, form)
 
         return ask(self, question, found, form, space, max_tokens, expand)
 

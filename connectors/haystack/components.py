@@ -21,8 +21,10 @@ from lclm_rag.connectors.haystack.documents import (
     OverKnowledgeBase,
     prompt_of,
     with_reply,
+    without_reply,
 )
 from lclm_rag.decoding import Sampling, astripped, stripped
+from lclm_rag.errors import NoPassagesError
 from lclm_rag.expansion import Expand
 from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
 from lclm_rag.prompting import SoftPrompt
@@ -67,7 +69,8 @@ class LatentGenerator(OverKnowledgeBase):
     Documents of a LatentRetriever go into the prompt as latents, others as text. `documents` are those for
     which the prompt had room; `meta` has the ids of the others, "left_out", and the usage.
     sampling: the arguments of `Sampling`, {"max_tokens": 64}. expand: which of the latents' passages go in
-    word for word, as for `KnowledgeBase.stream`.
+    word for word, as for `KnowledgeBase.stream`. Without any document nothing is decoded: the reply is empty,
+    and `meta` has the finish_reason "no_passages" and the reason.
     """
 
     def __init__(
@@ -93,7 +96,10 @@ class LatentGenerator(OverKnowledgeBase):
         filters: Options = None,
     ) -> Json:
         tell = select_streaming_callback(None, streaming_callback, requires_async=False)
-        prompt, output = self._prepare(query, documents, top_k, filters)
+        try:
+            prompt, output = self._prepare(query, documents, top_k, filters)
+        except NoPassagesError as error:
+            return without_reply(str(error))
         if tell is None:
             return with_reply(self.kb.decoder.complete([prompt], self._sampling), output)
         text = ""
@@ -112,7 +118,12 @@ class LatentGenerator(OverKnowledgeBase):
         filters: Options = None,
     ) -> Json:
         tell = select_streaming_callback(None, streaming_callback, requires_async=True)
-        prompt, output = await asyncio.to_thread(self._prepare, query, documents, top_k, filters)
+        try:
+            prompt, output = await asyncio.to_thread(
+                self._prepare, query, documents, top_k, filters
+            )
+        except NoPassagesError as error:
+            return without_reply(str(error))
         if tell is None:
             return with_reply(await self.kb.decoder.acomplete([prompt], self._sampling), output)
         text = ""
@@ -124,5 +135,9 @@ class LatentGenerator(OverKnowledgeBase):
         return {"replies": [text], **output}
 
     def _prepare(self, query: str, given: Documents, *chosen: Any) -> tuple[SoftPrompt, Json]:
-        documents = self._retrieve(query, *chosen)["documents"] if given is None else given
+        documents = given
+        if documents is None:
+            documents = self._retrieve(query, *chosen)["documents"]
+            if not documents:
+                raise NoPassagesError(self.kb.why_no_passages(self._filter(chosen[1])))
         return prompt_of(self.kb, query, documents, self._expand, self._sampling.max_tokens)

@@ -13,12 +13,20 @@ from lclm_rag.asking import GivenPassage
 from lclm_rag.connectors.haystack.filters import to_filter
 from lclm_rag.decoding import Completion, all_answered
 from lclm_rag.documents import PassageKey
-from lclm_rag.errors import PromptError
+from lclm_rag.errors import NoPassagesError, PromptError
 from lclm_rag.expansion import Expand
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PASSAGES, SoftPrompt
+from lclm_rag.retrieval import Filter
 
-__all__ = ["Json", "Options", "OverKnowledgeBase", "prompt_of", "with_reply"]
+__all__ = [
+    "Json",
+    "Options",
+    "OverKnowledgeBase",
+    "prompt_of",
+    "with_reply",
+    "without_reply",
+]
 
 Json = dict[str, Any]
 Options = Json | None
@@ -57,8 +65,11 @@ class OverKnowledgeBase:
 
     def _retrieve(self, query: str, top_k: int | None, filters: Options) -> Json:
         top_k = self._parameters["top_k"] if top_k is None else top_k
-        chosen = to_filter(self._parameters["filters"] if filters is None else filters)
-        return {"documents": [_document(hit) for hit in self.kb.retrieve(query, top_k, chosen)]}
+        hits = self.kb.retrieve(query, top_k, self._filter(filters))
+        return {"documents": [_document(hit) for hit in hits]}
+
+    def _filter(self, filters: Options) -> Filter | None:
+        return to_filter(self._parameters["filters"] if filters is None else filters)
 
 
 def _document(hit: Hit) -> Document:
@@ -76,9 +87,14 @@ def prompt_of(
     kb: KnowledgeBase, query: str, documents: Sequence[Document], expand: Expand, max_tokens: int
 ) -> tuple[SoftPrompt, Json]:
     """The prompt that the knowledge base itself would make of these documents, best first, and what a
-    generator puts out beside its reply: the documents for which there was room, and meta."""
+    generator puts out beside its reply: the documents for which there was room, and meta.
+
+    Raises NoPassagesError where there are no documents.
+    """
     if not query.strip():
         raise ValueError("The query is empty.")
+    if not documents:
+        raise NoPassagesError("There are no documents to answer from.")
     given = {_passage(document, kb): document for document in documents}
     chat = [("user", kb.template.words(PASSAGES, query))]
     made = kb.assemble_chat(chat, list(given), question=query, expand=expand, max_tokens=max_tokens)
@@ -89,6 +105,13 @@ def prompt_of(
     usage = {"positions": made.prompt.positions, "latents": made.prompt.latent_count}
     meta = {"usage": usage, "left_out": [document.id for document in left_out]}
     return made.prompt, {"documents": used, "meta": [meta]}
+
+
+def without_reply(reason: str) -> Json:
+    """What a generator puts out where there is nothing to answer from, and nothing was decoded."""
+    usage = {"positions": 0, "latents": 0, "generated_tokens": 0}
+    meta = {"usage": usage, "left_out": [], "finish_reason": "no_passages", "reason": reason}
+    return {"replies": [""], "documents": [], "meta": [meta]}
 
 
 def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Json:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lclm_rag.decoding import Sampling, all_answered
+from lclm_rag.errors import NoPassagesError
 from lclm_rag.evaluation.fact_sheets import FactQuestion
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.knowledge_base import KnowledgeBase
-from lclm_rag.prompting import PassageForm
+from lclm_rag.prompting import PassageForm, SoftPrompt
 
 __all__ = ["FormScore", "recall", "score_form"]
 
@@ -51,23 +54,31 @@ def score_form(
 ) -> FormScore:
     """Ask the first questions alone, for the time; then all of them greedily, many at a time."""
     sampling = Sampling(max_tokens=32)
-    prompts = [
-        kb.assemble(q.question, top_k, form=form, expand="never", max_tokens=32) for q in questions
-    ]
+    # Where nothing is found, nothing is decoded.
+    answers = [""] * len(questions)
+    prompts: dict[int, SoftPrompt] = {}
+    for i, q in enumerate(questions):
+        with suppress(NoPassagesError):
+            prompts[i] = kb.assemble(q.question, top_k, form=form, expand="never", max_tokens=32)
+    if not prompts:
+        raise NoPassagesError(f"Nothing was found in {kb.folder} for any of the questions.")
     # First, while a prefix cache knows none of them.
     one = Sampling(max_tokens=1)
-    alone = [all_answered(kb.decoder.complete([p], one))[0] for p in prompts[:_TIMED]]
-    answers: list[str] = []
-    for start in range(0, len(prompts), _AT_ONCE):
-        batch = prompts[start : start + _AT_ONCE]
-        completions = all_answered(kb.decoder.complete(batch, sampling))
-        answers += [completion.text.strip() for completion in completions]
-        on_progress(len(batch))
+    timed = itertools.islice(prompts.values(), _TIMED)
+    alone = [all_answered(kb.decoder.complete([p], one))[0] for p in timed]
+    on_progress(len(questions) - len(prompts))
+    asked = list(prompts)
+    for start in range(0, len(asked), _AT_ONCE):
+        numbers = asked[start : start + _AT_ONCE]
+        completions = all_answered(kb.decoder.complete([prompts[i] for i in numbers], sampling))
+        for i, completion in zip(numbers, completions, strict=True):
+            answers[i] = completion.text.strip()
+        on_progress(len(numbers))
     right = [exact_match(a, q.answer) for a, q in zip(answers, questions, strict=True)]
     return FormScore(
         form=form,
         exact_match=sum(right) / len(right),
-        positions=statistics.mean(prompt.positions for prompt in prompts),
+        positions=statistics.mean(prompt.positions for prompt in prompts.values()),
         first_token=statistics.median(completion.first_token for completion in alone),
         answers=answers,
     )

@@ -18,7 +18,7 @@ from lclm_rag.asking import Found, ask, found_rows, retrieve
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.decoding.decoder import end_token_ids
 from lclm_rag.documents import Document
-from lclm_rag.errors import EvaluationError, PromptError
+from lclm_rag.errors import EvaluationError, NoPassagesError, PromptError
 from lclm_rag.evaluation.journal import Answered
 from lclm_rag.evaluation.modes import Mode
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
@@ -159,6 +159,8 @@ def _decode_together(
                 answers[i] = finished.value
             except PromptError as error:
                 answers[i] = Answered(mode.name, batch[i].id, "", error=str(error))
+            except NoPassagesError:
+                answers[i] = _nothing_found(batch[i], mode)
         completions = {}
         decoded = decoder.complete(list(prompts.values()), sampling) if prompts else []
         for i, result in zip(prompts, decoded, strict=True):
@@ -279,6 +281,8 @@ def _pressed(
         )
     except PromptError as error:
         return Answered(mode.name, question.id, "", error=str(error))
+    except NoPassagesError:
+        return _nothing_found(question, mode)
     written = str(kb.checkpoint.chat_tokenizer.decode(given.token_ids, skip_special_tokens=True))
     written = written.strip()
     return Answered(
@@ -295,6 +299,11 @@ def _pressed(
         first_token=given.first_token,
         peak_memory=given.peak_memory,
     )
+
+
+def _nothing_found(question: EvalQuestion, mode: Mode) -> Answered:
+    """An empty answer, as `KnowledgeBase.query` gives."""
+    return Answered(mode.name, question.id, "", recall=_recall(question, [], mode))
 
 
 def _recall(question: EvalQuestion, found: Sequence[str], mode: Mode) -> bool | None:

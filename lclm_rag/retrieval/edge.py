@@ -156,6 +156,9 @@ class EdgeIndex(QdrantIndex):
     def _create_field_index(self, path: str, schema: str) -> None:
         self._update(edge.UpdateOperation.create_field_index(path, _SCHEMAS[schema]))
 
+    def _refresh_indexed(self) -> None:
+        """No other process writes to it."""
+
     def _update(self, operation: edge.UpdateOperation) -> None:
         with self._open_shard() as shard:
             shard.update(operation)

@@ -14,6 +14,10 @@ _QUOTED = r'"[^"]*"|\'[^\']*\''
 _CONDITION = re.compile(rf"\s*({_QUOTED}|[^=!<>]*?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 # One value of a list, then a comma or the end.
 _VALUE = re.compile(rf"\s*({_QUOTED}|[^,]*?)\s*(?:,|$)", re.DOTALL)
+# What is no value but the next condition: "2020 and lang=en", "en, year>=2020".
+_JOINED = re.compile(
+    r"(?:\s(?:and|or|AND|OR|&&?|\|\|?)\s|\s*[,;])\s*(?:not\s+|NOT\s+)?[^\s=!<>,;\"']+\s*(?:==|!=|<=|>=|=|<|>)"
+)
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _OPERATORS: dict[str, Operator] = {
     "=": "==",
@@ -40,6 +44,11 @@ def parse_filter(text: str) -> Filter:
     condition = _CONDITION.fullmatch(text)
     if condition is None or not condition[1]:
         raise ValueError(f"The filter {text!r} cannot be read; {_HELP}")
+    if _JOINED.search(re.sub(_QUOTED, "quoted", condition[3])):
+        raise ValueError(
+            f"The filter {text!r} holds several conditions: give each as a filter of its own, which must all "
+            "hold. A value that holds such signs is written in quotes."
+        )
     key, op = _unquoted(condition[1]), _OPERATORS[condition[2]]
     values = _values(text, condition[3])
     if len(values) == 1:

@@ -31,6 +31,7 @@ __all__ = [
     "Field",
     "Filter",
     "In",
+    "Kind",
     "Missing",
     "Not",
     "Operator",
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 Operator = Literal["==", "!=", "<", "<=", ">", ">="]
+Kind = Literal["string", "number", "boolean"]
+"""Of metadata values: values of two kinds are never equal, nor in any order."""
 
 _ORDERINGS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -253,8 +256,8 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and finite_number(value) is not None
 
 
-def value_kind(value: MetadataScalar) -> Literal["string", "number", "boolean"]:
-    """What a value is compared with: values of two kinds are never equal, nor in any order."""
+def value_kind(value: MetadataScalar) -> Kind:
+    """What a value is compared with."""
     if isinstance(value, bool):
         return "boolean"
     return "string" if isinstance(value, str) else "number"

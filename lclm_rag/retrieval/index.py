@@ -60,6 +60,15 @@ class PassageIndex(Protocol):
         """All passages that the filter keeps (None: all there are), in the order of their keys."""
         ...
 
+    def has(self, filter: Filter | None) -> bool:
+        """Whether there is a passage that the filter keeps."""
+        ...
+
+    def unmatchable(self, filter: Filter) -> list[str]:
+        """Sentences on conditions that cannot hold, because no passage has, or had, such a key or a value of
+        that kind. Costs no search."""
+        ...
+
     def count(self) -> int:
         """How many passages there are."""
         ...

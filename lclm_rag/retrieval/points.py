@@ -18,7 +18,7 @@ import math
 import uuid
 from collections.abc import Callable
 from math import inf
-from typing import Any
+from typing import Any, get_args
 
 from lclm_rag.documents import Metadata, MetadataScalar, PassageKey
 from lclm_rag.retrieval.filters import (
@@ -27,6 +27,7 @@ from lclm_rag.retrieval.filters import (
     Contains,
     Filter,
     In,
+    Kind,
     Missing,
     Not,
     Or,
@@ -36,7 +37,15 @@ from lclm_rag.retrieval.filters import (
     value_kind,
 )
 
-__all__ = ["metadata_fields", "metadata_path", "passage_key", "payload", "point_id", "translate"]
+__all__ = [
+    "field_of",
+    "metadata_fields",
+    "metadata_path",
+    "passage_key",
+    "payload",
+    "point_id",
+    "translate",
+]
 
 _NAMESPACE = uuid.UUID("b314237f-092d-41a6-a160-6e669d075f6f")
 
@@ -89,6 +98,15 @@ def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:
 def metadata_path(name: str, kind: str) -> str:
     """The JSON path at which values of this kind lie in the payload."""
     return f'metadata.{kind}."{name.translate(_ESCAPES)}"'
+
+
+def field_of(path: str) -> tuple[str, Kind] | None:
+    """Key and kind of a JSON path, quotes left out; None where it is not that of a metadata value."""
+    parts = path.split(".", 2)
+    if len(parts) < 3 or parts[0] != "metadata" or parts[1] not in _KINDS:
+        return None
+    name = parts[2].replace("%22", '"').replace("%5C", "\\").replace("%25", "%")
+    return name, parts[1]  # type: ignore[return-value]  # It is one of _KINDS.
 
 
 def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[str], Any]) -> Any:
@@ -155,7 +173,7 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
-_KINDS = ("string", "number", "boolean")
+_KINDS = get_args(Kind)
 
 
 def _held(value: MetadataScalar) -> str | float:

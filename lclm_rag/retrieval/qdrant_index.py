@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from lclm_rag.documents import PassageKey
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
-from lclm_rag.retrieval.filters import Filter
+from lclm_rag.retrieval.filter_check import unmatchable
+from lclm_rag.retrieval.filters import Filter, Kind
 from lclm_rag.retrieval.index import IndexEntry, IndexHit, PassageIndexError
-from lclm_rag.retrieval.points import metadata_fields, passage_key, payload, point_id
+from lclm_rag.retrieval.points import field_of, metadata_fields, passage_key, payload, point_id
 
 __all__ = [
     "BM25",
@@ -115,6 +116,29 @@ class QdrantIndex(ABC):
             keys += map(passage_key, payloads)
             if offset is None:
                 return sorted(keys)
+
+    def has(self, filter: Filter | None) -> bool:
+        found, _ = self._scroll(filter, 1, None)
+        return bool(found)
+
+    def unmatchable(self, filter: Filter) -> list[str]:
+        # Where other processes write, what is known here may be behind.
+        if not unmatchable(filter, self._fields()):
+            return []
+        self._refresh_indexed()
+        return unmatchable(filter, self._fields())
+
+    def _fields(self) -> dict[str, set[Kind]]:
+        """The kinds of values under each metadata key: every one that ever was is indexed."""
+        fields: dict[str, set[Kind]] = {}
+        for found in map(field_of, self._indexed):
+            if found is not None:
+                fields.setdefault(found[0], set()).add(found[1])
+        return fields
+
+    @abstractmethod
+    def _refresh_indexed(self) -> None:
+        """Ask the engine again which paths are indexed, where others may have written to it."""
 
     @abstractmethod
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:

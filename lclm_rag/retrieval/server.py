@@ -127,6 +127,10 @@ class ServerIndex(QdrantIndex):
         with self._server_errors():
             self._client.create_payload_index(self._collection, path, _SCHEMAS[schema], wait=True)
 
+    def _refresh_indexed(self) -> None:
+        with self._server_errors():
+            self._note_indexed(self._client.get_collection(self._collection).payload_schema)
+
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
         condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
         words = models.SparseVector(indices=vectors.indices, values=vectors.values)

@@ -1,0 +1,85 @@
+"""Conditions that no passage can meet, because of what metadata there are: misspelt keys, mostly."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from lclm_rag.documents import MetadataScalar
+from lclm_rag.retrieval.filters import (
+    And,
+    Compare,
+    Contains,
+    Filter,
+    In,
+    Kind,
+    Missing,
+    Not,
+    Or,
+    value_kind,
+)
+
+__all__ = ["filter_keys", "unmatchable"]
+
+_SHOWN = 8
+_NAMES: dict[Kind, str] = {"string": "text", "number": "number", "boolean": "true or false"}
+
+
+def unmatchable(filter: Filter, fields: Mapping[str, Collection[Kind]]) -> list[str]:
+    """A sentence on each condition that cannot hold for any passage. fields: the kinds of values that
+    passages have under each metadata key."""
+    sentences = []
+    for key, wanted in _conditions(filter):
+        held = fields.get(key)
+        if not held:
+            sentences.append(f"No passage has the metadata key {key!r}; there {_listed(fields)}.")
+        elif wanted and not any(value_kind(value) in held for value in wanted):
+            sentences.append(_of_another_kind(key, wanted[0], held))
+    return list(dict.fromkeys(sentences))
+
+
+def filter_keys(filter: Filter) -> list[str]:
+    """The metadata keys that a filter asks for, each once."""
+    return list(dict.fromkeys(key for key, _ in _conditions(filter)))
+
+
+def _conditions(filter: Filter) -> Iterator[tuple[str, tuple[MetadataScalar, ...]]]:
+    """Key and values of each condition; no values where any will do."""
+    match filter:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from _conditions(part)
+        case Not(part):
+            yield from _conditions(part)
+        case Missing(key):
+            yield key, ()
+        case In(key, values):
+            yield key, values
+        case Contains(key, text):
+            yield key, (text,)
+        case Compare(key, _, value):
+            yield key, (value,)
+
+
+def _of_another_kind(key: str, wanted: MetadataScalar, held: Collection[Kind]) -> str:
+    kinds = " or ".join(_NAMES[kind] for kind in sorted(held))
+    sentence = f"The filter compares {key!r} with the {_NAMES[value_kind(wanted)]} {wanted!r}"
+    if isinstance(wanted, str):
+        return f"{sentence}, and its values are of another kind: {kinds}. Leave out the quotes."
+    if "string" not in held:
+        return f"{sentence}, and its values are of another kind: {kinds}."
+    written = str(wanted).lower() if isinstance(wanted, bool) else wanted
+    return (
+        f'{sentence}, and its values are text: write {key}="{written}" for the text, or build with --numbers '
+        f"{key} to have numbers."
+    )
+
+
+def _listed(fields: Mapping[str, Collection[Kind]]) -> str:
+    names = [repr(name) for name in sorted(fields)]
+    if not names:
+        return "are no metadata"
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    shown = [*names[:_SHOWN], *more]
+    if len(shown) == 1:
+        return f"is {shown[0]}"
+    return f"are {', '.join(shown[:-1])} and {shown[-1]}"
