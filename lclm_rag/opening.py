@@ -14,6 +14,7 @@ from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.creation import Made, discard, making, require_free
 from lclm_rag.errors import KnowledgeBaseError, LockedError
 from lclm_rag.folders import Folder, LocalFolder, open_folder
+from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.prompting import DEFAULT_INSTRUCTION, PromptTemplate
 from lclm_rag.settings import Settings, is_knowledge_base, read_settings, write_settings
 
@@ -54,7 +55,8 @@ class OpenKnowledgeBase:
         self.folder = folder
         self.settings = settings
         self.checkpoint = checkpoint
-        self.store = store
+        self._version = store.version
+        self._store: LatentStore | None = store
         self.device = device
         self.dtype = dtype
         self.compressor_options = compressor_options or {}
@@ -68,6 +70,7 @@ class OpenKnowledgeBase:
         self._opening = threading.RLock()
         self._made = Made(contents=False, folder=False)
         self._to_be_first = False
+        watch(self)
 
     # --- making and opening ---------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ class OpenKnowledgeBase:
             raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
         opened = Checkpoint.open(checkpoint)
         settings = Settings(
-            checkpoint=opened.name if opened.name == BUNDLED else _lasting_name(opened),
+            checkpoint=_lasting_name(opened),
             passage_tokens=passage_tokens or opened.config.encoder_window_size,
             instruction=instruction,
             embedder=embedder,
@@ -230,7 +233,8 @@ class OpenKnowledgeBase:
             if self._index is not None:
                 self._index.close(self.store)
                 self._index = None
-            self.store.close()
+            if self._store is not None:
+                self._store.close()
         if self._decoder is not None and self._decoder_name:
             self._decoder.close()
             self._decoder = None
@@ -257,6 +261,40 @@ class OpenKnowledgeBase:
 
         return sum(e.rows for e in uncommitted_entries(self.folder / "store", self.store.layout))
 
+    def after_fork(self) -> None:
+        """In a forked child: what the parent has opened stays the parent's, and is opened anew when it is
+        first needed, at the same version. A decoder that was given stays the caller's."""
+        keep_for_ever(dict(vars(self)))
+        self._loading, self._opening = threading.Lock(), threading.RLock()
+        if self._store is not None and not self._store.closed:
+            self._version, self._store = self._store.version, None
+        self._index = None
+        if self._decoder_name:
+            self._decoder = None
+        for part in ("compressor", "adapter", "_embedder"):
+            vars(self).pop(part, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is a path, a version and options: it is opened again where it is unpickled."""
+        if not self._decoder_name:
+            raise TypeError(
+                f"{self.folder} cannot be pickled with a decoder that was given as an object; name it "
+                "instead, as decoder='transformers' or by a server's URL."
+            )
+        options = {
+            "checkpoint": _lasting_name(self.checkpoint),
+            "decoder": self._decoder_name,
+            "decoder_options": self._decoder_options,
+            "device": self.device,
+            "dtype": self.dtype,
+            "compressor_options": self.compressor_options,
+            "wait": self.wait,
+        }
+        path = str(self.folder if self.folder.local is None else self.folder.local.resolve())
+        # A server's passage index shows the newest version only.
+        version = None if self.settings.qdrant_url else self.store.version
+        return _opened_again, (type(self), path, version, self.read_only, options)
+
     def __enter__(self) -> Self:
         return self
 
@@ -268,6 +306,22 @@ class OpenKnowledgeBase:
         return len(self.store)
 
     # --- parts, loaded when first needed --------------------------------------------------------
+
+    @property
+    def store(self) -> LatentStore:
+        """The version that is read."""
+        if (store := self._store) is not None:
+            return store
+        from lclm_rag.store import LatentStore
+
+        with self._opening:
+            if self._store is None:
+                self._store = LatentStore.open(self.folder / "store", self._version)
+            return self._store
+
+    @store.setter
+    def store(self, store: LatentStore) -> None:
+        self._store = store
 
     @cached_property
     def compressor(self) -> Compressor:
@@ -372,4 +426,17 @@ def _name(folder: Folder) -> str:
 def _lasting_name(checkpoint: Checkpoint) -> str:
     """A folder as an absolute path, so that it is found from elsewhere; a hub id as it is."""
     path = Path(checkpoint.name).expanduser()
-    return str(path.resolve()) if path.is_dir() else checkpoint.name
+    is_folder = checkpoint.name != BUNDLED and path.is_dir()
+    return str(path.resolve()) if is_folder else checkpoint.name
+
+
+def _opened_again(
+    cls: type[OpenKnowledgeBase],
+    path: str,
+    version: int | None,
+    read_only: bool,
+    options: dict[str, Any],
+) -> OpenKnowledgeBase:
+    opened = cls.open(path, version=version, **options)
+    opened.read_only = read_only
+    return opened

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lclm_rag.errors import CheckpointError
+from lclm_rag.errors import CheckpointError, LclmRagError
+from lclm_rag.forking import this_process
 
 __all__ = [
     "is_out_of_memory",
     "load_transformers_model",
+    "renew_thread_pool",
     "resolve_device",
     "resolve_dtype",
     "to_device",
@@ -29,13 +31,20 @@ _DTYPES = {
 
 
 def resolve_device(name: str) -> torch.device:
-    """A torch device; "auto" is CUDA where there is one. ValueError where the device is not there."""
+    """A torch device; "auto" is CUDA where there is one. ValueError where the device is not there,
+    LclmRagError where this process was forked from one that has used it."""
+    lost = torch.cuda._is_in_bad_fork()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if lost or torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"Unknown device {name!r}; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and lost:
+        raise LclmRagError(
+            "CUDA cannot be used in a process that was forked from one that has used it: start processes "
+            "with multiprocessing's spawn, or fork before anything is asked or added."
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"Device {name!r} was asked for, but torch sees no CUDA device here.")
     return device
@@ -71,6 +80,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def renew_thread_pool() -> None:
+    """In a forked child torch makes its thread pool anew when it is first needed, and fails where two threads
+    need it at once, as those do with which transformers loads weights."""
+    if this_process():
+        torch.set_num_threads(torch.get_num_threads())
+
+
 def load_transformers_model(
     auto_class: Any, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> Any:
@@ -81,6 +97,7 @@ def load_transformers_model(
     """
     from transformers.utils import logging
 
+    renew_thread_pool()
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import in_child
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.decoding.transformers import TransformersDecoder
@@ -168,6 +169,28 @@ def keys(store: LatentStore) -> set[PassageKey]:
 
 
 # --- a knowledge base -----------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_connections_of_its_own(
+    url: str, sheets: list[FactSheet], decoder: TransformersDecoder, new_machine: Callable[[], Path]
+) -> None:
+    with KnowledgeBase.create(url, decoder=decoder) as kb:
+        kb.add(sheet.document for sheet in sheets[:3])
+        answer = kb.query(sheets[0].questions[0].question).text
+        new_machine()
+
+        def work() -> str:
+            found = kb.query(sheets[0].questions[0].question).text
+            assert kb.add([sheets[3].document]).added == 1
+            kb.close()
+            return found
+
+        assert in_child(work) == answer
+        assert (len(kb), [m.operation for m in kb.versions()]) == (3, ["create", "add", "add"])
+        new_machine()
+        with KnowledgeBase.open(url, decoder=decoder) as other:
+            assert len(list(other.store.passages())) == 4
 
 
 def test_a_knowledge_base_in_a_bucket_answers_as_one_in_a_folder(

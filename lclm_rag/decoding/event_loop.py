@@ -19,7 +19,8 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from lclm_rag.decoding.decoder import Completion, Decoder, Sampling
-from lclm_rag.errors import PromptError
+from lclm_rag.errors import DecoderError, PromptError
+from lclm_rag.forking import keep_for_ever, this_process, watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 
 __all__ = ["EventLoopDecoder", "EventLoopThread"]
@@ -35,9 +36,26 @@ class EventLoopThread:
         self.loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         thread.start()
+        self._process = this_process()
         self.stop = weakref.finalize(self, _stop, self.loop, thread)
+        watch(self)
+
+    def after_fork(self) -> None:
+        """The thread is not in the child; what wakes the loop is shared with it."""
+        keep_for_ever(self)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one in which it runs."""
+        return self._process != this_process()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self.inherited:
+            work.close()
+            raise DecoderError(
+                "This decoder runs in the process that this one was forked from; make one here, or give the "
+                "knowledge base the decoder by its name."
+            )
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -85,6 +103,11 @@ class EventLoopDecoder(Decoder):
 
     def __init__(self, thread: EventLoopThread) -> None:
         self.thread = thread
+        watch(self)
+
+    def after_fork(self) -> None:
+        """Engines and connections are the parent's."""
+        keep_for_ever(self)
 
     @abstractmethod
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:

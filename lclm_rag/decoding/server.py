@@ -79,6 +79,8 @@ class ServerDecoder(EventLoopDecoder):
 
     def close(self) -> None:
         """Close the connections; the server goes on."""
+        if self.thread.inherited:
+            return
         self.thread.run(self._client.close())
         self.thread.stop()
 

@@ -29,6 +29,7 @@ from lclm_rag.decoding.decoder import (
     end_token_ids,
 )
 from lclm_rag.errors import PromptError
+from lclm_rag.forking import watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
 
@@ -82,6 +83,11 @@ class TransformersDecoder(Decoder):
         self._generating = threading.Lock()
         # Our settings alone decide: transformers fills gaps in them from the checkpoint's own config.
         model.generation_config = GenerationConfig()
+        watch(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have been generating."""
+        self._generating = threading.Lock()
 
     @classmethod
     def from_pretrained(

@@ -25,6 +25,7 @@ from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.evaluation import kvpress_worker
 from lclm_rag.evaluation.kvpress_environment import environment_python, make_command
 from lclm_rag.evaluation.kvpress_worker import PRESSES
+from lclm_rag.forking import this_process
 
 __all__ = ["PRESSES", "PressedAnswer", "PressedDecoder"]
 
@@ -98,6 +99,7 @@ class PressedDecoder:
         # -I: nothing of this environment, and no module beside the script, gets into the other.
         command = [str(python), "-I", str(Path(kvpress_worker.__file__)), str(folder)]
         command += ["--press", press, "--device", device, "--dtype", dtype]
+        self._process = this_process()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  Closed with the worker.
         self._worker = subprocess.Popen(
             command,
@@ -145,7 +147,9 @@ class PressedDecoder:
         return PressedAnswer(finish_reason=said.pop("finish"), **said)
 
     def close(self) -> None:
-        """End the worker; nothing happens where it has ended."""
+        """End the worker; nothing happens where it has ended, or is that of the process that was forked."""
+        if self._process != this_process():
+            return
         self._worker.kill()
         self._worker.wait()
         for pipe in (self._worker.stdin, self._worker.stdout):

@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lclm_rag.folders.local import TEMPORARY, FileFacts, MappedFile
+from lclm_rag.forking import keep_for_ever, watch
 
 if TYPE_CHECKING:
     from lclm_rag.folders.range_cache import RangeCache
@@ -32,27 +33,46 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 T = TypeVar("T")
 
 
+class _Store:
+    """A file system of fsspec, with its connections: a forked child opens its own."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self._url = url
+        # What others write must be seen.
+        self._filesystem, self.root = url_to_fs(url, use_listings_cache=False)
+        watch(self)
+
+    def after_fork(self) -> None:
+        keep_for_ever(self._filesystem)
+        self._filesystem = None
+
+    @property
+    def filesystem(self) -> Any:
+        if self._filesystem is None:
+            self._filesystem = _Store(self._url).filesystem
+        return self._filesystem
+
+
 @dataclass(frozen=True)
 class ObjectFolder:
     """A folder named by a URL. An object appears whole or not at all, which is the store's promise.
 
-    filesystem: of fsspec. root: as `filesystem` names the folder, "bucket/folder". Methods raise OSError that
-    names the object.
+    root: as fsspec's file system names the folder, "bucket/folder". Methods raise OSError that names the
+    object.
     """
 
     url: str
-    filesystem: Any
     root: str
+    store: _Store = field(compare=False)
 
     @classmethod
     def of_url(cls, url: str) -> ObjectFolder:
         """Raises ImportError where fsspec, or its part for this scheme, is not installed; ValueError for an
         unknown scheme."""
         try:
-            from fsspec.core import url_to_fs
-
-            # What others write must be seen.
-            filesystem, root = url_to_fs(url, use_listings_cache=False)
+            store = _Store(url)
         except ImportError as error:
             raise ImportError(
                 f"{url} lies in an object store: pip install 'lclm-rag[object-stores]' ({error})"
@@ -61,15 +81,20 @@ class ObjectFolder:
             raise ValueError(
                 f"{url}: there is no such kind of store; use s3://, gs:// or a folder of this machine."
             ) from error
-        return cls(url.rstrip("/"), filesystem, root.rstrip("/"))
+        return cls(url.rstrip("/"), store.root.rstrip("/"), store)
 
     local = None
+
+    @property
+    def filesystem(self) -> Any:
+        """Of fsspec."""
+        return self.store.filesystem
 
     def __str__(self) -> str:
         return self.url
 
     def __truediv__(self, name: str) -> ObjectFolder:
-        return ObjectFolder(f"{self.url}/{name}", self.filesystem, f"{self.root}/{name}")
+        return ObjectFolder(f"{self.url}/{name}", f"{self.root}/{name}", self.store)
 
     def only_writer(self) -> bool:
         """Whether `create` decides between two writers who want the same name. It is tried, because stores

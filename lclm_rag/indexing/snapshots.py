@@ -34,6 +34,7 @@ from lclm_rag.documents import PassageKey
 from lclm_rag.folders import Folder, LocalFolder, ObjectFolder
 from lclm_rag.folders.names import is_path_below
 from lclm_rag.folders.objects import cache_folder
+from lclm_rag.forking import this_process
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.retrieval.edge import settle, stored_keys
 from lclm_rag.sealed_json import seal, unseal
@@ -216,6 +217,7 @@ class PrivateFolder:
     """A folder of this process alone, until it is closed or the process ends."""
 
     def __init__(self, private: Path) -> None:
+        self._process = this_process()
         remove_leftovers(private)
         self.path = private / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
@@ -253,6 +255,8 @@ class PrivateFolder:
         shutil.rmtree(self.path / "linked")
 
     def close(self) -> None:
+        if self._process != this_process():
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         Path(f"{self.path}.lock").unlink(missing_ok=True)
         self._lock.release()

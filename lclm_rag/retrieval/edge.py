@@ -18,6 +18,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from lclm_rag.documents import PassageKey
+from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
@@ -64,6 +65,12 @@ class EdgeIndex(QdrantIndex):
         self._lock = threading.RLock()
         with self._open_shard() as shard:
             self._note_indexed(shard.info().payload_schema)
+        watch(self)
+
+    def after_fork(self) -> None:
+        """The engine's threads are not in the child: there the index is closed, though nothing of it is."""
+        keep_for_ever(self._shard)
+        self._shard, self._lock = None, threading.RLock()
 
     @classmethod
     def create(

@@ -44,6 +44,9 @@ class SentenceTransformerEmbedder:
             raise ImportError(
                 "Dense retrieval needs sentence-transformers: pip install lclm-rag[dense]"
             ) from error
+        from lclm_rag.torch_setup import renew_thread_pool
+
+        renew_thread_pool()
         self.name = str(name_or_path)
         self._model: Any = SentenceTransformer(
             self.name, device=device, model_kwargs={"use_safetensors": True}

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from lclm_rag.errors import LockedError
 from lclm_rag.folders import is_disk_full
+from lclm_rag.forking import this_process
 
 __all__ = ["Lease", "reading", "versions_read", "write_lock"]
 
@@ -22,7 +23,8 @@ _WRITER = "writer-"
 
 @contextmanager
 def write_lock(folder: Path, wait: float) -> Iterator[None]:
-    """Be the one writer in `folder`. LockedError names the holder's process after `wait` seconds."""
+    """Be the one writer in `folder`. LockedError names the holder's process after `wait` seconds. A child
+    that is forked meanwhile does not hold the lock, and leaves this block without a trace."""
     lock = FileLock(folder / "lock", thread_local=False)
     try:
         lock.acquire(timeout=wait)
@@ -33,14 +35,15 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
     try:
         for stale in folder.glob(f"{_WRITER}*"):
             stale.unlink(missing_ok=True)
-        mark = folder / f"{_WRITER}{os.getpid()}"
+        mark, process = folder / f"{_WRITER}{os.getpid()}", this_process()
         # On a full disk a writer may still be needed, to make room.
         with suppress(OSError):
             mark.touch()
         try:
             yield
         finally:
-            mark.unlink(missing_ok=True)
+            if process == this_process():
+                mark.unlink(missing_ok=True)
     finally:
         lock.release()
 
@@ -56,10 +59,12 @@ class Lease:
     def __init__(self, path: Path) -> None:
         lock = FileLock(path, thread_local=False)
         lock.acquire(timeout=0)
-        self.release = weakref.finalize(self, _release, path, lock)
+        self.release = weakref.finalize(self, _release, path, lock, this_process())
 
 
-def _release(path: Path, lock: FileLock) -> None:
+def _release(path: Path, lock: FileLock, process: int) -> None:
+    if process != this_process():
+        return
     with suppress(OSError):
         path.unlink()
     lock.release()

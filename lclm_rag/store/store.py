@@ -12,6 +12,7 @@ import numpy as np
 from lclm_rag.documents import Passage, PassageKey
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, open_folder
+from lclm_rag.forking import watch
 from lclm_rag.store.fragment import (
     DamagedError,
     Fragment,
@@ -62,6 +63,7 @@ class LatentStore:
         self._fragments: dict[str, Fragment] = {}
         self._opening: dict[str, Lock] = {}
         self._lookup: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        watch(self)
 
     @classmethod
     def create(cls, location: str | Path | Folder, layout: Layout) -> LatentStore:
@@ -94,6 +96,15 @@ class LatentStore:
         """Give the version free for `vacuum`; reading what was not read before may fail from then on."""
         if self._lease is not None:
             self._lease.release()
+
+    def after_fork(self) -> None:
+        """Another thread may have been opening one."""
+        self._fragments, self._opening = {}, {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether the version was given free."""
+        return self._lease is not None and not self._lease.release.alive
 
     @property
     def version(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lclm_rag.errors import StoreError
 from lclm_rag.folders import Folder, is_disk_full, open_folder
+from lclm_rag.forking import this_process
 from lclm_rag.sealed_json import seal, unseal
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.fragment import DamagedError, Layout, StoredPassage, write_fragment
@@ -121,6 +122,7 @@ class StoreWriter:
         self._merged_into: list[str] = []
         self._totals = base.manifest.totals
         self._done = False
+        self._process = this_process()
 
     def add(self, row: StoredPassage) -> None:
         """Add a passage; its key must be new, or deleted by this writer before."""
@@ -190,6 +192,7 @@ class StoreWriter:
 
     def commit(self) -> LatentStore:
         """Make the changes the newest version, atomically; without changes the version stays."""
+        self._refuse_in_child()
         self._flush()
         base = self.base.manifest
         kept = [
@@ -220,7 +223,7 @@ class StoreWriter:
 
     def abandon(self) -> None:
         """Without a commit: keep what was finished for the next writer, or remove it."""
-        if self._done:
+        if self._done or self._process != this_process():
             return
         self._done = True
         self.base.close()
@@ -234,7 +237,15 @@ class StoreWriter:
         for name in (*self._merged_into, *(() if self.resumable else (e.name for e in self._new))):
             (self._folder / FRAGMENTS).remove(name)
 
+    def _refuse_in_child(self) -> None:
+        if self._process != this_process():
+            raise StoreError(
+                f"Only the process that began to write to {self._folder} can go on with it, and this one was "
+                "forked from it since; begin anew here once it is done."
+            )
+
     def _append(self, row: StoredPassage) -> None:
+        self._refuse_in_child()
         self._rows.append(row)
         self._bytes += row.bytes
         self._tokens += row.tokens

@@ -106,6 +106,8 @@ class VLLMDecoder(EventLoopDecoder):
 
     def close(self) -> None:
         """Stop the engine, for all decoders that share it."""
+        if self.thread.inherited:
+            return
         self.thread.cancel()  # Else the engine's end is reported as a failure to whatever still listens.
         self.engine.shutdown()
         self.thread.stop()
