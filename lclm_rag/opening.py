@@ -269,6 +269,7 @@ class OpenKnowledgeBase:
         if self._store is not None and not self._store.closed:
             self._version, self._store = self._store.version, None
         self._index = None
+        self._made = Made(contents=False, folder=False)
         if self._decoder_name:
             self._decoder = None
         for part in ("compressor", "adapter", "_embedder"):

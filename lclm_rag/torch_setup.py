@@ -47,6 +47,11 @@ def resolve_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"Device {name!r} was asked for, but torch sees no CUDA device here.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise ValueError(
+            f"Device {name!r} was asked for, but torch sees {there} CUDA devices here."
+        )
     return device
 
 
