@@ -13,6 +13,7 @@ from lclm_rag.errors import (
     KnowledgeBaseError,
     LclmRagError,
     LockedError,
+    NoPassagesError,
     PromptError,
     StoreError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "KnowledgeBaseError",
     "LclmRagError",
     "LockedError",
+    "NoPassagesError",
     "Passage",
     "PassageKey",
     "PromptError",
