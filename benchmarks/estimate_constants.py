@@ -21,8 +21,8 @@ import click
 import numpy as np
 
 from lclm_rag import Passage, PassageKey
-from lclm_rag.folders import LocalFolder, open_folder
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry
+from lclm_rag.storage import LocalFolder, open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, writing
 from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, read_manifest, write_manifest
 from lclm_rag.store.store import FRAGMENTS
@@ -188,7 +188,7 @@ def cold_requests() -> Constant:
     """What a passage costs an object store, whose cache holds nothing of its fragment."""
     import fsspec
 
-    from lclm_rag.folders import objects
+    from lclm_rag.storage import objects
 
     encoded = np.random.default_rng(0).integers(0, 256, (32, LAYOUT.latent_bytes), np.uint8)
     text, fragments = "word " * 460, 12

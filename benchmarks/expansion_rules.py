@@ -26,8 +26,8 @@ from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.questions import EvalQuestion
 from lclm_rag.evaluation.sets import exact_string_set, fact_sheet_set
-from lclm_rag.expansion import Expand
-from lclm_rag.grounding import ground, wants_exact_string
+from lclm_rag.querying.expansion import Expand
+from lclm_rag.querying.grounding import ground, wants_exact_string
 
 TOGETHER = 50
 SAMPLING = Sampling(max_tokens=64)

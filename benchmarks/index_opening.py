@@ -24,10 +24,10 @@ import numpy as np
 from rich.progress import track
 
 from lclm_rag import Document, Passage, PassageKey
-from lclm_rag.folders import LocalFolder
 from lclm_rag.indexing.passage_index import EmbeddedIndex
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.retrieval import EdgeIndex
+from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, writing
 
 MIB = 2**20

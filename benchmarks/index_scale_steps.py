@@ -18,10 +18,10 @@ import numpy as np
 from rich.progress import track
 
 from lclm_rag import Document, Passage, PassageKey
-from lclm_rag.folders import LocalFolder
 from lclm_rag.indexing.passage_index import EmbeddedIndex
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.retrieval import Filter, field
+from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, writing
 
 __all__ = ["MIB", "TOP_K", "WAYS", "WIDTH", "add_document", "build_store", "disk_bytes"]

@@ -49,9 +49,9 @@ from rich.console import Console
 from rich.table import Table
 from shared import write_results
 
-from lclm_rag.documents import Passage, PassageKey
 from lclm_rag.store import LatentStore, Layout, StoredPassage, vacuum, writing
 from lclm_rag.store.fragment import key_hash
+from lclm_rag.types import Passage, PassageKey
 
 MIB = 2**20
 PACKAGES = {"raw": "numpy", "store": "pyarrow", "lance": "pylance", "delta": "deltalake"}

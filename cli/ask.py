@@ -24,8 +24,8 @@ from lclm_rag.cli.options import (
 from lclm_rag.errors import PromptError
 
 if TYPE_CHECKING:
-    from lclm_rag.answer import Answer
     from lclm_rag.decoding import Completion
+    from lclm_rag.types import Answer
 
 __all__ = ["answer_lines", "chat", "expand", "generate", "query"]
 
@@ -159,8 +159,8 @@ def expand(
       lclm-rag expand --kb kb/ velun 2
       lclm-rag expand --kb kb/ velun 2 --before 1 --after 1 --json
     """
-    from lclm_rag.documents import PassageKey
     from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.types import PassageKey
 
     with KnowledgeBase.open(kb, version=version) as knowledge_base:
         passages = knowledge_base.expand(PassageKey(document_id, ordinal), before, after)

@@ -25,8 +25,8 @@ from lclm_rag.cli.options import (
 from lclm_rag.errors import KnowledgeBaseError
 
 if TYPE_CHECKING:
-    from lclm_rag.answer import AddReport
     from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.types import AddReport
 
 __all__ = ["add", "build", "delete", "left_out_shown", "reading_options", "sync"]
 
@@ -346,7 +346,7 @@ def _add(
     on_ray = None
     documents: Any = None
     if engine == "ray":
-        from lclm_rag.indexing.ray import RayEngine
+        from lclm_rag.ingestion.ray import RayEngine
 
         on_ray = RayEngine(
             encoders=encoders,

@@ -12,10 +12,10 @@ import click
 from lclm_rag.cli.options import as_json, decoder_options
 
 if TYPE_CHECKING:
-    from lclm_rag.answer import Answer
     from lclm_rag.evaluation.fact_sheets import FactQuestion
     from lclm_rag.evaluation.scoring import FormScore
     from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.types import Answer
 
 __all__ = ["demo"]
 
@@ -88,9 +88,9 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
 
 def _build(kb: Path, documents: list[Any], decoding: dict[str, Any]) -> KnowledgeBase:
     from lclm_rag.cli.progress import add_with_progress
-    from lclm_rag.folders import open_folder
+    from lclm_rag.config import is_knowledge_base
     from lclm_rag.knowledge_base import KnowledgeBase
-    from lclm_rag.settings import is_knowledge_base
+    from lclm_rag.storage import open_folder
 
     make = KnowledgeBase.open if is_knowledge_base(open_folder(kb)) else KnowledgeBase.create
     knowledge_base = make(kb, **decoding)

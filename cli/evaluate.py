@@ -255,11 +255,11 @@ def _opened(asked: EvalSet, out: Path, kb: str | None, options: Mapping[str, Any
     """The user's knowledge base, or one of the set's documents in the run's folder."""
     from lclm_rag.checkpoint import BUNDLED
     from lclm_rag.cli.progress import add_with_progress
+    from lclm_rag.config import is_knowledge_base
     from lclm_rag.errors import EvaluationError
     from lclm_rag.evaluation.ways import documents_to_add
-    from lclm_rag.folders import open_folder
     from lclm_rag.knowledge_base import KnowledgeBase
-    from lclm_rag.settings import is_knowledge_base
+    from lclm_rag.storage import open_folder
 
     how = {name: options[name] for name in ("decoder", "decoder_options", "device", "dtype")}
     if asked.name.endswith(".jsonl") and kb is not None:

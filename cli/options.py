@@ -150,7 +150,7 @@ retrieval_options = together(
 
 
 def _as_expand(context: click.Context, option: click.Parameter, value: str) -> str | int:
-    from lclm_rag.expansion import check_expand
+    from lclm_rag.querying.expansion import check_expand
 
     expand: Any = int(value) if value.isdecimal() else value
     try:

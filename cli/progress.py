@@ -19,8 +19,8 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from lclm_rag.documents import Document
     from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.types import Document
 
 __all__ = ["add_with_progress", "progress_bar", "stderr", "stdout"]
 

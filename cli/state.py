@@ -39,9 +39,9 @@ def info(kb: str, as_json: bool) -> None:
 
 
 def _facts(kb: str) -> dict[str, Any]:
-    from lclm_rag.folders import open_folder
+    from lclm_rag.config import read_settings
     from lclm_rag.indexing.advice import index_advice
-    from lclm_rag.settings import read_settings
+    from lclm_rag.storage import open_folder
     from lclm_rag.store import LatentStore
     from lclm_rag.store.writer import uncommitted_entries
 

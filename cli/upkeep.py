@@ -45,8 +45,8 @@ def versions(kb: str, as_json: bool) -> None:
     Example:
       lclm-rag versions --kb kb/
     """
-    from lclm_rag.folders import open_folder
-    from lclm_rag.settings import read_settings
+    from lclm_rag.config import read_settings
+    from lclm_rag.storage import open_folder
     from lclm_rag.store import read_versions
 
     folder = open_folder(kb)

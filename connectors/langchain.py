@@ -19,12 +19,11 @@ except ImportError as error:
 
 from pydantic import ConfigDict
 
-from lclm_rag.answer import Answer, Hit
 from lclm_rag.decoding import Sampling
-from lclm_rag.documents import Document
-from lclm_rag.expansion import Expand
 from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
+from lclm_rag.querying.expansion import Expand
 from lclm_rag.retrieval import Filter
+from lclm_rag.types import Answer, Document, Hit
 
 __all__ = ["LatentAnswer", "LatentRetriever", "to_documents"]
 

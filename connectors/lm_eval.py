@@ -36,9 +36,9 @@ except ImportError as error:
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lclm_rag.batching import batches_by_size
 from lclm_rag.checkpoint import BUNDLED, MEMORY_END, MEMORY_START, Checkpoint
 from lclm_rag.compression import Compressor
+from lclm_rag.compression.batching import batches_by_size
 from lclm_rag.decoding import Decoder, Sampling, load_decoder
 from lclm_rag.decoding.decoder import check_prompt
 from lclm_rag.errors import LclmRagError, PromptError

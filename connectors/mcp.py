@@ -20,12 +20,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from lclm_rag import __version__
-from lclm_rag.answer import Hit
 from lclm_rag.decoding import Sampling
-from lclm_rag.documents import PassageKey
 from lclm_rag.errors import LclmRagError
 from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
 from lclm_rag.retrieval import And, parse_filter
+from lclm_rag.types import Hit, PassageKey
 
 __all__ = ["mcp_server"]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lclm_rag.answer import AddReport, Answer, Hit, Timings, Usage
-from lclm_rag.documents import Document, Passage, PassageKey
 from lclm_rag.errors import (
     CheckpointError,
     ContextLengthError,
@@ -17,11 +15,12 @@ from lclm_rag.errors import (
     PromptError,
     StoreError,
 )
+from lclm_rag.types import AddReport, Answer, Document, Hit, Passage, PassageKey, Timings, Usage
 
 if TYPE_CHECKING:
     from lclm_rag.checkpoint import Checkpoint
     from lclm_rag.decoding import Completion, Sampling
-    from lclm_rag.indexing.ray import RayEngine
+    from lclm_rag.ingestion.ray import RayEngine
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.prompting import SoftPrompt
     from lclm_rag.retrieval import field
@@ -59,7 +58,7 @@ _LATE = {
     "Checkpoint": "lclm_rag.checkpoint",
     "Completion": "lclm_rag.decoding",
     "KnowledgeBase": "lclm_rag.knowledge_base",
-    "RayEngine": "lclm_rag.indexing.ray",
+    "RayEngine": "lclm_rag.ingestion.ray",
     "Sampling": "lclm_rag.decoding",
     "SoftPrompt": "lclm_rag.prompting",
     "field": "lclm_rag.retrieval",

@@ -10,12 +10,12 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from lclm_rag.answer import Answer, Round, Timings, Usage
 from lclm_rag.asking import Asked, Found, ask
 from lclm_rag.decoding import Completion
-from lclm_rag.documents import PassageKey
 from lclm_rag.errors import NoPassagesError
-from lclm_rag.expansion import (
+from lclm_rag.prompting import PassageForm, SoftPrompt, next_turn
+from lclm_rag.prompting.template import plain_ids
+from lclm_rag.querying.expansion import (
     EXPAND_TOOL,
     EXPANDED_AGAIN,
     MAX_ROUNDS,
@@ -25,9 +25,8 @@ from lclm_rag.expansion import (
     tool_result,
     word_for_word,
 )
-from lclm_rag.grounding import Grounding, ground
-from lclm_rag.prompting import PassageForm, SoftPrompt, next_turn
-from lclm_rag.prompting.template import plain_ids
+from lclm_rag.querying.grounding import ground
+from lclm_rag.types import Answer, Grounding, PassageKey, Round, Timings, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from lclm_rag.answer import Hit
 from lclm_rag.checkpoint import Space
-from lclm_rag.documents import PassageKey
-from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, StoreError
-from lclm_rag.expansion import EXPAND_TOOL, EXPANDED_FIRST, Expand, check_expand, offering
-from lclm_rag.grounding import wants_exact_string
+from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, PassageIndexError, StoreError
 from lclm_rag.prompting import (
     AssembledPrompt,
     ChatMessage,
@@ -29,11 +25,14 @@ from lclm_rag.prompting import (
     chat_frame,
     positions,
 )
-from lclm_rag.retrieval import PassageIndex, PassageIndexError, as_filter
+from lclm_rag.querying.expansion import EXPAND_TOOL, EXPANDED_FIRST, Expand, check_expand, offering
+from lclm_rag.querying.grounding import wants_exact_string
+from lclm_rag.retrieval import PassageIndex, as_filter
 from lclm_rag.retrieval.filter_check import filter_keys
 from lclm_rag.retrieval.filters import Filter, Missing
 from lclm_rag.store import LatentStore, StoredPassage, decode_latents
 from lclm_rag.torch_setup import resolve_dtype
+from lclm_rag.types import Hit, PassageKey
 
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase

@@ -12,9 +12,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lclm_rag.config import SETTINGS, is_knowledge_base
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.folders import TEMPORARY, Folder, LocalFolder, is_disk_full
-from lclm_rag.settings import SETTINGS, is_knowledge_base
+from lclm_rag.storage import TEMPORARY, Folder, LocalFolder, is_disk_full
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.unfinished import discard_unfinished, is_open, is_unfinished
 

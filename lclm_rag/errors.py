@@ -9,12 +9,15 @@ __all__ = [
     "CheckpointError",
     "CompressionError",
     "ContextLengthError",
+    "CorpusError",
+    "DamagedError",
     "DecoderError",
     "EvaluationError",
     "KnowledgeBaseError",
     "LclmRagError",
     "LockedError",
     "NoPassagesError",
+    "PassageIndexError",
     "PromptError",
     "StoreError",
 ]
@@ -34,6 +37,14 @@ class CompressionError(LclmRagError):
 
 class StoreError(LclmRagError):
     """The latent store cannot be read or written as asked."""
+
+
+class DamagedError(StoreError):
+    """Bytes of the store are not what was written."""
+
+
+class PassageIndexError(LclmRagError, RuntimeError):
+    """The index cannot be reached, read or written; the message says why, in a sentence."""
 
 
 class LockedError(LclmRagError):
@@ -62,3 +73,7 @@ class PromptError(LclmRagError, ValueError):
 
 class ContextLengthError(PromptError):
     """A prompt does not fit into the decoder's context."""
+
+
+class CorpusError(LclmRagError, ValueError):
+    """A corpus cannot be read as asked: one sentence names file, line or row, and what to do."""

@@ -9,20 +9,19 @@ from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from lclm_rag.answer import AddReport, Answer, Hit
 from lclm_rag.checkpoint import Space
-from lclm_rag.documents import Document, DocumentParts, Passage, PassageKey
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError
 from lclm_rag.opening import OpenKnowledgeBase, finished_already
 from lclm_rag.prompting import AssembledPrompt, ChatMessage, PassageForm, SoftPrompt
+from lclm_rag.types import AddReport, Answer, Document, DocumentParts, Hit, Passage, PassageKey
 
 if TYPE_CHECKING:
     from lclm_rag.answering import Answering
     from lclm_rag.asking import Asked, Found, GivenPassage
     from lclm_rag.decoding import Completion, Sampling
-    from lclm_rag.expansion import Expand
     from lclm_rag.indexing.passage_index import Spread
-    from lclm_rag.indexing.ray import RayEngine
+    from lclm_rag.ingestion.ray import RayEngine
+    from lclm_rag.querying.expansion import Expand
     from lclm_rag.retrieval.filters import Filter
     from lclm_rag.store import (
         CodecName,
@@ -98,7 +97,7 @@ class KnowledgeBase(OpenKnowledgeBase):
         on_progress: Callable[[AddReport], None],
         keep: Callable[[], bool] = lambda: True,
     ) -> AddReport:
-        from lclm_rag.indexing.sync import Others
+        from lclm_rag.ingestion.sync import Others
 
         with self._writing(operation, resumable=resume) as writer:
             others = Others(writer.base)
@@ -121,14 +120,14 @@ class KnowledgeBase(OpenKnowledgeBase):
         on_progress: Callable[[AddReport], None],
         on_document: Callable[[str], None],
     ) -> AddReport:
-        from lclm_rag.indexing.passages import Splitting
+        from lclm_rag.ingestion.passages import Splitting
 
         settings = self.settings
         splitting = Splitting(
             settings.passage_tokens if split else None, settings.contextual_headers
         )
         if engine is None:
-            from lclm_rag.indexing.local import add_documents
+            from lclm_rag.ingestion.local import add_documents
 
             if isinstance(documents, DocumentParts):
                 raise ValueError("Only an engine's workers read parts of a corpus; give documents.")
@@ -141,7 +140,7 @@ class KnowledgeBase(OpenKnowledgeBase):
                 on_progress=on_progress,
                 on_document=on_document,
             )
-        from lclm_rag.indexing.ray.engine import add_documents_on_ray
+        from lclm_rag.ingestion.ray.engine import add_documents_on_ray
 
         return add_documents_on_ray(
             writer,
@@ -221,8 +220,8 @@ class KnowledgeBase(OpenKnowledgeBase):
     def vacuum(self, *, keep: int = 1) -> Vacuumed:
         """Remove all versions but the newest `keep` and those that are open anywhere, and every file that no
         version needs, such as what killed runs left behind (unfinished builds then start from nothing)."""
+        from lclm_rag.errors import PassageIndexError
         from lclm_rag.indexing.snapshots import SnapshotFolder
-        from lclm_rag.retrieval import PassageIndexError
         from lclm_rag.store import LatentStore, vacuum
 
         self._refuse_reading()

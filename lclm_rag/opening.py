@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
+from lclm_rag.config import Settings, is_knowledge_base, read_settings, write_settings
 from lclm_rag.creation import Made, discard, making, require_free
 from lclm_rag.errors import KnowledgeBaseError, LockedError
-from lclm_rag.folders import Folder, LocalFolder, open_folder
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.prompting import DEFAULT_INSTRUCTION, PromptTemplate
-from lclm_rag.settings import Settings, is_knowledge_base, read_settings, write_settings
+from lclm_rag.storage import Folder, LocalFolder, open_folder
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor

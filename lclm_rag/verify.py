@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lclm_rag.documents import PassageKey
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, LocalFolder, open_folder
+from lclm_rag.config import Settings, read_settings
+from lclm_rag.errors import DamagedError, PassageIndexError, StoreError
 from lclm_rag.indexing.lost import lost_version
 from lclm_rag.indexing.passage_index import indexed_store, open_index, rebuild_snapshot
 from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
-from lclm_rag.retrieval import PassageIndexError, SentenceTransformerEmbedder
-from lclm_rag.settings import Settings, read_settings
+from lclm_rag.retrieval import SentenceTransformerEmbedder
+from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.store import LatentStore
-from lclm_rag.store.fragment import DamagedError, key_hash
+from lclm_rag.store.fragment import key_hash
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.repair import drop_unusable, go_back_to_an_intact_manifest, repair_store
 from lclm_rag.store.verify import StoreFindings, verify_store
+from lclm_rag.types import PassageKey
 
 __all__ = ["Findings", "verify"]
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lclm_rag.connectors.corpora import CorpusError, read_corpus
-from lclm_rag.documents import Document
+from lclm_rag.connectors.corpora import read_corpus
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 __all__ = [
     "error_of",

@@ -276,14 +276,14 @@ def _main(address: str) -> None:
 
     torch.set_num_threads(1)
     import lclm_rag.indexing.passage_index
-    import lclm_rag.indexing.passages
-    import lclm_rag.store.upkeep
+    import lclm_rag.ingestion.passages
+    import lclm_rag.store.maintenance
     import lclm_rag.store.writer
 
-    lclm_rag.indexing.passages._PASSAGES_AT_ONCE = PASSAGES_AT_ONCE
-    lclm_rag.indexing.passages._DOCUMENTS_AT_ONCE = PASSAGES_AT_ONCE
+    lclm_rag.ingestion.passages._PASSAGES_AT_ONCE = PASSAGES_AT_ONCE
+    lclm_rag.ingestion.passages._DOCUMENTS_AT_ONCE = PASSAGES_AT_ONCE
     lclm_rag.store.writer.FRAGMENT_BYTES = FRAGMENT_BYTES
-    lclm_rag.store.upkeep.FRAGMENT_BYTES = FRAGMENT_BYTES
+    lclm_rag.store.maintenance.FRAGMENT_BYTES = FRAGMENT_BYTES
     _compressor().compress(["Once, so that nothing is left to be loaded."])
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)

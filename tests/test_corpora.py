@@ -27,8 +27,9 @@ from corpus_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_rag.connectors.corpora import CorpusError, count_documents, read_corpus
-from lclm_rag.documents import Document, MetadataValue
+from lclm_rag.connectors.corpora import count_documents, read_corpus
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document, MetadataValue
 
 
 def ignore(message: str) -> None:

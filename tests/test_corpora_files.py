@@ -17,8 +17,9 @@ from corpus_files import error_of, read_one, read_skipping, write_files, write_j
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lclm_rag.connectors.corpora import CorpusError, count_documents, read_corpus
+from lclm_rag.connectors.corpora import count_documents, read_corpus
 from lclm_rag.connectors.corpora.files import kind_of
+from lclm_rag.errors import CorpusError
 
 # --- globs ----------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ import pytest
 from corpus_files import error_of, read_one, read_skipping, write_files, write_jsonl
 from pyarrow import fs
 
-from lclm_rag.connectors.corpora import CorpusError, corpus_parts, count_documents, read_corpus
+from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
 from lclm_rag.connectors.corpora.locations import ObjectPath
 from lclm_rag.connectors.corpora.problems import NotRead
+from lclm_rag.errors import CorpusError
 from lclm_rag.store.fragment import Layout
 
 LAYOUT = Layout(codec="int4", space="encoder", width=8, fingerprint="f", compression_ratio=4)

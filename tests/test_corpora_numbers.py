@@ -22,14 +22,14 @@ from corpus_files import (
 )
 
 from lclm_rag.connectors.corpora import (
-    CorpusError,
     corpus_parts,
     documents_from_records,
     number_like_columns,
     read_corpus,
 )
 from lclm_rag.connectors.corpora.records import number_in
-from lclm_rag.documents import Document
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 YEAR: dict[str, Any] = {"number_columns": ["year"]}
 

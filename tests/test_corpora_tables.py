@@ -20,13 +20,9 @@ from corpus_files import error_of, read_one, read_skipping, write_files, write_p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_rag.connectors.corpora import (
-    CorpusError,
-    count_documents,
-    documents_from_records,
-    read_corpus,
-)
-from lclm_rag.documents import Document
+from lclm_rag.connectors.corpora import count_documents, documents_from_records, read_corpus
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 # --- CSV ------------------------------------------------------------------------------------------
 

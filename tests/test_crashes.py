@@ -19,7 +19,7 @@ from forked import Ended, Forks
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.cli.main import _run
-from lclm_rag.folders import open_folder
+from lclm_rag.storage import open_folder
 from lclm_rag.store import CODECS, LatentStore, newest_version
 from lclm_rag.store.writer import uncommitted_entries
 from lclm_rag.verify import verify

@@ -55,8 +55,8 @@ from lclm_rag.estimate.store import (
     split_by_bytes,
 )
 from lclm_rag.evaluation.fact_sheets import FactSheet
-from lclm_rag.folders import LocalFolder
 from lclm_rag.indexing.advice import EMBEDDED_UP_TO
+from lclm_rag.storage import LocalFolder
 from lclm_rag.store import CODECS, CodecName, Layout
 from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, write_manifest
 

@@ -17,8 +17,8 @@ from lclm_rag import Document, KnowledgeBase, KnowledgeBaseError, LockedError
 from lclm_rag.connectors.corpora import read_corpus
 from lclm_rag.connectors.llama_index import LatentIndex
 from lclm_rag.creation import making
-from lclm_rag.folders import LocalFolder
-from lclm_rag.indexing import passages as steps
+from lclm_rag.ingestion import passages as steps
+from lclm_rag.storage import LocalFolder
 from lclm_rag.verify import verify
 
 TOWNS = [Document(f"town-{i}", f"zq{i}w is a town. It lies by a lake.") for i in range(12)]

@@ -21,16 +21,16 @@ import pytest
 import torch
 from processes import LIMIT, in_child
 
-import lclm_rag.indexing.passages
+import lclm_rag.ingestion.passages
 import lclm_rag.store.writer
 from lclm_rag import Document, KnowledgeBase, PassageKey
 from lclm_rag.decoding import Sampling
 from lclm_rag.decoding.event_loop import EventLoopThread
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.errors import DecoderError, LclmRagError, LockedError, StoreError
+from lclm_rag.errors import DecoderError, LclmRagError, LockedError, PassageIndexError, StoreError
 from lclm_rag.forking import keep_for_ever
 from lclm_rag.indexing.snapshots import PrivateFolder
-from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry, PassageIndexError
+from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry
 from lclm_rag.store import writing
 from lclm_rag.store.locks import versions_read
 from lclm_rag.torch_setup import resolve_device
@@ -372,8 +372,8 @@ def answer_in_children(folder: str) -> None:
 def write_with_children(folder: str) -> None:
     path = Path(folder)
     # Small, so that a few documents make several batches and fragments.
-    lclm_rag.indexing.passages._PASSAGES_AT_ONCE = 2
-    lclm_rag.indexing.passages._DOCUMENTS_AT_ONCE = 2
+    lclm_rag.ingestion.passages._PASSAGES_AT_ONCE = 2
+    lclm_rag.ingestion.passages._DOCUMENTS_AT_ONCE = 2
     lclm_rag.store.writer.FRAGMENT_BYTES = 500
     kb = KnowledgeBase.open(path, device="cpu")
 

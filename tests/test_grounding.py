@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lclm_rag.grounding import exact_strings, ground, wants_exact_string
+from lclm_rag.querying.grounding import exact_strings, ground, wants_exact_string
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 from commands import Run
 
 from lclm_rag import Document, KnowledgeBase
-from lclm_rag.sealed_json import seal, unseal
-from lclm_rag.store import DamagedError, LatentStore
+from lclm_rag.checksummed_json import seal, unseal
+from lclm_rag.errors import DamagedError
+from lclm_rag.store import LatentStore
 from lclm_rag.verify import verify
 
 TOWNS = [Document(f"town-{i}", f"zq{i}w is a town. It lies by a lake.") for i in range(7)]

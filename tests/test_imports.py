@@ -28,7 +28,7 @@ def loaded_after(code: str) -> set[str]:
     "code",
     [
         "import lclm_rag",
-        "import lclm_rag.retrieval, lclm_rag.store, lclm_rag.documents",
+        "import lclm_rag.retrieval, lclm_rag.store, lclm_rag.types",
         "import lclm_rag.connectors.corpora",
         "from lclm_rag.cli.main import _run; assert _run(['--help']) == 0",
     ],

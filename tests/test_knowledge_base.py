@@ -31,8 +31,8 @@ from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.scoring import recall, score_form
 from lclm_rag.indexing import passage_index
-from lclm_rag.indexing import passages as steps
 from lclm_rag.indexing.snapshots import SnapshotFolder
+from lclm_rag.ingestion import passages as steps
 from lclm_rag.retrieval import EdgeIndex
 from lclm_rag.store import CODECS, CodecName
 

@@ -21,21 +21,13 @@ from processes import in_child
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.documents import Passage, PassageKey
-from lclm_rag.errors import KnowledgeBaseError, StoreError
+from lclm_rag.errors import DamagedError, KnowledgeBaseError, StoreError
 from lclm_rag.evaluation.fact_sheets import FactSheet
-from lclm_rag.folders import LocalFolder, ObjectFolder, open_folder
-from lclm_rag.store import (
-    DamagedError,
-    LatentStore,
-    Layout,
-    StoredPassage,
-    compact,
-    vacuum,
-    writing,
-)
-from lclm_rag.store import upkeep as upkeep_of_stores
+from lclm_rag.storage import LocalFolder, ObjectFolder, open_folder
+from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, vacuum, writing
+from lclm_rag.store import maintenance as upkeep_of_stores
 from lclm_rag.store import writer as writer_of_stores
+from lclm_rag.types import Passage, PassageKey
 
 LAYOUT = Layout("bf16", "encoder", 64, "f" * 16, 4)
 
@@ -280,7 +272,7 @@ def test_only_what_is_needed_is_fetched_and_only_once(
 
 READ = """
 import sys
-from lclm_rag.documents import PassageKey
+from lclm_rag.types import PassageKey
 from lclm_rag.store import LatentStore
 keys = [PassageKey("d1", 3), PassageKey("d4", 0)]
 for row in LatentStore.open(sys.argv[1]).read(keys):
@@ -331,7 +323,7 @@ def test_a_full_disk_is_an_error_and_not_the_end(
     row = store.read([PassageKey("d0", 0)])[0]
     for path in cache.glob("*.data"):
         path.unlink()
-    from lclm_rag.folders import range_cache
+    from lclm_rag.storage import range_cache
 
     monkeypatch.setattr(range_cache, "_SPARE_BYTES", 1 << 60)
     fragment = next(iter(store._fragments.values()))

@@ -11,8 +11,7 @@ import torch
 
 from lclm_rag import Document, PassageKey
 from lclm_rag.compression import Compressor
-from lclm_rag.documents import Passage
-from lclm_rag.indexing.passages import (
+from lclm_rag.ingestion.passages import (
     PassageWork,
     Splitting,
     compress_passages,
@@ -20,6 +19,7 @@ from lclm_rag.indexing.passages import (
     tokenized,
 )
 from lclm_rag.store import Layout
+from lclm_rag.types import Passage
 
 TEXTS = [f"Passage {i} says {'many words ' * (i % 9)}of thing {i}." for i in range(1_500)]
 

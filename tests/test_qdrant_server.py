@@ -21,8 +21,7 @@ from qdrant_server import serve
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.cli.main import _run
-from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.retrieval import PassageIndexError
+from lclm_rag.errors import KnowledgeBaseError, PassageIndexError
 from lclm_rag.verify import verify
 
 TIDES = Document("tides", "The moon pulls the oceans into tides.", {"lang": "en", "year": 2004})

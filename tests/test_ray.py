@@ -21,10 +21,9 @@ from ray_parts import Deadly, Large, Made, Poisoned, made_documents
 from s3fs import S3FileSystem
 
 from lclm_rag import Document, KnowledgeBase, RayEngine
-from lclm_rag.answer import AddReport
-from lclm_rag.documents import DocumentParts
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.store import LatentStore
+from lclm_rag.types import AddReport, DocumentParts
 from lclm_rag.verify import verify
 
 OBJECT_STORE = 160 * 2**20
@@ -188,7 +187,7 @@ def test_actors_and_readers_are_killed_and_every_passage_is_there_once(
 _DRIVER = """
 import sys
 from lclm_rag import KnowledgeBase, RayEngine
-from lclm_rag.documents import DocumentParts
+from lclm_rag.types import DocumentParts
 from moto.server import ThreadedMotoServer
 from qdrant_server import serve
 from ray_parts import Made

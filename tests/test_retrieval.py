@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 from qdrant_server import serve
 
-from lclm_rag.documents import Metadata, MetadataScalar, MetadataValue, PassageKey
+from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval import (
     And,
     Bm25Settings,
@@ -40,7 +40,6 @@ from lclm_rag.retrieval import (
     Not,
     Or,
     PassageIndex,
-    PassageIndexError,
     SentenceTransformerEmbedder,
     as_filter,
     average_length,
@@ -50,6 +49,7 @@ from lclm_rag.retrieval import (
     parse_filter,
 )
 from lclm_rag.retrieval.server import ServerIndex, drop_collection
+from lclm_rag.types import Metadata, MetadataScalar, MetadataValue, PassageKey
 
 BM25 = Bm25Settings(avg_len=6.0)
 
@@ -513,7 +513,7 @@ def test_whole_numbers_that_floats_cannot_tell_apart_are_told_apart(backend: Bac
 def in_subprocess(code: str, *arguments: str) -> subprocess.Popen[str]:
     program = (
         "import os, sys\n"
-        "from lclm_rag.documents import PassageKey\n"
+        "from lclm_rag.types import PassageKey\n"
         "from lclm_rag.retrieval import *\n" + code
     )
     return subprocess.Popen(

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lclm_rag import Document, KnowledgeBase, Passage, PassageKey
+from lclm_rag.chunking.headings import Headings
+from lclm_rag.chunking.splitting import split_document
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.headings import Headings
-from lclm_rag.splitting import split_document
 
 MakeCheckpoint = Callable[..., Path]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lclm_rag import Document, LockedError, Passage, PassageKey, StoreError
-from lclm_rag.folders import LocalFolder
+from lclm_rag.storage import LocalFolder
 from lclm_rag.store import (
     CODECS,
     CodecName,

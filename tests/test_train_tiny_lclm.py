@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.expansion import offering, parse_reply, word_for_word
 from lclm_rag.prompting import PromptTemplate, SoftPrompt, next_turn
 from lclm_rag.prompting.template import plain_ids
+from lclm_rag.querying.expansion import offering, parse_reply, word_for_word
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_tiny_lclm"
 

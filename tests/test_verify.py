@@ -26,13 +26,13 @@ from lclm_rag import (
     StoreError,
 )
 from lclm_rag.compression import Compressor
-from lclm_rag.documents import Passage
+from lclm_rag.errors import DamagedError
 from lclm_rag.evaluation.fact_sheets import FactSheet
-from lclm_rag.folders import LocalFolder
 from lclm_rag.indexing.snapshots import SnapshotFolder
+from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, writing
-from lclm_rag.store.fragment import DamagedError
 from lclm_rag.store.verify import verify_store
+from lclm_rag.types import Passage
 from lclm_rag.verify import verify
 
 

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from lclm_rag.connectors.corpora.arrow_columns import needed_columns
 from lclm_rag.connectors.corpora.files import CorpusFile
 from lclm_rag.connectors.corpora.knowledge_bases import is_fragment
-from lclm_rag.connectors.corpora.problems import CorpusError, Item, first_line, shown
+from lclm_rag.connectors.corpora.problems import Item, first_line, shown
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
-from lclm_rag.documents import Document
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 __all__ = ["batch_documents", "count_rows", "read_arrow", "read_parquet"]
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from lclm_rag.connectors.corpora.problems import CorpusError, name_list
+from lclm_rag.connectors.corpora.problems import name_list
 from lclm_rag.connectors.corpora.records import Columns
+from lclm_rag.errors import CorpusError
 
 __all__ = ["needed_columns"]
 

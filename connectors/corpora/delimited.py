@@ -9,16 +9,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
 from lclm_rag.connectors.corpora.locations import Location, open_bytes
-from lclm_rag.connectors.corpora.problems import (
-    CorpusError,
-    Item,
-    is_unicode,
-    name_list,
-    shown,
-    unreadable,
-)
+from lclm_rag.connectors.corpora.problems import Item, is_unicode, name_list, shown, unreadable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
-from lclm_rag.documents import Document
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 __all__ = ["count_rows", "first_rows", "read_csv"]
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 from lclm_rag.connectors.corpora.knowledge_bases import is_knowledge_base
 from lclm_rag.connectors.corpora.locations import COMPRESSIONS, Location
-from lclm_rag.connectors.corpora.problems import CorpusError, NotRead, shown, unreadable
+from lclm_rag.connectors.corpora.problems import NotRead, shown, unreadable
+from lclm_rag.errors import CorpusError
 
 __all__ = [
     "SUFFIXES",

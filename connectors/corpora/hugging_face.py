@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lclm_rag.connectors.corpora.locations import Location
-from lclm_rag.connectors.corpora.problems import CorpusError, Item, first_line, shown
+from lclm_rag.connectors.corpora.problems import Item, first_line, shown
 from lclm_rag.connectors.corpora.records import Columns
+from lclm_rag.errors import CorpusError
 
 __all__ = [
     "HubDataset",

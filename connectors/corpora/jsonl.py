@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lclm_rag.connectors.corpora.locations import Location, open_bytes
-from lclm_rag.connectors.corpora.problems import CorpusError, Item, not_utf8, shown, unreadable
+from lclm_rag.connectors.corpora.problems import Item, not_utf8, shown, unreadable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
-from lclm_rag.documents import Document
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 __all__ = ["count_lines", "read_jsonl", "read_lines"]
 

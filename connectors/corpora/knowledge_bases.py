@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lclm_rag.config import SETTINGS
 from lclm_rag.connectors.corpora.locations import Location
-from lclm_rag.connectors.corpora.problems import CorpusError, shown
-from lclm_rag.settings import SETTINGS
+from lclm_rag.connectors.corpora.problems import shown
+from lclm_rag.errors import CorpusError
 
 __all__ = ["is_fragment", "is_knowledge_base", "refuse_knowledge_base"]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import quote
 
-from lclm_rag.connectors.corpora.problems import CorpusError, first_line
+from lclm_rag.connectors.corpora.problems import first_line
+from lclm_rag.errors import CorpusError
 
 if TYPE_CHECKING:
     from pyarrow import fs

@@ -11,7 +11,7 @@ from lclm_rag.connectors.corpora.problems import NotRead
 from lclm_rag.connectors.corpora.reading import columns_of, read_file
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.connectors.corpora.sources import find_sources
-from lclm_rag.documents import Document, DocumentParts
+from lclm_rag.types import Document, DocumentParts
 
 __all__ = ["CorpusPart", "corpus_parts"]
 
@@ -27,7 +27,7 @@ class CorpusPart:
     columns: Columns
 
     def read(self) -> Iterator[Document | Exception | str]:
-        """As `lclm_rag.documents.ReadablePart` says."""
+        """As `lclm_rag.types.ReadablePart` says."""
         for file in self.files:
             if not isinstance(file, CorpusFile):
                 yield file

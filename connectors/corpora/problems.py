@@ -8,14 +8,13 @@ from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from lclm_rag.documents import Document
-from lclm_rag.errors import LclmRagError
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 if TYPE_CHECKING:
     from lclm_rag.connectors.corpora.locations import Location
 
 __all__ = [
-    "CorpusError",
     "Item",
     "NotRead",
     "first_line",
@@ -28,10 +27,6 @@ __all__ = [
 ]
 
 _NAMES_SHOWN = 12
-
-
-class CorpusError(LclmRagError, ValueError):
-    """A corpus cannot be read as asked: one sentence names file, line or row, and what to do."""
 
 
 @dataclass(frozen=True)

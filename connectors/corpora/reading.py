@@ -12,12 +12,13 @@ from typing import Literal
 from lclm_rag.connectors.corpora import delimited, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, corpus_files
 from lclm_rag.connectors.corpora.hugging_face import HubDataset, SavedDataset, read_splits
-from lclm_rag.connectors.corpora.problems import CorpusError, Item, name_list, shown
+from lclm_rag.connectors.corpora.problems import Item, name_list, shown
 from lclm_rag.connectors.corpora.records import Columns, read_records
 from lclm_rag.connectors.corpora.sources import Source, Stdin, find_sources
 from lclm_rag.connectors.corpora.texts import read_text
-from lclm_rag.documents import Document
-from lclm_rag.seen_ids import SeenIds
+from lclm_rag.errors import CorpusError
+from lclm_rag.ingestion.unique_ids import SeenIds
+from lclm_rag.types import Document
 
 __all__ = ["columns_of", "documents_from_records", "read_corpus", "read_file"]
 

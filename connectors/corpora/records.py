@@ -10,14 +10,9 @@ from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 
-from lclm_rag.connectors.corpora.problems import (
-    CorpusError,
-    Item,
-    is_unicode,
-    kind_of_value,
-    name_list,
-)
-from lclm_rag.documents import Document, MetadataValue
+from lclm_rag.connectors.corpora.problems import Item, is_unicode, kind_of_value, name_list
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document, MetadataValue
 
 __all__ = ["Columns", "document_from_record", "number_in", "read_records"]
 

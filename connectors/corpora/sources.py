@@ -25,8 +25,9 @@ from lclm_rag.connectors.corpora.hugging_face import (
 )
 from lclm_rag.connectors.corpora.knowledge_bases import refuse_knowledge_base
 from lclm_rag.connectors.corpora.locations import Location, locate
-from lclm_rag.connectors.corpora.problems import CorpusError, NotRead, shown, unreadable
+from lclm_rag.connectors.corpora.problems import NotRead, shown, unreadable
 from lclm_rag.connectors.corpora.texts import require_converter
+from lclm_rag.errors import CorpusError
 
 __all__ = ["Source", "Stdin", "find_sources"]
 

@@ -7,15 +7,9 @@ from importlib import util
 from pathlib import Path
 
 from lclm_rag.connectors.corpora.files import CorpusFile
-from lclm_rag.connectors.corpora.problems import (
-    CorpusError,
-    first_line,
-    is_unicode,
-    not_utf8,
-    shown,
-    unreadable,
-)
-from lclm_rag.documents import Document
+from lclm_rag.connectors.corpora.problems import first_line, is_unicode, not_utf8, shown, unreadable
+from lclm_rag.errors import CorpusError
+from lclm_rag.types import Document
 
 __all__ = ["read_text", "require_converter"]
 

@@ -25,9 +25,9 @@ from lclm_rag.connectors.haystack.documents import (
 )
 from lclm_rag.decoding import Sampling, astripped, stripped
 from lclm_rag.errors import NoPassagesError
-from lclm_rag.expansion import Expand
 from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
 from lclm_rag.prompting import SoftPrompt
+from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentGenerator", "LatentRetriever"]
 

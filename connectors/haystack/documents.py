@@ -8,16 +8,15 @@ from typing import Any
 
 from haystack import Document, default_from_dict, default_to_dict
 
-from lclm_rag.answer import Hit
 from lclm_rag.asking import GivenPassage
 from lclm_rag.connectors.haystack.filters import to_filter
 from lclm_rag.decoding import Completion, all_answered
-from lclm_rag.documents import PassageKey
 from lclm_rag.errors import NoPassagesError, PromptError
-from lclm_rag.expansion import Expand
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PASSAGES, SoftPrompt
+from lclm_rag.querying.expansion import Expand
 from lclm_rag.retrieval import Filter
+from lclm_rag.types import Hit, PassageKey
 
 __all__ = [
     "Json",

@@ -14,10 +14,10 @@ from llama_index.core.schema import BaseNode, Document
 from llama_index.core.vector_stores import MetadataFilters
 
 from lclm_rag import KnowledgeBase
+from lclm_rag.config import is_knowledge_base
 from lclm_rag.connectors.llama_index.index import LatentIndex
 from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K
-from lclm_rag.folders import open_folder
-from lclm_rag.settings import is_knowledge_base
+from lclm_rag.storage import open_folder
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore

@@ -36,7 +36,7 @@ from lclm_rag.connectors.llama_index.nodes import (
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
 from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
-from lclm_rag.expansion import Expand
+from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentIndex"]
 

@@ -35,8 +35,8 @@ from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling
 from lclm_rag.asking import GivenPassage
 from lclm_rag.connectors.llama_index.nodes import known_key
 from lclm_rag.decoding import Decoder, all_answered, astripped, load_decoder, stripped
-from lclm_rag.expansion import Expand
 from lclm_rag.prompting import PromptTemplate, chat_ids
+from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentLLM"]
 

@@ -16,7 +16,7 @@ from lclm_rag import KnowledgeBase
 from lclm_rag.connectors.llama_index.llm import LatentLLM
 from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
-from lclm_rag.expansion import Expand
+from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentQueryEngine"]
 

@@ -15,8 +15,8 @@ from llama_index.core.schema import NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from lclm_rag.connectors.llama_index.llm import LatentLLM
-from lclm_rag.expansion import Expand
 from lclm_rag.prompting import PASSAGES
+from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentSynthesizer"]
 

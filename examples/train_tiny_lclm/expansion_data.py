@@ -1,7 +1,7 @@
 """Batches of stage C: long codes and UUIDs, passages of both forms in one prompt, and asking for more.
 
 In the style "skim" a block is a whole chat: the question, "EXPAND: 3", the passage word for word,
-"ANSWER: …"; what it says is the library's own (`lclm_rag.expansion`).
+"ANSWER: …"; what it says is the library's own (`lclm_rag.querying.expansion`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from data import Batch, draw_contexts, pad_batch
 
 from lclm_rag.evaluation.exact_strings import exact_string_questions, with_exact_strings
 from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
-from lclm_rag.expansion import offering, word_for_word
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
+from lclm_rag.querying.expansion import offering, word_for_word
 
 Style = Literal["pasted", "mixed", "latents", "skim"]
 

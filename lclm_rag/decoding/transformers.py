@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from lclm_rag.batching import batches_by_size
 from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.compression.batching import batches_by_size
 from lclm_rag.decoding.decoder import (
     Completion,
     Decoder,

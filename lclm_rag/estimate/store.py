@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lclm_rag.checkpoint import Checkpoint, ModelConfig, Space
-from lclm_rag.documents import Document
+from lclm_rag.chunking.splitting import split_document
 from lclm_rag.estimate.shapes import LclmShape
-from lclm_rag.splitting import split_document
 from lclm_rag.store.codecs import CODECS, latent_bytes
+from lclm_rag.types import Document
 
 __all__ = [
     "BYTES_PER_TOKEN",

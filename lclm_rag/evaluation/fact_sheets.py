@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lclm_rag.documents import Document
+from lclm_rag.types import Document
 
 __all__ = ["FactQuestion", "FactSheet", "fact_sheets", "held_out_questions"]
 

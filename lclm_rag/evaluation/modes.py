@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lclm_rag.expansion import Expand, check_expand
 from lclm_rag.prompting import PassageForm
+from lclm_rag.querying.expansion import Expand, check_expand
 
 __all__ = ["MODES", "Mode", "parse_mode"]
 

@@ -27,10 +27,10 @@ from typing import Literal
 
 import xxhash
 
-from lclm_rag.documents import Document
 from lclm_rag.errors import EvaluationError
 from lclm_rag.evaluation.filler_prose import ADJECTIVES, NOUNS, filler_sentences
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
+from lclm_rag.types import Document
 
 __all__ = ["NEEDLE_TASKS", "NeedleTask", "needle_questions", "ruler_prompt"]
 

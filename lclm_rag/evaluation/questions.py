@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lclm_rag.documents import Document
+from lclm_rag.types import Document
 
 __all__ = ["EvalQuestion", "EvalSet", "Measure"]
 

@@ -17,12 +17,10 @@ from lclm_rag.answering import answering
 from lclm_rag.asking import Found, ask, found_rows, retrieve
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.decoding.decoder import end_token_ids
-from lclm_rag.documents import Document
 from lclm_rag.errors import EvaluationError, NoPassagesError, PromptError
 from lclm_rag.evaluation.journal import Answered
 from lclm_rag.evaluation.modes import Mode
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
-from lclm_rag.grounding import Grounding, ground
 from lclm_rag.prompting import SoftPrompt, assemble, positions
 from lclm_rag.prompting.markup import (
     memory_regions,
@@ -30,8 +28,10 @@ from lclm_rag.prompting.markup import (
     without_marks,
     without_memories,
 )
+from lclm_rag.querying.grounding import ground
 from lclm_rag.retrieval import field
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
+from lclm_rag.types import Document, Grounding
 
 if TYPE_CHECKING:
     from lclm_rag.evaluation.kv_presses import PressedDecoder

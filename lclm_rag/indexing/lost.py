@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lclm_rag.folders import Folder
 from lclm_rag.indexing.passage_index import state_version
 from lclm_rag.indexing.snapshots import published_versions
+from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore, newest_version
 
 __all__ = ["lost_version"]

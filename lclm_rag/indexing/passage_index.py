@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lclm_rag.documents import Passage
-from lclm_rag.errors import KnowledgeBaseError, StoreError
-from lclm_rag.folders import Folder, is_disk_full
+from lclm_rag.checksummed_json import seal, unseal
+from lclm_rag.errors import KnowledgeBaseError, PassageIndexError, StoreError
 from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
 from lclm_rag.retrieval import (
     Bm25Settings,
@@ -28,15 +27,15 @@ from lclm_rag.retrieval import (
     Embedder,
     IndexEntry,
     PassageIndex,
-    PassageIndexError,
     average_length,
 )
 from lclm_rag.retrieval.edge import OPTIMIZE_FROM
-from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.storage import Folder, is_disk_full
 from lclm_rag.store import LatentStore, newest_version
 from lclm_rag.store.fragment import Fragment
 from lclm_rag.store.manifest import FragmentEntry
 from lclm_rag.store.store import visible_rows
+from lclm_rag.types import Passage
 
 __all__ = [
     "EmbeddedIndex",

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lclm_rag.checkpoint import Space
-from lclm_rag.documents import PassageKey
 from lclm_rag.errors import ContextLengthError
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
 from lclm_rag.prompting.template import Frame, PromptTemplate, plain_ids
+from lclm_rag.types import PassageKey
 
 if TYPE_CHECKING:
     import torch

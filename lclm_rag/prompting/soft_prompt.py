@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lclm_rag.checkpoint import Space
-from lclm_rag.documents import PassageKey
+from lclm_rag.types import PassageKey
 
 if TYPE_CHECKING:
     import torch

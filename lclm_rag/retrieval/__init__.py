@@ -22,12 +22,7 @@ from lclm_rag.retrieval.filters import (
     field,
     matches,
 )
-from lclm_rag.retrieval.index import (
-    IndexEntry,
-    IndexHit,
-    PassageIndex,
-    PassageIndexError,
-)
+from lclm_rag.retrieval.index import IndexEntry, IndexHit, PassageIndex
 
 __all__ = [
     "And",
@@ -44,7 +39,6 @@ __all__ = [
     "Not",
     "Or",
     "PassageIndex",
-    "PassageIndexError",
     "SentenceTransformerEmbedder",
     "as_filter",
     "average_length",

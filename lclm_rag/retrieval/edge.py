@@ -17,12 +17,12 @@ from typing import Any
 
 import qdrant_edge as edge
 
-from lclm_rag.documents import PassageKey
+from lclm_rag.errors import PassageIndexError
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
-from lclm_rag.retrieval.index import IndexHit, PassageIndexError
+from lclm_rag.retrieval.index import IndexHit
 from lclm_rag.retrieval.points import passage_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
@@ -34,6 +34,7 @@ from lclm_rag.retrieval.qdrant_index import (
     SearchVectors,
     check_dense_width,
 )
+from lclm_rag.types import PassageKey
 
 __all__ = ["OPTIMIZE_FROM", "EdgeIndex", "settle", "stored_keys"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from lclm_rag.documents import MetadataScalar
 from lclm_rag.retrieval.filters import (
     And,
     Compare,
@@ -17,6 +16,7 @@ from lclm_rag.retrieval.filters import (
     Or,
     value_kind,
 )
+from lclm_rag.types import MetadataScalar
 
 __all__ = ["filter_keys", "unmatchable"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from lclm_rag.documents import MetadataScalar
 from lclm_rag.retrieval.filters import Compare, Filter, In, Operator
+from lclm_rag.types import MetadataScalar
 
 __all__ = ["parse_filter"]
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lclm_rag.documents import Metadata, MetadataScalar, MetadataValue
+from lclm_rag.types import Metadata, MetadataScalar, MetadataValue
 
 __all__ = [
     "And",

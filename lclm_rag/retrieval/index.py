@@ -6,15 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lclm_rag.documents import Metadata, PassageKey
-from lclm_rag.errors import LclmRagError
 from lclm_rag.retrieval.filters import Filter
+from lclm_rag.types import Metadata, PassageKey
 
-__all__ = ["IndexEntry", "IndexHit", "PassageIndex", "PassageIndexError"]
-
-
-class PassageIndexError(LclmRagError, RuntimeError):
-    """The index cannot be reached, read or written; the message says why, in a sentence."""
+__all__ = ["IndexEntry", "IndexHit", "PassageIndex"]
 
 
 @dataclass(frozen=True)

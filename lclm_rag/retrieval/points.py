@@ -20,7 +20,6 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, get_args
 
-from lclm_rag.documents import Metadata, MetadataScalar, PassageKey
 from lclm_rag.retrieval.filters import (
     And,
     Compare,
@@ -36,6 +35,7 @@ from lclm_rag.retrieval.filters import (
     finite_number,
     value_kind,
 )
+from lclm_rag.types import Metadata, MetadataScalar, PassageKey
 
 __all__ = [
     "field_of",

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from lclm_rag.documents import PassageKey
+from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filter_check import unmatchable
 from lclm_rag.retrieval.filters import Filter, Kind
-from lclm_rag.retrieval.index import IndexEntry, IndexHit, PassageIndexError
+from lclm_rag.retrieval.index import IndexEntry, IndexHit
 from lclm_rag.retrieval.points import field_of, metadata_fields, passage_key, payload, point_id
+from lclm_rag.types import PassageKey
 
 __all__ = [
     "BM25",

@@ -11,11 +11,11 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
-from lclm_rag.documents import PassageKey
+from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
-from lclm_rag.retrieval.index import IndexHit, PassageIndexError
+from lclm_rag.retrieval.index import IndexHit
 from lclm_rag.retrieval.points import passage_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
@@ -26,6 +26,7 @@ from lclm_rag.retrieval.qdrant_index import (
     SearchVectors,
     check_dense_width,
 )
+from lclm_rag.types import PassageKey
 
 __all__ = ["ServerIndex", "collection_exists", "collection_keys", "drop_collection"]
 

@@ -1,21 +1,15 @@
 """Latents ⇄ Arrow files: fragments, manifest, and the store over both."""
 
 from lclm_rag.store.codecs import CODECS, CodecName, Encoding
-from lclm_rag.store.fragment import (
-    DamagedError,
-    Layout,
-    StoredPassage,
-    decode_latents,
-)
+from lclm_rag.store.fragment import Layout, StoredPassage, decode_latents
+from lclm_rag.store.maintenance import Vacuumed, compact, convert, vacuum
 from lclm_rag.store.manifest import Manifest, Operation, Totals
 from lclm_rag.store.store import LatentStore, newest_version, read_versions
-from lclm_rag.store.upkeep import Vacuumed, compact, convert, vacuum
 from lclm_rag.store.writer import StoreWriter, writing
 
 __all__ = [
     "CODECS",
     "CodecName",
-    "DamagedError",
     "Encoding",
     "LatentStore",
     "Layout",

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lclm_rag.documents import Document, PassageKey
+from lclm_rag.errors import DamagedError
 from lclm_rag.store.codecs import decode
-from lclm_rag.store.fragment import DamagedError, Fragment, StoredPassage, key_hash
+from lclm_rag.store.fragment import Fragment, StoredPassage, key_hash
 from lclm_rag.store.manifest import FragmentEntry, Totals
 from lclm_rag.store.store import Place
+from lclm_rag.types import Document, PassageKey
 
 __all__ = [
     "NO_HASHES",

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from lclm_rag.documents import PassageKey
-from lclm_rag.store.fragment import DamagedError, StoredPassage
+from lclm_rag.errors import DamagedError
+from lclm_rag.store.fragment import StoredPassage
 from lclm_rag.store.manifest import FragmentEntry
 from lclm_rag.store.store import LatentStore, Place
+from lclm_rag.types import PassageKey
 
 __all__ = ["Compressed"]
 

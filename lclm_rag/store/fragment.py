@@ -16,18 +16,17 @@ import pyarrow as pa
 import xxhash
 
 from lclm_rag.checkpoint import Space
-from lclm_rag.documents import Passage, PassageKey
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, MappedFile
-from lclm_rag.folders.local import nothing_needed
+from lclm_rag.errors import DamagedError
+from lclm_rag.storage import Folder, MappedFile
+from lclm_rag.storage.local import nothing_needed
 from lclm_rag.store.codecs import Bytes, CodecName, decode, encode, latent_bytes
+from lclm_rag.types import Passage, PassageKey
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "FORMAT_VERSION",
-    "DamagedError",
     "Fragment",
     "Layout",
     "StoredPassage",
@@ -42,10 +41,6 @@ FORMAT_VERSION = 4
 
 # What a reader of a remote file fetches of either end: Arrow's schema, batch header and footer are there.
 _END_BYTES = 64 * 1024
-
-
-class DamagedError(StoreError):
-    """Bytes of the store are not what was written."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lclm_rag.errors import LockedError
-from lclm_rag.folders import is_disk_full
 from lclm_rag.forking import this_process
+from lclm_rag.storage import is_disk_full
 
 __all__ = ["Lease", "reading", "versions_read", "write_lock"]
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder
-from lclm_rag.folders.names import is_plain_name
-from lclm_rag.sealed_json import digest, seal, unseal
-from lclm_rag.store.fragment import FORMAT_VERSION, DamagedError, Layout
+from lclm_rag.checksummed_json import digest, seal, unseal
+from lclm_rag.errors import DamagedError, StoreError
+from lclm_rag.storage import Folder
+from lclm_rag.storage.names import is_plain_name
+from lclm_rag.store.fragment import FORMAT_VERSION, Layout
 
 __all__ = [
     "FragmentEntry",

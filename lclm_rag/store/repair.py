@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, LocalFolder
-from lclm_rag.sealed_json import seal
+from lclm_rag.checksummed_json import seal
+from lclm_rag.errors import DamagedError, StoreError
+from lclm_rag.storage import Folder, LocalFolder
 from lclm_rag.store.checks import row_trouble
-from lclm_rag.store.fragment import DamagedError, Fragment, Layout, write_fragment
+from lclm_rag.store.fragment import Fragment, Layout, write_fragment
 from lclm_rag.store.manifest import (
     FragmentEntry,
     Totals,

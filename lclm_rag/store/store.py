@@ -9,18 +9,10 @@ from threading import Lock
 
 import numpy as np
 
-from lclm_rag.documents import Passage, PassageKey
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, open_folder
+from lclm_rag.errors import DamagedError, StoreError
 from lclm_rag.forking import watch
-from lclm_rag.store.fragment import (
-    DamagedError,
-    Fragment,
-    Layout,
-    StoredPassage,
-    key_hash,
-    keys_checksum,
-)
+from lclm_rag.storage import Folder, open_folder
+from lclm_rag.store.fragment import Fragment, Layout, StoredPassage, key_hash, keys_checksum
 from lclm_rag.store.locks import Lease, reading
 from lclm_rag.store.manifest import (
     FragmentEntry,
@@ -29,6 +21,7 @@ from lclm_rag.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from lclm_rag.types import Passage, PassageKey
 
 __all__ = [
     "FRAGMENTS",

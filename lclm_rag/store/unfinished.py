@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from lclm_rag.folders import TEMPORARY, Folder, LocalFolder
+from lclm_rag.storage import TEMPORARY, Folder, LocalFolder
 from lclm_rag.store.locks import reading, versions_read
 from lclm_rag.store.manifest import manifest_name
 from lclm_rag.store.store import FRAGMENTS, LEASES, MANIFESTS, UNCOMMITTED

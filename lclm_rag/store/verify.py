@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, MappedFile
-from lclm_rag.sealed_json import unseal
+from lclm_rag.checksummed_json import unseal
+from lclm_rag.errors import DamagedError, StoreError
+from lclm_rag.storage import Folder, MappedFile
 from lclm_rag.store.checks import (
     NO_HASHES,
     Documents,
@@ -23,7 +23,7 @@ from lclm_rag.store.checks import (
     read_rows,
     sure_name,
 )
-from lclm_rag.store.fragment import DamagedError, Fragment, StoredPassage
+from lclm_rag.store.fragment import Fragment, StoredPassage
 from lclm_rag.store.manifest import (
     FragmentEntry,
     Manifest,

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, is_disk_full, open_folder
+from lclm_rag.checksummed_json import seal, unseal
+from lclm_rag.errors import DamagedError, StoreError
 from lclm_rag.forking import this_process
-from lclm_rag.sealed_json import seal, unseal
+from lclm_rag.storage import Folder, is_disk_full, open_folder
 from lclm_rag.store.compressed import Compressed
-from lclm_rag.store.fragment import DamagedError, Layout, StoredPassage, write_fragment
+from lclm_rag.store.fragment import Layout, StoredPassage, write_fragment
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.manifest import (
     FragmentEntry,

@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lclm_rag.folders.local import TEMPORARY, FileFacts, MappedFile
 from lclm_rag.forking import keep_for_ever, watch
+from lclm_rag.storage.local import TEMPORARY, FileFacts, MappedFile
 
 if TYPE_CHECKING:
-    from lclm_rag.folders.range_cache import RangeCache
+    from lclm_rag.storage.range_cache import RangeCache
 
 __all__ = ["ObjectFolder", "cache_folder"]
 
@@ -266,7 +266,7 @@ def cache_folder() -> Path:
 
 @cache
 def _range_cache(folder: Path, limit: int) -> RangeCache:
-    from lclm_rag.folders.range_cache import RangeCache
+    from lclm_rag.storage.range_cache import RangeCache
 
     return RangeCache(folder, limit)
 

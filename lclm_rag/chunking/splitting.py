@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from lclm_rag.documents import Document, Passage, PassageKey
-from lclm_rag.headings import Headings
+from lclm_rag.chunking.headings import Headings
+from lclm_rag.types import Document, Passage, PassageKey
 
 __all__ = ["TokenOffsets", "first_piece", "split_document"]
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lclm_rag.folders import Folder
+from lclm_rag.storage import Folder
 from lclm_rag.store.store import UNCOMMITTED
 
 __all__ = ["DEATHS", "Attempts", "forget_attempts", "suspects"]

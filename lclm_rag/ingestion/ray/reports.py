@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from lclm_rag.answer import AddReport, WorkerReport
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.indexing.local import Counts
-from lclm_rag.indexing.ray.work_rows import Source
-from lclm_rag.seen_ids import SeenIds
+from lclm_rag.ingestion.local import Counts
+from lclm_rag.ingestion.ray.work_rows import Source
+from lclm_rag.ingestion.unique_ids import SeenIds
 from lclm_rag.store import StoreWriter, Totals
 from lclm_rag.store.manifest import unpack_entry
 from lclm_rag.store.store import Place
+from lclm_rag.types import AddReport, WorkerReport
 
 __all__ = ["Left", "ShardReport", "Tally", "Written"]
 

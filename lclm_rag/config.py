@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from lclm_rag.checksummed_json import seal, unseal
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.sealed_json import seal, unseal
 
 if TYPE_CHECKING:
-    from lclm_rag.folders import Folder
+    from lclm_rag.storage import Folder
 
 __all__ = ["SETTINGS", "Settings", "is_knowledge_base", "read_settings", "write_settings"]
 

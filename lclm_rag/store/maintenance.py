@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from lclm_rag.errors import StoreError
-from lclm_rag.folders import Folder, open_folder
-from lclm_rag.folders.local import TEMPORARY
+from lclm_rag.storage import Folder, open_folder
+from lclm_rag.storage.local import TEMPORARY
 from lclm_rag.store.codecs import CodecName
 from lclm_rag.store.locks import reading, versions_read, write_lock
 from lclm_rag.store.manifest import (

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from lclm_rag.folders.local import TEMPORARY, MappedFile
+from lclm_rag.storage.local import TEMPORARY, MappedFile
 
 __all__ = ["BLOCK_BYTES", "RangeCache"]
 

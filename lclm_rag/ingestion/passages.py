@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.documents import Document, Passage, PassageKey
-from lclm_rag.splitting import TokenOffsets, first_piece, split_document
+from lclm_rag.chunking.splitting import TokenOffsets, first_piece, split_document
 from lclm_rag.store import Encoding, Layout, StoredPassage
+from lclm_rag.types import Document, Passage, PassageKey
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor

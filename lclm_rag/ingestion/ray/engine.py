@@ -16,22 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from lclm_rag.answer import AddReport
 from lclm_rag.checkpoint import BUNDLED, Checkpoint
-from lclm_rag.documents import Document, DocumentParts
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
-from lclm_rag.folders import Folder
-from lclm_rag.indexing.passages import Splitting
-from lclm_rag.indexing.ray.attempts import forget_attempts, suspects
-from lclm_rag.indexing.ray.reports import ShardReport, Tally
-from lclm_rag.indexing.ray.workers import (
+from lclm_rag.ingestion.passages import Splitting
+from lclm_rag.ingestion.ray.attempts import forget_attempts, suspects
+from lclm_rag.ingestion.ray.reports import ShardReport, Tally
+from lclm_rag.ingestion.ray.workers import (
     EncodeShards,
     Job,
     read_documents,
     read_part,
     upsert_fragments,
 )
+from lclm_rag.storage import Folder
 from lclm_rag.store import StoreWriter
+from lclm_rag.types import AddReport, Document, DocumentParts
 
 if TYPE_CHECKING:
     from lclm_rag.indexing.passage_index import ServerPoints
@@ -127,7 +126,7 @@ def add_documents_on_ray(
     on_progress: Callable[[AddReport], None],
     on_document: Callable[[str], None] = lambda document_id: None,
 ) -> AddReport:
-    """As `lclm_rag.indexing.local.add_documents`, on many machines. The writer is not committed here.
+    """As `lclm_rag.ingestion.local.add_documents`, on many machines. The writer is not committed here.
 
     A stream of documents is read here, and waits in Ray's object store, which spills to disk; parts are read
     by the workers. Raises KnowledgeBaseError where a document ends the run, or workers cannot be had;

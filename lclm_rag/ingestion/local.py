@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lclm_rag.answer import AddReport
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.documents import Document
-from lclm_rag.indexing.passages import (
+from lclm_rag.ingestion.passages import (
     Splitting,
     compress_passages,
     split_documents,
     tokenized,
 )
-from lclm_rag.seen_ids import SeenIds
+from lclm_rag.ingestion.unique_ids import SeenIds
 from lclm_rag.store import StoredPassage, StoreWriter
+from lclm_rag.types import AddReport, Document
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor

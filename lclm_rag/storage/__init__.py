@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lclm_rag.folders.local import TEMPORARY, FileFacts, LocalFolder, MappedFile, is_disk_full
-from lclm_rag.folders.objects import ObjectFolder
+from lclm_rag.storage.local import TEMPORARY, FileFacts, LocalFolder, MappedFile, is_disk_full
+from lclm_rag.storage.objects import ObjectFolder
 
 __all__ = [
     "TEMPORARY",

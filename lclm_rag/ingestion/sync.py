@@ -6,10 +6,10 @@ from array import array
 
 import numpy as np
 
-from lclm_rag.documents import PassageKey
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.store import LatentStore, StoreWriter
 from lclm_rag.store.fragment import key_hash
+from lclm_rag.types import PassageKey
 
 __all__ = ["Others"]
 

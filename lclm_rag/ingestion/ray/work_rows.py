@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from lclm_rag.documents import Passage, PassageKey
-from lclm_rag.indexing.passages import PassageWork
+from lclm_rag.ingestion.passages import PassageWork
 from lclm_rag.store import Layout, StoredPassage
+from lclm_rag.types import Passage, PassageKey
 
 __all__ = ["Kind", "Source", "WorkRow", "from_table", "to_table"]
 

@@ -5,6 +5,6 @@ encoders write fragments of them and report (`reports`), and the driver commits 
 A worker that dies leaves a note of what it was at (`attempts`).
 """
 
-from lclm_rag.indexing.ray.engine import RayEngine
+from lclm_rag.ingestion.ray.engine import RayEngine
 
 __all__ = ["RayEngine"]

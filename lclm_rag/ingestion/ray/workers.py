@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.documents import Document, ReadablePart
 from lclm_rag.errors import CheckpointError
-from lclm_rag.folders import open_folder
-from lclm_rag.indexing.passages import (
+from lclm_rag.ingestion.passages import (
     CHARACTERS_AT_ONCE,
     PassageWork,
     Splitting,
@@ -33,13 +31,15 @@ from lclm_rag.indexing.passages import (
     passage_work,
     with_token_ids,
 )
-from lclm_rag.indexing.ray.attempts import DEATHS, Attempts
-from lclm_rag.indexing.ray.reports import Left, ShardReport, Written
-from lclm_rag.indexing.ray.work_rows import Kind, Source, WorkRow, from_table, to_table
+from lclm_rag.ingestion.ray.attempts import DEATHS, Attempts
+from lclm_rag.ingestion.ray.reports import Left, ShardReport, Written
+from lclm_rag.ingestion.ray.work_rows import Kind, Source, WorkRow, from_table, to_table
+from lclm_rag.storage import open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.manifest import FragmentEntry, pack_entry
 from lclm_rag.store.writer import FRAGMENT_BYTES, row_totals, write_uncommitted
+from lclm_rag.types import Document, ReadablePart
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor

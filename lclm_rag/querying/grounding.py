@@ -8,25 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-__all__ = ["Grounding", "exact_strings", "ground", "wants_exact_string"]
+from lclm_rag.types import Grounding
 
-
-@dataclass(frozen=True)
-class Grounding:
-    """The numbers, codes and quoted strings of an answer, each once and in its order.
-
-    found: those that stand in the text of the answer's sources, word for word. missing: those that do not.
-    """
-
-    found: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every such string was found; True where the answer has none."""
-        return not self.missing
+__all__ = ["exact_strings", "ground", "wants_exact_string"]
 
 
 _QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|`([^`\n]+)`')
