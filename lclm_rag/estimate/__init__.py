@@ -1,5 +1,5 @@
 """What a corpus and its questions will take, worked out beforehand. Loads no model and no torch.
 
-`store`: tokens, latents, bytes, GPU hours. `serving`: a question on vLLM. `machines`: the machines of each
-part. `limits`: what gives out first. `cluster` brings them together. `shapes`: the sizes of models.
+`store`: tokens, latents, bytes, FLOPs. `index`: servers of the passage index. `serving`: a question on vLLM.
+`shapes`: the sizes of models. `devices`: GPUs and their prices.
 """

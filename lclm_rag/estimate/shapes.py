@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lclm_rag.checkpoint import Checkpoint, ModelConfig, Space
+from lclm_rag.checkpoint import Checkpoint, ModelConfig
 from lclm_rag.errors import CheckpointError
 
 __all__ = ["PUBLISHED", "PUBLISHED_DECODER", "DecoderShape", "LclmShape", "TransformerShape"]
@@ -28,15 +28,11 @@ class TransformerShape:
     def of(cls, config: Mapping[str, Any], part: str = "encoder") -> TransformerShape:
         """From the config.json of a checkpoint's part. CheckpointError where it lacks a size."""
         try:
+            layers, width = int(config["num_hidden_layers"]), int(config["hidden_size"])
             heads = int(config["num_attention_heads"])
-            return cls(
-                num_hidden_layers=int(config["num_hidden_layers"]),
-                hidden_size=int(config["hidden_size"]),
-                num_attention_heads=heads,
-                num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-                intermediate_size=int(config["intermediate_size"]),
-            )
+            kv_heads = int(config.get("num_key_value_heads") or heads)
+            head_dim = int(config.get("head_dim") or width // heads)
+            return cls(layers, width, heads, kv_heads, head_dim, int(config["intermediate_size"]))
         except KeyError as error:
             raise CheckpointError(
                 f"The {part}'s config.json has no {error.args[0]}; only {part}s shaped like Qwen or "
@@ -48,9 +44,8 @@ class TransformerShape:
         """Parameters that each token is multiplied with: no embeddings, no norms."""
         queries = self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (2 * queries + 2 * keys)
-        mlp = 3 * self.hidden_size * self.intermediate_size
-        return self.num_hidden_layers * (attention + mlp)
+        rows = 2 * queries + 2 * keys + 3 * self.intermediate_size
+        return self.num_hidden_layers * self.hidden_size * rows
 
     def flops(self, tokens: int, pairs: int) -> int:
         """FLOPs of one forward pass, without the output layer.
@@ -75,11 +70,9 @@ class DecoderShape:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> DecoderShape:
         """Raises CheckpointError where its config.json lacks a size."""
-        return cls(
-            transformer=TransformerShape.of(checkpoint.decoder_config, "decoder"),
-            vocabulary=int(checkpoint.decoder_config["vocab_size"]),
-            context_length=checkpoint.context_length,
-        )
+        config = checkpoint.decoder_config
+        transformer = TransformerShape.of(config, "decoder")
+        return cls(transformer, int(config["vocab_size"]), checkpoint.context_length)
 
     @property
     def output_flops(self) -> int:
@@ -113,17 +106,13 @@ class LclmShape:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> LclmShape:
         return cls(
-            name=checkpoint.name,
-            config=checkpoint.config,
-            encoder=TransformerShape.of(checkpoint.encoder_config),
-            encoder_width=checkpoint.encoder_width,
-            adapter_width=checkpoint.adapter_width,
-            decoder_width=checkpoint.decoder_width,
+            checkpoint.name,
+            checkpoint.config,
+            TransformerShape.of(checkpoint.encoder_config),
+            checkpoint.encoder_width,
+            checkpoint.adapter_width,
+            checkpoint.decoder_width,
         )
-
-    def width(self, space: Space) -> int:
-        """Numbers in a latent."""
-        return self.encoder_width if space == "encoder" else self.decoder_width
 
     @property
     def adapter_flops(self) -> int:
@@ -131,46 +120,19 @@ class LclmShape:
         return 2 * self.adapter_width * (self.encoder_width + self.decoder_width)
 
 
-def _published(ratio: int) -> LclmShape:
-    # Sizes of Qwen/Qwen3-Embedding-0.6B and Qwen/Qwen3-4B-Instruct-2507 (config.json of each); windows,
-    # pooling and adapter of arXiv 2606.09659.
-    return LclmShape(
-        name=f"latent-context/0.6b-4b-LCLM-{ratio}x",
-        config=ModelConfig(
-            compression_ratio=ratio,
-            encoder_window_size=1024,
-            pooling="mean",
-            encoder_mask_type="causal",
-            boundary_overlap=0,
-            adapter_type="mlp",
-        ),
-        encoder=TransformerShape(
-            num_hidden_layers=28,
-            hidden_size=1024,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            head_dim=128,
-            intermediate_size=3072,
-        ),
+PUBLISHED = tuple(
+    LclmShape(
+        f"latent-context/0.6b-4b-LCLM-{ratio}x",
+        ModelConfig(ratio, 1024, "mean", "causal", 0, "mlp"),
+        TransformerShape(28, 1024, 16, 8, 128, 3072),
         encoder_width=1024,
         adapter_width=2560,
         decoder_width=2560,
     )
-
-
-PUBLISHED = tuple(_published(ratio) for ratio in (4, 8, 16))
-"""The published checkpoints; their sizes differ in nothing but the ratio."""
-
-PUBLISHED_DECODER = DecoderShape(
-    transformer=TransformerShape(
-        num_hidden_layers=36,
-        hidden_size=2560,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=9728,
-    ),
-    vocabulary=151_936,
-    context_length=262_144,
+    for ratio in (4, 8, 16)
 )
+"""The published checkpoints, which differ in nothing but the ratio. Sizes: config.json of
+Qwen/Qwen3-Embedding-0.6B; windows, pooling and adapter: arXiv 2606.09659."""
+
+PUBLISHED_DECODER = DecoderShape(TransformerShape(36, 2560, 32, 8, 128, 9728), 151_936, 262_144)
 """Of all three: config.json of Qwen/Qwen3-4B-Instruct-2507."""

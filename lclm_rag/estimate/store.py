@@ -1,32 +1,25 @@
-"""What it takes to precompress a corpus, worked out before anything is compressed: tokens, latents, bytes,
-FLOPs and hours on a GPU. Loads no model and no torch.
-
-`lclm_rag.estimate.serving` goes on to the questions, `lclm_rag.estimate.machines` to the machines.
-"""
+"""A corpus, and what its store takes: tokens, latents, FLOPs to make them, bytes with each codec."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lclm_rag.checkpoint import Checkpoint, ModelConfig, Space
 from lclm_rag.chunking.splitting import split_document
+from lclm_rag.estimate.devices import Gpu
 from lclm_rag.estimate.shapes import LclmShape
-from lclm_rag.store.codecs import CODECS, latent_bytes
+from lclm_rag.store.codecs import CODECS, CodecName, latent_bytes
 from lclm_rag.types import Document
 
 __all__ = [
     "BYTES_PER_TOKEN",
-    "PEAK_TFLOPS",
     "CorpusSize",
-    "Split",
     "StorePlan",
     "equal_passages",
-    "gpu_hours",
     "measure_corpus",
     "plan_store",
     "split_by_bytes",
@@ -37,34 +30,15 @@ BYTES_PER_TOKEN = 4.5
 """Bytes of UTF-8 that one token of Qwen3's tokenizer stands for in English prose, about. Code, tables and
 most other languages have fewer."""
 
-PEAK_TFLOPS: Mapping[str, float] = {
-    "H200 SXM": 989,
-    "H100 SXM": 989,
-    "L40S": 362,
-    "A100": 312,
-    "RTX 4090": 165,
-    "L4": 121,
-}
-"""Peak 10^12 FLOP/s of the tensor cores in bfloat16 with float32 sums, without sparsity.
-
-From NVIDIA's data sheets of each ("BFLOAT16 Tensor Core"; those of H200, H100 and L4 give twice as
-much "with sparsity"), and for the RTX 4090 from the Ada architecture white paper, appendix A.
-"""
-
 _ROW_BYTES = 105
 """Key, span, hash and offsets of a passage in the store, measured: 101 to 112 on stores of 170 to 1,200
 passages. (A fragment of 64 MiB has 3 kB besides, which are left out.)"""
 
 
-# --- corpora --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class CorpusSize:
-    """A corpus, split into passages.
-
-    text_bytes: UTF-8 of the documents. beside_bytes: UTF-8 of what stands in the rows of the store beside the
-    text: id and metadata, which each passage of a document repeats, and headers.
+    """text_bytes: UTF-8 of the documents. beside_bytes: UTF-8 of what the rows of the store hold beside the
+    text: id and metadata, repeated by each passage of a document, and headers.
     passage_lengths: how many passages there are of each length in tokens, headers included.
     """
 
@@ -86,13 +60,9 @@ Split = Callable[[Document], Iterable[tuple[int, int]]]
 """document -> tokens of each of its passages, and the bytes of its header."""
 
 
-def split_by_bytes(passage_tokens: int, bytes_per_token: float = BYTES_PER_TOKEN) -> Split:
-    """Tokens guessed from the bytes of a text, in passages that are full but for the last.
-
-    Fast, and needs no tokenizer. A build ends passages where a sentence or paragraph ends, and so makes
-    some more of them: the same tokens, a few more rows.
-    """
-    _check_bytes_per_token(bytes_per_token)
+def split_by_bytes(passage_tokens: int, bytes_per_token: float) -> Split:
+    """Tokens guessed from the bytes of a text, in passages that are full but for the last. A build ends
+    passages where a sentence or paragraph ends: the same tokens, a few more rows."""
 
     def split(document: Document) -> Iterator[tuple[int, int]]:
         tokens = math.ceil(_utf8_bytes(document.text) / bytes_per_token)
@@ -136,47 +106,38 @@ def measure_corpus(documents: Iterable[Document], split: Split) -> CorpusSize:
     return CorpusSize(count, text_bytes, beside_bytes, dict(sorted(lengths.items())))
 
 
-def equal_passages(
-    passages: int, passage_tokens: int, bytes_per_token: float = BYTES_PER_TOKEN
-) -> CorpusSize:
+def equal_passages(passages: int, passage_tokens: int, bytes_per_token: float) -> CorpusSize:
     """A corpus that is not at hand: passages of one length, each a document of its own, with 64 bytes of id
-    and metadata. ValueError where bytes_per_token is not a number above 0."""
-    _check_bytes_per_token(bytes_per_token)
+    and metadata."""
     text_bytes = round(passages * passage_tokens * bytes_per_token)
     return CorpusSize(passages, text_bytes, 64 * passages, {passage_tokens: passages})
-
-
-def _check_bytes_per_token(bytes_per_token: float) -> None:
-    if not 0 < bytes_per_token < math.inf:
-        raise ValueError(f"bytes_per_token must be a number above 0, not {bytes_per_token}.")
 
 
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-# --- what it takes --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StorePlan:
-    """What one way of building the store takes.
-
-    width: numbers in a latent. flops: of the encoder, and in decoder space of the adapter. bytes: of the
-    store with each codec, with the text, without the passage index.
-    """
+    """width: numbers in a latent. bytes: of the store with each codec, with the text, without the passage
+    index. flops: of the encoder, and in decoder space of the adapter; gpu_hours, gpu_cost (dollars): theirs
+    on one GPU, by its name."""
 
     checkpoint: str
     compression_ratio: int
     space: Space
     width: int
     latents: int
+    bytes: Mapping[CodecName, int]
     flops: int
-    bytes: Mapping[str, int]
+    gpu_hours: Mapping[str, float]
+    gpu_cost: Mapping[str, float]
 
 
-def plan_store(size: CorpusSize, shape: LclmShape, space: Space) -> StorePlan:
-    """What a checkpoint makes of a corpus, with every codec there is."""
+def plan_store(
+    size: CorpusSize, shape: LclmShape, space: Space, gpus: Iterable[Gpu], utilization: float
+) -> StorePlan:
+    """What a checkpoint makes of a corpus, with every codec there is. utilization: as in `Gpu.hours`."""
     config = shape.config
     latents = positions = pairs = 0
     for tokens, count in size.passage_lengths.items():
@@ -188,8 +149,8 @@ def plan_store(size: CorpusSize, shape: LclmShape, space: Space) -> StorePlan:
     flops = shape.encoder.flops(positions, pairs)
     if space == "decoder":
         flops += shape.adapter_flops * latents
-    width = shape.width(space)
-    codecs: Sequence[Any] = CODECS
+    width = shape.encoder_width if space == "encoder" else shape.decoder_width
+    hours = {gpu: gpu.hours(flops, utilization) for gpu in gpus}
     rows = size.text_bytes + size.beside_bytes + size.passages * _ROW_BYTES
     return StorePlan(
         checkpoint=shape.name,
@@ -197,8 +158,10 @@ def plan_store(size: CorpusSize, shape: LclmShape, space: Space) -> StorePlan:
         space=space,
         width=width,
         latents=latents,
+        bytes={codec: rows + latents * latent_bytes(codec, width) for codec in CODECS},
         flops=flops,
-        bytes={codec: rows + latents * latent_bytes(codec, width) for codec in codecs},
+        gpu_hours={gpu.name: spent for gpu, spent in hours.items()},
+        gpu_cost={gpu.name: spent * gpu.dollars_per_hour for gpu, spent in hours.items()},
     )
 
 
@@ -208,10 +171,3 @@ def _window_lengths(tokens: int, config: ModelConfig) -> Iterator[int]:
         own = min(config.encoder_window_size, tokens - start)
         markers = -(-own // config.compression_ratio) if config.pooling == "eos" else 0
         yield min(start, config.boundary_overlap) + own + markers
-
-
-def gpu_hours(flops: int, utilization: float) -> dict[str, float]:
-    """Hours that one GPU of each kind takes. utilization: share of its peak that is reached."""
-    if not 0 < utilization <= 1:
-        raise ValueError(f"utilization is a share, more than 0 and at most 1, not {utilization}.")
-    return {name: flops / (peak * 1e12 * utilization) / 3600 for name, peak in PEAK_TFLOPS.items()}
