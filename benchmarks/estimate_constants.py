@@ -1,29 +1,28 @@
-"""The constants behind `lclm-rag estimate --passages`, measured: what a fragment costs a manifest, a passage
-costs whoever opens the store, a point costs the passage index, and so on.
+"""What a point costs the passage index in bytes, for `lclm-rag estimate`: the constants of
+lclm_rag/estimate/index.py, by their names. And what a fragment and a passage cost whoever opens a store.
 
-Each is a slope between two sizes, so that what does not grow with the size falls out. The names are those of
-the constants in lclm_rag/estimate/machines.py and lclm_rag/estimate/limits.py. How long a search takes:
-index_scale.py.
+Each is a slope between two sizes, so that what does not grow with the size falls out. How long a search
+takes: index_scale.py.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 
-from lclm_rag import Passage, PassageKey
+from lclm_rag import PassageKey
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry
-from lclm_rag.storage import LocalFolder, open_folder
-from lclm_rag.store import LatentStore, Layout, StoredPassage, writing
+from lclm_rag.storage import LocalFolder
+from lclm_rag.store import LatentStore, Layout
+from lclm_rag.store.fragment import keys_checksum
 from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, read_manifest, write_manifest
 from lclm_rag.store.store import FRAGMENTS
 
@@ -55,7 +54,7 @@ def main(points: int, out: Path) -> None:
     """Example: python benchmarks/estimate_constants.py --points 20000"""
     from shared import machine, write_results
 
-    results = [*manifests(), *openings(), *writers(), *indexes(points), cold_requests()]
+    results = [*manifests(), *openings(), *indexes(points)]
     for constant in results:
         click.echo(f"{constant.name:28}{constant.value:12.4g}  {constant.unit}")
     write_results(out, {"machine": machine(), "points": points}, results)
@@ -87,8 +86,8 @@ def manifests() -> Iterator[Constant]:
             started = time.perf_counter()
             read_manifest(there, 1)
             seconds.append(time.perf_counter() - started)
-    yield Constant("_MANIFEST_BYTES", (sizes[1] - sizes[0]) / 49_000, "bytes a fragment")
-    yield Constant("_MANIFEST_SECONDS", (seconds[1] - seconds[0]) / 49_000, "s a fragment")
+    yield Constant("manifest bytes", (sizes[1] - sizes[0]) / 49_000, "bytes a fragment")
+    yield Constant("manifest", (seconds[1] - seconds[0]) / 49_000, "s a fragment")
 
 
 def openings() -> Iterator[Constant]:
@@ -98,9 +97,10 @@ def openings() -> Iterator[Constant]:
     for count, rows in ((2_000, ROWS), (10, 1_000_000)):
         with folder() as path:
             (path / FRAGMENTS).mkdir()
-            held = [FragmentEntry(**{**vars(e), "rows": rows}) for e in entries(count)]
-            for entry in held:
+            held = []
+            for entry in entries(count):
                 keys = hashes.integers(0, 2**63, rows, np.uint64).tobytes()
+                held.append(replace(entry, rows=rows, keys_checksum=keys_checksum(keys)))
                 (path / FRAGMENTS / entry.name).write_bytes(bytes(entry.keys_offset) + keys)
             manifest = Manifest(1, LAYOUT, tuple(held), Totals(), "add", "now")
             store = LatentStore(LocalFolder(path), manifest)
@@ -109,37 +109,14 @@ def openings() -> Iterator[Constant]:
             read = time.perf_counter() - started
             _ = PassageKey("nobody", 0) in store
             found.append((read, time.perf_counter() - started - read))
-    yield Constant("_KEYS_SECONDS", found[0][0] / 2_000, "s a fragment")
-    yield Constant("_SORT_SECONDS", found[1][1] / 10_000_000, "s a passage")
-
-
-def writers() -> Iterator[Constant]:
-    """Rows with 8 latents, and with 128."""
-    text, seconds, sizes, count = "word " * 460, [], [], 6_000
-    for latents in (8, 128):
-        encoded = np.random.default_rng(0).integers(
-            0, 256, (latents, LAYOUT.latent_bytes), np.uint8
-        )
-        with folder() as path:
-            LatentStore.create(path, LAYOUT).close()
-            started = time.perf_counter()
-            with writing(path, "add", resumable=True) as writer:
-                for i in range(count):
-                    passage = Passage(PassageKey(f"d{i}", 0), 0, len(text), text, {})
-                    writer.add(StoredPassage(passage, 512, bytes(32), True, encoded, LAYOUT))
-                writer.commit()
-            seconds.append((time.perf_counter() - started) / count)
-            files = LocalFolder(path / FRAGMENTS).files()
-            sizes.append(sum(facts.size for facts in files) / count)
-    each = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])
-    yield Constant("_WRITE_SECONDS", seconds[0] - each * sizes[0], "s a passage")
-    yield Constant("_WRITE_SECONDS_PER_BYTE", each, "s a byte")
+    yield Constant("key hashes", found[0][0] / 2_000, "s a fragment")
+    yield Constant("sorting", found[1][1] / 10_000_000, "s a passage")
 
 
 def indexes(points: int) -> Iterator[Constant]:
     """Between passages of about 80 and of about 200 words."""
-    short, _ = index(points, 80)
-    long, fill = index(points, 200)
+    short = index(points, 80)
+    long = index(points, 200)
     terms = long["terms"] - short["terms"]
     for name, part in (
         ("_INDEX_BYTES_PER_TERM", "vector_index-bm25"),
@@ -151,15 +128,14 @@ def indexes(points: int) -> Iterator[Constant]:
     rest = long["all"] - slope * long["terms"] - long["ids"]
     yield Constant("_PAYLOAD_BYTES", rest, "bytes a point")
     yield Constant("_ID_BYTES", long["ids"], "bytes a point")
-    yield Constant("_FILL_SECONDS_PER_TERM", fill / long["terms"], "s a term of a point")
 
 
-def index(points: int, words: int) -> tuple[dict[str, float], float]:
-    """Bytes a point by part, seconds to fill a point."""
+def index(points: int, words: int) -> dict[str, float]:
+    """Terms a point, and bytes a point by part."""
     random = np.random.default_rng(0)
     drawn = WEIGHTS / WEIGHTS.sum()
     settings = Bm25Settings(avg_len=words)
-    terms, seconds = 0, 0.0
+    terms = 0
     with folder() as path:
         edge = EdgeIndex.create(path / "edge", bm25=settings)
         for start in range(0, points, BATCH):
@@ -167,64 +143,19 @@ def index(points: int, words: int) -> tuple[dict[str, float], float]:
             texts = [" ".join(f"word{rank}" for rank in row) for row in picked.tolist()]
             terms += sum(len(set(row)) for row in picked.tolist())
             keys = [PassageKey(f"collection/document-{start + i:08d}", 0) for i in range(BATCH)]
-            began = time.perf_counter()
             edge.upsert(IndexEntry(k, text, {}) for k, text in zip(keys, texts, strict=True))
-            seconds += time.perf_counter() - began
         edge.optimize()
         edge.close()
-        found = {"terms": terms / points, "all": 0.0, "ids": 0.0}
+        sizes = {"terms": terms / points, "all": 0.0, "ids": 0.0}
         for file in (f for f in path.rglob("*") if f.is_file()):
             size = file.stat().st_blocks * 512 / points
             parts = [p for p in file.parts if p.endswith("-bm25")]
-            found["all"] += size
+            sizes["all"] += size
             if parts:
-                found[parts[0]] = found.get(parts[0], 0.0) + size
+                sizes[parts[0]] = sizes.get(parts[0], 0.0) + size
             elif "id_tracker" in file.name:
-                found["ids"] += size
-    return found, seconds / points
-
-
-def cold_requests() -> Constant:
-    """What a passage costs an object store, whose cache holds nothing of its fragment."""
-    import fsspec
-
-    from lclm_rag.storage import objects
-
-    encoded = np.random.default_rng(0).integers(0, 256, (32, LAYOUT.latent_bytes), np.uint8)
-    text, fragments = "word " * 460, 12
-    filesystem = type(fsspec.filesystem("memory"))
-    asked = 0
-
-    def counted(name: str) -> None:
-        real = getattr(filesystem, name)
-
-        def call(*arguments: object, **named: object) -> object:
-            nonlocal asked
-            asked += 1
-            return real(*arguments, **named)
-
-        setattr(filesystem, name, call)
-
-    with folder() as cache:
-        url = "memory://estimate/store"
-        os.environ["LCLM_RAG_CACHE"] = str(cache / "writer")
-        LatentStore.create(url, LAYOUT)
-        with writing(url, "add", resumable=True) as writer:
-            for i in range(fragments * ROWS):
-                passage = Passage(PassageKey(f"d{i}", 0), 0, len(text), text, {})
-                writer.add(StoredPassage(passage, 512, bytes(32), True, encoded, LAYOUT))
-            writer.commit()
-        os.environ["LCLM_RAG_CACHE"] = str(cache / "reader")
-        objects._range_cache.cache_clear()
-        store = LatentStore.open(open_folder(url))
-        _ = PassageKey("nobody", 0) in store
-        for name in ("cat_file", "info"):
-            counted(name)
-        for fragment in range(fragments):
-            # Another place in each.
-            row = fragment * ROWS + (fragment * ROWS) // fragments
-            store.read([PassageKey(f"d{row}", 0)])
-    return Constant("_COLD_REQUESTS", asked / fragments, "requests a passage")
+                sizes["ids"] += size
+    return sizes
 
 
 if __name__ == "__main__":

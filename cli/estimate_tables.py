@@ -41,7 +41,8 @@ def show_compressing(stores: Sequence[StorePlan], gpus: Iterable[Gpu]) -> None:
     rows = []
     for gpu in gpus:
         row = [gpu.name, f"{gpu.flops / 1e12:,.0f}", f"{costliest.gpu_hours[gpu.name]:,.2f}"]
-        rows.append([*row, _money(gpu.dollars_per_hour), _money(costliest.gpu_cost[gpu.name])])
+        price = f"${gpu.dollars_per_hour:,.2f}"
+        rows.append([*row, price, _money(costliest.gpu_cost[gpu.name])])
     columns = ["GPU", "peak TFLOP/s", "GPU hours", "an hour", "cost"]
     _table(f"Compressing: {costliest.flops:.2e} FLOPs", columns, rows)
 
