@@ -493,8 +493,13 @@ def test_json_has_the_whole_plan(run: Run) -> None:
     contexts = {context["name"]: context for context in machines["contexts"]}
     latents, text = contexts["latents 16x"], contexts["text"]
     assert text["paid_back_after"] is None
-    assert latents["paid_back_after"] > 0
     assert latents["serving"]["cost_per_1000"] < text["serving"]["cost_per_1000"]
+    (store,) = (
+        s for s in plan["stores"] if (s["compression_ratio"], s["space"]) == (16, "encoder")
+    )
+    saved = text["serving"]["cost_per_1000"] - latents["serving"]["cost_per_1000"]
+    paid_back = 1000 * store["gpu_cost"]["H100 SXM"] / saved
+    assert latents["paid_back_after"] == pytest.approx(paid_back)
 
 
 @pytest.mark.parametrize(
