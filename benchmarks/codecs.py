@@ -33,7 +33,7 @@ from lclm_rag.checkpoint import Space
 from lclm_rag.compression.adapter import Adapter
 from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, fact_sheets, held_out_questions
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.scoring import score_form
 from lclm_rag.store import (

@@ -69,7 +69,8 @@ def main(
     if not printing:
         if "eval_others" in chosen and kvpress is None:
             kvpress = work / "kvpress"
-            _run([sys.executable, "-m", "lclm_rag.evaluation.kvpress_environment", str(kvpress)])
+            environment = "lclm_rag.evaluation.baselines.kvpress_environment"
+            _run([sys.executable, "-m", environment, str(kvpress)])
         for name, (asked, modes) in chosen.items():
             folder = work / name
             command = [sys.executable, "-m", "lclm_rag.cli", "eval", *asked, "--out", str(folder)]

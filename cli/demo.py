@@ -12,7 +12,7 @@ import click
 from lclm_rag.cli.options import as_json, decoder_options
 
 if TYPE_CHECKING:
-    from lclm_rag.evaluation.fact_sheets import FactQuestion
+    from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
     from lclm_rag.evaluation.scoring import FormScore
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.types import Answer
@@ -50,7 +50,7 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
       lclm-rag demo --decoder vllm --decoder-option enforce_eager=true
     """
     from lclm_rag.cli.progress import stderr
-    from lclm_rag.evaluation.fact_sheets import fact_sheets, held_out_questions
+    from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets, held_out_questions
     from lclm_rag.evaluation.scoring import recall
 
     sheets = list(itertools.islice(fact_sheets(seed=2026, held_out=True), _DOCUMENTS))

@@ -12,7 +12,7 @@ import click
 from lclm_rag.cli.options import CODEC, as_json, decoder_options
 
 if TYPE_CHECKING:
-    from lclm_rag.evaluation.modes import Mode
+    from lclm_rag.evaluation.contexts import Mode
     from lclm_rag.evaluation.questions import EvalSet
     from lclm_rag.knowledge_base import KnowledgeBase
 
@@ -90,7 +90,8 @@ _DEFAULT_MODES = ("text", "latents", "latents+expand", "closed-book")
 @click.option(
     "--kvpress",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Environment for the modes kvpress:…: python -m lclm_rag.evaluation.kvpress_environment DIR.",
+    help="Environment for the modes kvpress:…: "
+    "python -m lclm_rag.evaluation.baselines.kvpress_environment DIR.",
 )
 @click.option("--plots", is_flag=True, help="Write PNGs beside the report (needs lclm-rag[eval]).")
 @click.option(
@@ -152,7 +153,7 @@ def evaluate(
     if not questions or not out:
         raise click.UsageError("Say what to ask, and --out: a folder for the run.")
     from lclm_rag.cli.evaluate_tables import print_report
-    from lclm_rag.evaluation.modes import parse_mode
+    from lclm_rag.evaluation.contexts import parse_mode
 
     try:
         modes = [parse_mode(name) for name in dict.fromkeys(mode_names or _DEFAULT_MODES)]
@@ -179,7 +180,7 @@ def evaluate(
 def _questions(name: str, kb: str | None, options: Mapping[str, Any]) -> EvalSet:
     count, seed = options["count"], options["seed"]
     if name.endswith(".jsonl"):
-        from lclm_rag.evaluation.jsonl_questions import read_questions
+        from lclm_rag.evaluation.datasets.jsonl_questions import read_questions
 
         if kb is None:
             raise click.UsageError(
@@ -187,18 +188,18 @@ def _questions(name: str, kb: str | None, options: Mapping[str, Any]) -> EvalSet
             )
         return read_questions(Path(name))
     if name == "fact-sheets":
-        from lclm_rag.evaluation.sets import fact_sheet_set
+        from lclm_rag.evaluation.datasets.fact_sheet_sets import fact_sheet_set
 
         return fact_sheet_set(count or 500, seed)
     if name == "exact-strings":
-        from lclm_rag.evaluation.sets import exact_string_set
+        from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set
 
         return exact_string_set(count or 500, seed)
     if name == "ruler":
         return _needles(count or 10, seed, options)
     kind, _, config = name.partition("/")
     if kind == "lclm-eval" and config in _LCLM_EVAL:
-        from lclm_rag.evaluation.lclm_eval import HUB_ID, lclm_eval_questions
+        from lclm_rag.evaluation.datasets.lclm_eval import HUB_ID, lclm_eval_questions
 
         return lclm_eval_questions(
             config,  # type: ignore[arg-type]
@@ -214,7 +215,7 @@ def _questions(name: str, kb: str | None, options: Mapping[str, Any]) -> EvalSet
 
 def _needles(count: int, seed: int, options: Mapping[str, Any]) -> EvalSet:
     from lclm_rag.checkpoint import BUNDLED, Checkpoint
-    from lclm_rag.evaluation.needles import NEEDLE_TASKS, needle_questions
+    from lclm_rag.evaluation.datasets.needles import NEEDLE_TASKS, needle_questions
 
     checkpoint = Checkpoint.open(options["checkpoint"] or BUNDLED)
     tokenizer = checkpoint.inert_decoder_tokenizer
@@ -257,7 +258,7 @@ def _opened(asked: EvalSet, out: Path, kb: str | None, options: Mapping[str, Any
     from lclm_rag.cli.progress import add_with_progress
     from lclm_rag.config import is_knowledge_base
     from lclm_rag.errors import EvaluationError
-    from lclm_rag.evaluation.ways import documents_to_add
+    from lclm_rag.evaluation.runners import documents_to_add
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.storage import open_folder
 

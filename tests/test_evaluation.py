@@ -24,21 +24,21 @@ from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import MEMORY_END, MEMORY_START
 from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.exact_strings import (
+from lclm_rag.evaluation.contexts import parse_mode
+from lclm_rag.evaluation.datasets.exact_strings import (
     RECORD_ID,
     REGISTRY_CODE,
     exact_string_questions,
     with_exact_strings,
 )
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet, fact_sheets
+from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set, fact_sheet_set
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet, fact_sheets
+from lclm_rag.evaluation.datasets.needles import needle_questions
 from lclm_rag.evaluation.journal import Journal
-from lclm_rag.evaluation.modes import parse_mode
-from lclm_rag.evaluation.needles import needle_questions
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.report import compare, read_report
 from lclm_rag.evaluation.run import evaluate
-from lclm_rag.evaluation.sets import exact_string_set, fact_sheet_set
-from lclm_rag.evaluation.ways import documents_to_add
+from lclm_rag.evaluation.runners import documents_to_add
 from lclm_rag.generation import generate
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.jsonl_questions import read_questions
-from lclm_rag.evaluation.lclm_eval import lclm_eval_questions
+from lclm_rag.evaluation.datasets.jsonl_questions import read_questions
+from lclm_rag.evaluation.datasets.lclm_eval import lclm_eval_questions
+from lclm_rag.evaluation.datasets.needles import NEEDLE_TASKS, needle_questions, ruler_prompt
 from lclm_rag.evaluation.measures import score
-from lclm_rag.evaluation.needles import NEEDLE_TASKS, needle_questions, ruler_prompt
 from lclm_rag.evaluation.questions import EvalSet
 
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")

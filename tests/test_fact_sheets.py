@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from lclm_rag.evaluation.fact_sheets import FactSheet, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet, fact_sheets, held_out_questions
 
 
 def take(seed: int, count: int, *, held_out: bool) -> list[FactSheet]:

@@ -27,7 +27,7 @@ from lclm_rag import (
     field,
 )
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.scoring import recall, score_form
 from lclm_rag.indexing import passage_index

@@ -1,7 +1,7 @@
 """The decoder under kvpress's presses: the client, the worker's protocol, and kvpress itself.
 
 The worker's "none" runs on this environment's Python. The presses need the environment that
-`python -m lclm_rag.evaluation.kvpress_environment DIR` makes; LCLM_RAG_KVPRESS_ENV names it.
+`python -m lclm_rag.evaluation.baselines.kvpress_environment DIR` makes; LCLM_RAG_KVPRESS_ENV names it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from lclm_rag import DecoderError, PromptError
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding.decoder import end_token_ids
-from lclm_rag.evaluation import kvpress_environment, kvpress_worker
-from lclm_rag.evaluation.fact_sheets import fact_sheets
-from lclm_rag.evaluation.kv_presses import PRESSES, PressedDecoder
+from lclm_rag.evaluation.baselines import kvpress_environment, kvpress_worker
+from lclm_rag.evaluation.baselines.kv_presses import PRESSES, PressedDecoder
+from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting import PromptTemplate
 from lclm_rag.prompting.template import plain_ids
 
@@ -154,7 +154,7 @@ def test_a_missing_environment_is_answered_with_the_command_that_makes_it(
     missing = tmp_path / "not there"
     with pytest.raises(DecoderError) as error:
         PressedDecoder(missing, folder, "snapkv")
-    command = f"python -m lclm_rag.evaluation.kvpress_environment '{missing}'"
+    command = f"python -m lclm_rag.evaluation.baselines.kvpress_environment '{missing}'"
     assert str(error.value).endswith(command)
 
 

@@ -13,8 +13,8 @@ from random_classifiers import save_classifier
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.errors import CheckpointError, CompressionError
-from lclm_rag.evaluation.fact_sheets import fact_sheets
-from lclm_rag.evaluation.llmlingua import PUBLISHED_MODEL, TextCompressor
+from lclm_rag.evaluation.baselines.llmlingua import PUBLISHED_MODEL, TextCompressor
+from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting.template import plain_ids
 
 SHEETS = [sheet.document.text for sheet in islice(fact_sheets(11, held_out=True), 60)]

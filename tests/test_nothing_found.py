@@ -23,7 +23,7 @@ from lclm_rag.connectors.mcp import mcp_server
 from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError
-from lclm_rag.evaluation.modes import parse_mode
+from lclm_rag.evaluation.contexts import parse_mode
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.run import evaluate
 from lclm_rag.retrieval import field

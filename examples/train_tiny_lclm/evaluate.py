@@ -17,7 +17,7 @@ from typing import Any
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import BUNDLED
-from lclm_rag.evaluation.fact_sheets import FactQuestion, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, fact_sheets, held_out_questions
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.scoring import FormScore, recall, score_form
 

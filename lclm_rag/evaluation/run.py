@@ -17,12 +17,12 @@ import torch
 from lclm_rag import __version__
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.estimate.shapes import DecoderShape
+from lclm_rag.evaluation.contexts import Mode
 from lclm_rag.evaluation.journal import Answered, Journal
 from lclm_rag.evaluation.measures import score
-from lclm_rag.evaluation.modes import Mode
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.report import summarize
-from lclm_rag.evaluation.ways import Way, way
+from lclm_rag.evaluation.runners import Way, way
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.errors import NoPassagesError
-from lclm_rag.evaluation.fact_sheets import FactQuestion
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PassageForm, SoftPrompt

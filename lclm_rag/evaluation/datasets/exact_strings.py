@@ -11,7 +11,7 @@ import re
 import uuid
 from dataclasses import replace
 
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 
 __all__ = ["RECORD_ID", "REGISTRY_CODE", "exact_string_questions", "with_exact_strings"]
 

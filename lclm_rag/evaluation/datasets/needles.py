@@ -28,7 +28,7 @@ from typing import Literal
 import xxhash
 
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.filler_prose import ADJECTIVES, NOUNS, filler_sentences
+from lclm_rag.evaluation.datasets.filler_prose import ADJECTIVES, NOUNS, filler_sentences
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.types import Document
 

@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from lclm_rag.errors import DecoderError, PromptError
-from lclm_rag.evaluation import kvpress_worker
-from lclm_rag.evaluation.kvpress_environment import environment_python, make_command
-from lclm_rag.evaluation.kvpress_worker import PRESSES
+from lclm_rag.evaluation.baselines import kvpress_worker
+from lclm_rag.evaluation.baselines.kvpress_environment import environment_python, make_command
+from lclm_rag.evaluation.baselines.kvpress_worker import PRESSES
 from lclm_rag.forking import this_process
 
 __all__ = ["PRESSES", "PressedAnswer", "PressedDecoder"]

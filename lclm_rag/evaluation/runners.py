@@ -18,8 +18,8 @@ from lclm_rag.asking import Found, ask, found_rows, retrieve
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.decoding.decoder import end_token_ids
 from lclm_rag.errors import EvaluationError, NoPassagesError, PromptError
+from lclm_rag.evaluation.contexts import Mode
 from lclm_rag.evaluation.journal import Answered
-from lclm_rag.evaluation.modes import Mode
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.prompting import SoftPrompt, assemble, positions
 from lclm_rag.prompting.markup import (
@@ -34,8 +34,8 @@ from lclm_rag.torch_setup import resolve_device, resolve_dtype
 from lclm_rag.types import Document, Grounding
 
 if TYPE_CHECKING:
-    from lclm_rag.evaluation.kv_presses import PressedDecoder
-    from lclm_rag.evaluation.llmlingua import TextCompressor
+    from lclm_rag.evaluation.baselines.kv_presses import PressedDecoder
+    from lclm_rag.evaluation.baselines.llmlingua import TextCompressor
     from lclm_rag.knowledge_base import KnowledgeBase
 
 __all__ = ["Way", "documents_to_add", "way"]
@@ -80,12 +80,12 @@ def way(
         return together(lambda q: _own_prompt(kb, q, mode))
     find = _finder(kb, questions.whole_documents, top_k)
     if mode.press:
-        from lclm_rag.evaluation.kv_presses import PressedDecoder
+        from lclm_rag.evaluation.baselines.kv_presses import PressedDecoder
 
         if kvpress is None:
             raise EvaluationError(
                 f"{mode.name} needs an environment of its own. Make one: python -m "
-                "lclm_rag.evaluation.kvpress_environment DIR; then give it as --kvpress DIR."
+                "lclm_rag.evaluation.baselines.kvpress_environment DIR; then give it as --kvpress DIR."
             )
         decoder = open_things.enter_context(
             PressedDecoder(
@@ -98,7 +98,7 @@ def way(
         )
         return lambda batch: [_pressed(kb, q, find(q, mode), mode, decoder) for q in batch]
     if mode.lingua is not None:
-        from lclm_rag.evaluation.llmlingua import PUBLISHED_MODEL, TextCompressor
+        from lclm_rag.evaluation.baselines.llmlingua import PUBLISHED_MODEL, TextCompressor
 
         lingua = TextCompressor(
             kb.checkpoint.inert_decoder_tokenizer,

@@ -6,13 +6,13 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from lclm_rag.evaluation.exact_strings import (
+from lclm_rag.evaluation.datasets.exact_strings import (
     RECORD_ID,
     REGISTRY_CODE,
     exact_string_questions,
     with_exact_strings,
 )
-from lclm_rag.evaluation.fact_sheets import (
+from lclm_rag.evaluation.datasets.fact_sheets import (
     FactQuestion,
     FactSheet,
     fact_sheets,
