@@ -125,6 +125,8 @@ def test_the_same_seed_gives_the_same_set_and_more_questions_only_add_to_it() ->
     other = needles(context_lengths=[600], questions_each=2, seed=5)
     assert not {q.answers for q in few.questions} & {q.answers for q in other.questions}
     assert few.settings["texts_xxh3_128"] != other.settings["texts_xxh3_128"]
+    # Figures that were published for a seed hold for its texts.
+    assert few.settings["texts_xxh3_128"] == "5e098be44f5a2ac876179c84fc0e9b8a"
 
 
 def test_needles_are_hidden_in_the_users_own_essays(tmp_path: Path) -> None:
