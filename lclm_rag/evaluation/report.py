@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lclm_rag.errors import EvaluationError
+from lclm_rag.evaluation.intervals import bootstrap_interval, paired_difference
 from lclm_rag.evaluation.journal import AnswerRecord
-from lclm_rag.evaluation.measures import bootstrap_interval, paired_difference
 from lclm_rag.evaluation.questions import EvalQuestion
 
 __all__ = ["compare", "read_report", "summarize"]
