@@ -104,8 +104,8 @@ def _versions(python: Path) -> dict[str, str] | str:
     )
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {name: str(version) for name, version in found.items()}
+    versions: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: str(version) for name, version in versions.items()}
 
 
 def _fits(versions: dict[str, str]) -> bool:
