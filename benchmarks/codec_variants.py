@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lclm_rag import Document, KnowledgeBase, SoftPrompt
 from lclm_rag.decoding import Decoder, Sampling, all_answered
-from lclm_rag.evaluation.fact_sheets import FactQuestion
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.store.codecs import CodecName, decode, encode
 from lclm_rag.store.quantization import LEVELS

@@ -33,9 +33,9 @@ from lclm_rag.checkpoint import Space
 from lclm_rag.compression.adapter import Adapter
 from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, fact_sheets, held_out_questions
 from lclm_rag.evaluation.measures import exact_match
-from lclm_rag.evaluation.scoring import score_form
+from lclm_rag.evaluation.scoring import score_context
 from lclm_rag.store import (
     CODECS,
     CodecName,
@@ -156,7 +156,7 @@ def score(
     kb: KnowledgeBase, questions: list[FactQuestion], top_k: int, right: dict[int, list[bool]]
 ) -> Accuracy:
     """right: of bf16, by top_k; filled by the first call."""
-    found = score_form(kb, questions, "latents", top_k)
+    found = score_context(kb, questions, "latents", top_k)
     now = [exact_match(a, q.answer) for a, q in zip(found.answers, questions, strict=True)]
     was = right.setdefault(top_k, now)
     return Accuracy(

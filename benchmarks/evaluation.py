@@ -35,7 +35,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
         ["text", "latents", "latents+expand"],
     ),
 }
-"""Name of the results, what is asked, and the modes."""
+"""Name of the results, what is asked, and the contexts."""
 
 ROWS = {
     "score": ("exact match", lambda f: f"{100 * f['score']['mean']:.1f}%"),
@@ -69,15 +69,17 @@ def main(
     if not printing:
         if "eval_others" in chosen and kvpress is None:
             kvpress = work / "kvpress"
-            _run([sys.executable, "-m", "lclm_rag.evaluation.kvpress_environment", str(kvpress)])
-        for name, (asked, modes) in chosen.items():
-            folder = work / name
-            command = [sys.executable, "-m", "lclm_rag.cli", "eval", *asked, "--out", str(folder)]
-            command += ["--plots", *(part for mode in modes for part in ("--mode", mode))]
+            environment = "lclm_rag.evaluation.baselines.kvpress_environment"
+            _run([sys.executable, "-m", environment, str(kvpress)])
+        for run, (questions, contexts) in chosen.items():
+            folder = work / run
+            command = [sys.executable, "-m", "lclm_rag.cli", "eval", *questions]
+            command += ["--out", str(folder), "--plots"]
+            command += [part for name in contexts for part in ("--context", name)]
             if kvpress is not None:
                 command += ["--kvpress", str(kvpress)]
             _run(command)
-            _keep(folder, out, name)
+            _keep(folder, out, run)
     for name in chosen:
         _print(name, json.loads((out / f"{name}.json").read_text("utf-8")))
 
@@ -104,12 +106,12 @@ def _print(name: str, report: dict[str, Any]) -> None:
     print(f"\n{name}: {report['questions']} questions\n")
     print("| context |", " | ".join(title for title, _ in ROWS.values()), "|")
     print("|---|" + "---|" * len(ROWS))
-    for mode, figures in report["modes"].items():
-        print(f"| {mode} |", " | ".join(cell(figures) for _, cell in ROWS.values()), "|")
+    for context, figures in report["modes"].items():
+        print(f"| {context} |", " | ".join(cell(figures) for _, cell in ROWS.values()), "|")
     print("\n| category |", " | ".join(report["modes"]), "|")
     print("|---|" + "---|" * len(report["modes"]))
     for category, found in report["categories"].items():
-        scores = (f"{100 * found['modes'][mode]:.1f}%" for mode in report["modes"])
+        scores = (f"{100 * found['modes'][context]:.1f}%" for context in report["modes"])
         print(f"| {category} |", " | ".join(scores), "|")
 
 

@@ -23,9 +23,9 @@ from shared import machine, write_results
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.decoding import Sampling, all_answered
+from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set, fact_sheet_set
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.questions import EvalQuestion
-from lclm_rag.evaluation.sets import exact_string_set, fact_sheet_set
 from lclm_rag.querying.expansion import Expand
 from lclm_rag.querying.grounding import ground, wants_exact_string
 

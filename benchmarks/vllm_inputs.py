@@ -49,7 +49,7 @@ from lclm_rag.compression import Compressor
 from lclm_rag.decoding import all_answered
 from lclm_rag.decoding.server import embedding_table
 from lclm_rag.decoding.vllm import VLLMDecoder
-from lclm_rag.evaluation.fact_sheets import fact_sheets
+from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting import PromptPassage, PromptTemplate, SoftPrompt, assemble
 
 WAYS = ("text", "text, warm", "mixed", "items", "items, seen", "items, warm", "two-stage")

@@ -12,8 +12,8 @@ import click
 from lclm_rag.cli.options import as_json, decoder_options
 
 if TYPE_CHECKING:
-    from lclm_rag.evaluation.fact_sheets import FactQuestion
-    from lclm_rag.evaluation.scoring import FormScore
+    from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
+    from lclm_rag.evaluation.scoring import ContextScore
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.types import Answer
 
@@ -50,7 +50,7 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
       lclm-rag demo --decoder vllm --decoder-option enforce_eager=true
     """
     from lclm_rag.cli.progress import stderr
-    from lclm_rag.evaluation.fact_sheets import fact_sheets, held_out_questions
+    from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets, held_out_questions
     from lclm_rag.evaluation.scoring import recall
 
     sheets = list(itertools.islice(fact_sheets(seed=2026, held_out=True), _DOCUMENTS))
@@ -122,18 +122,18 @@ def _show(answer: Answer, question: FactQuestion) -> None:
 
 def _score(
     knowledge_base: KnowledgeBase, questions: list[FactQuestion], top_k: int
-) -> list[FormScore]:
+) -> list[ContextScore]:
     from lclm_rag.cli.progress import progress_bar
-    from lclm_rag.evaluation.scoring import score_form
+    from lclm_rag.evaluation.scoring import score_context
 
     scores = []
     with progress_bar() as progress:
-        for form in _TITLES:
-            task = progress.add_task(f"{_TITLES[form]:12}", total=len(questions), note="")
-            score = score_form(
+        for context in _TITLES:
+            task = progress.add_task(f"{_TITLES[context]:12}", total=len(questions), note="")
+            score = score_context(
                 knowledge_base,
                 questions,
-                form,  # type: ignore[arg-type]
+                context,  # type: ignore[arg-type]
                 top_k,
                 on_progress=lambda n, task=task: progress.advance(task, n),  # type: ignore[misc]
             )
@@ -143,7 +143,7 @@ def _score(
 
 
 def _table(
-    scores: list[FormScore], found: float, store: dict[str, int], top_k: int, questions: int
+    scores: list[ContextScore], found: float, store: dict[str, int], top_k: int, questions: int
 ) -> None:
     from rich.table import Table
 
@@ -155,7 +155,7 @@ def _table(
         table.add_column(title, justify="right")
     for score in scores:
         table.add_row(
-            _TITLES[score.form],
+            _TITLES[score.context],
             f"{score.exact_match:.1%}",
             f"{score.positions:.0f}",
             f"{score.first_token * 1000:.0f} ms",
@@ -172,22 +172,22 @@ def _table(
 
 def _summary(
     answers: list[Answer],
-    scores: list[FormScore],
+    scores: list[ContextScore],
     found: float,
     store: dict[str, int],
     top_k: int,
 ) -> dict[str, Any]:
     names = {"latents": "latents", "text": "text", "none": "closed_book"}
 
-    def by_form(attribute: str) -> dict[str, float]:
-        return {names[s.form]: getattr(s, attribute) for s in scores}
+    def by_context(attribute: str) -> dict[str, float]:
+        return {names[s.context]: getattr(s, attribute) for s in scores}
 
     return {
         "questions": len(scores[0].answers),
         "top_k": top_k,
-        "exact_match": by_form("exact_match"),
-        "positions": by_form("positions"),
-        "first_token": by_form("first_token"),
+        "exact_match": by_context("exact_match"),
+        "positions": by_context("positions"),
+        "first_token": by_context("first_token"),
         "recall": found,
         "store": store,
         "answers": [answer.to_dict() for answer in answers],

@@ -1,4 +1,4 @@
-"""eval: accuracy against cost, in several modes, on the same decoder and passages."""
+"""eval: accuracy against cost, from several contexts, on the same decoder and passages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import click
 from lclm_rag.cli.options import CODEC, as_json, decoder_options
 
 if TYPE_CHECKING:
-    from lclm_rag.evaluation.modes import Mode
+    from lclm_rag.evaluation.contexts import EvalContext
     from lclm_rag.evaluation.questions import EvalSet
     from lclm_rag.knowledge_base import KnowledgeBase
 
 __all__ = ["evaluate"]
 
-_LCLM_EVAL = ("ruler", "gsm8k", "longhealth5", "longbench")
-_DEFAULT_MODES = ("text", "latents", "latents+expand", "closed-book")
+_DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
 
 
 @click.command("eval")
@@ -30,11 +29,12 @@ _DEFAULT_MODES = ("text", "latents", "latents+expand", "closed-book")
     help="Folder of the run; the same command goes on with it where it was killed.",
 )
 @click.option(
-    "--mode",
-    "mode_names",
+    "--context",
+    "context_names",
     multiple=True,
-    metavar="MODE",
-    help=f"How context reaches the decoder; repeat it. See below.  [default: {', '.join(_DEFAULT_MODES)}]",
+    metavar="CONTEXT",
+    help="What questions are answered from; repeat it. See below.  "
+    f"[default: {', '.join(_DEFAULT_CONTEXTS)}]",
 )
 @click.option(
     "--kb",
@@ -90,7 +90,8 @@ _DEFAULT_MODES = ("text", "latents", "latents+expand", "closed-book")
 @click.option(
     "--kvpress",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Environment for the modes kvpress:…: python -m lclm_rag.evaluation.kvpress_environment DIR.",
+    help="Environment for kvpress:…: "
+    "python -m lclm_rag.evaluation.baselines.kvpress_environment DIR.",
 )
 @click.option("--plots", is_flag=True, help="Write PNGs beside the report (needs lclm-rag[eval]).")
 @click.option(
@@ -105,14 +106,14 @@ _DEFAULT_MODES = ("text", "latents", "latents+expand", "closed-book")
 def evaluate(
     questions: str | None,
     out: Path | None,
-    mode_names: tuple[str, ...],
+    context_names: tuple[str, ...],
     kb: str | None,
     compare: tuple[Path, Path] | None,
     plots: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask QUESTIONS with known answers in several modes: what accuracy costs, same decoder, same passages.
+    """Ask QUESTIONS with known answers from several contexts: what accuracy costs, same decoder and passages.
 
     \b
     QUESTIONS:
@@ -123,7 +124,7 @@ def evaluate(
       FILE.jsonl      {"question": …, "answers": […], "document_ids": […]} a line; needs --kb
 
     \b
-    Modes:
+    Contexts:
       text             the passages pasted
       latents          the passages as latents
       latents+expand   the same, expanded as lclm-rag query does it; latents+expand:model lets the decoder
@@ -135,14 +136,14 @@ def evaluate(
     \b
     Examples:
       lclm-rag eval exact-strings --out runs/exact
-      lclm-rag eval ruler --length 4096 --out runs/ruler --mode text --mode latents
+      lclm-rag eval ruler --length 4096 --out runs/ruler --context text --context latents
       lclm-rag eval questions.jsonl --kb kb/ --out runs/mine --plots
       lclm-rag eval lclm-eval/ruler --task "*_4096" --out runs/16x \\
           --checkpoint latent-context/0.6b-4b-LCLM-16x
       lclm-rag eval --compare runs/a/report.json runs/b/report.json
 
     Writes report.json into the folder, with every answer. On vLLM give --decoder-option
-    enable_prefix_caching=false where times are to be compared: else what one mode computed helps the next.
+    enable_prefix_caching=false where times are to be compared: else what one context computed helps the next.
     """
     if compare:
         if questions or out:
@@ -152,117 +153,95 @@ def evaluate(
     if not questions or not out:
         raise click.UsageError("Say what to ask, and --out: a folder for the run.")
     from lclm_rag.cli.evaluate_tables import print_report
-    from lclm_rag.evaluation.modes import parse_mode
+    from lclm_rag.evaluation.contexts import parse_context
 
     try:
-        modes = [parse_mode(name) for name in dict.fromkeys(mode_names or _DEFAULT_MODES)]
+        names = dict.fromkeys(context_names or _DEFAULT_CONTEXTS)
+        contexts = [parse_context(name) for name in names]
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--mode") from error
+        raise click.BadParameter(str(error), param_hint="--context") from error
     if plots:
         from lclm_rag.evaluation.plots import require_matplotlib
 
         require_matplotlib()
-    asked = _questions(questions, kb, options)
-    report = _run(asked, modes, out, kb, options)
-    drawn = []
+    question_set = _question_set(questions, kb, options)
+    report = _run(question_set, contexts, out, kb, options)
+    pictures = []
     if plots:
         from lclm_rag.evaluation.plots import draw
 
-        drawn = draw(report, out)
+        pictures = draw(report, out)
     if as_json:
         click.echo(json.dumps({k: v for k, v in report.items() if k != "answers"}))
         return
     print_report(report)
-    click.echo("\n".join(map(str, [out / "report.json", *drawn])))
+    click.echo("\n".join(map(str, [out / "report.json", *pictures])))
 
 
-def _questions(name: str, kb: str | None, options: Mapping[str, Any]) -> EvalSet:
-    count, seed = options["count"], options["seed"]
-    if name.endswith(".jsonl"):
-        from lclm_rag.evaluation.jsonl_questions import read_questions
+def _question_set(name: str, kb: str | None, options: Mapping[str, Any]) -> EvalSet:
+    from lclm_rag.checkpoint import BUNDLED
+    from lclm_rag.evaluation.datasets.lclm_eval import HUB_ID
+    from lclm_rag.evaluation.datasets.sets import check_set_name, question_set
 
-        if kb is None:
-            raise click.UsageError(
-                "Questions from a file are asked of a knowledge base; give --kb."
-            )
-        return read_questions(Path(name))
-    if name == "fact-sheets":
-        from lclm_rag.evaluation.sets import fact_sheet_set
-
-        return fact_sheet_set(count or 500, seed)
-    if name == "exact-strings":
-        from lclm_rag.evaluation.sets import exact_string_set
-
-        return exact_string_set(count or 500, seed)
-    if name == "ruler":
-        return _needles(count or 10, seed, options)
-    kind, _, config = name.partition("/")
-    if kind == "lclm-eval" and config in _LCLM_EVAL:
-        from lclm_rag.evaluation.lclm_eval import HUB_ID, lclm_eval_questions
-
-        return lclm_eval_questions(
-            config,  # type: ignore[arg-type]
-            options["source"] or HUB_ID,
-            categories=options["tasks"],
-            limit=count,
-        )
-    known = ["exact-strings", "fact-sheets", "ruler", *(f"lclm-eval/{c}" for c in _LCLM_EVAL)]
-    raise click.UsageError(
-        f"{name!r} is no set of questions: use {', '.join(known)}, or FILE.jsonl."
-    )
-
-
-def _needles(count: int, seed: int, options: Mapping[str, Any]) -> EvalSet:
-    from lclm_rag.checkpoint import BUNDLED, Checkpoint
-    from lclm_rag.evaluation.needles import NEEDLE_TASKS, needle_questions
-
-    checkpoint = Checkpoint.open(options["checkpoint"] or BUNDLED)
-    tokenizer = checkpoint.inert_decoder_tokenizer
-    return needle_questions(
-        lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
-        tasks=options["tasks"] or tuple(NEEDLE_TASKS),
+    try:
+        check_set_name(name)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if name.endswith(".jsonl") and kb is None:
+        raise click.UsageError("Questions from a file are asked of a knowledge base; give --kb.")
+    return question_set(
+        name,
+        count=options["count"],
+        seed=options["seed"],
+        checkpoint=options["checkpoint"] or BUNDLED,
         context_lengths=options["lengths"],
-        questions_each=count,
-        seed=seed,
+        tasks=options["tasks"],
         essays=options["essays"],
+        source=options["source"] or HUB_ID,
     )
 
 
 def _run(
-    asked: EvalSet, modes: Sequence[Mode], out: Path, kb: str | None, options: Mapping[str, Any]
+    questions: EvalSet,
+    contexts: Sequence[EvalContext],
+    out: Path,
+    kb: str | None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.evaluation.run import evaluate as run
 
-    with _opened(asked, out, kb, options) as knowledge_base, progress_bar() as progress:
+    with _opened(questions, out, kb, options) as knowledge_base, progress_bar() as progress:
         bars = {
-            mode.name: progress.add_task(mode.name, total=len(asked.questions), note="")
-            for mode in modes
+            context.name: progress.add_task(context.name, total=len(questions.questions), note="")
+            for context in contexts
         }
         return run(
             knowledge_base,
-            asked,
-            modes,
+            questions,
+            contexts,
             out,
             top_k=options["top_k"],
             kvpress=options["kvpress"],
             alone=options["alone"],
-            on_progress=lambda mode, done: progress.update(bars[mode.name], completed=done),
+            on_progress=lambda context, count: progress.update(bars[context.name], completed=count),
         )
 
 
-def _opened(asked: EvalSet, out: Path, kb: str | None, options: Mapping[str, Any]) -> KnowledgeBase:
+def _opened(
+    questions: EvalSet, out: Path, kb: str | None, options: Mapping[str, Any]
+) -> KnowledgeBase:
     """The user's knowledge base, or one of the set's documents in the run's folder."""
     from lclm_rag.checkpoint import BUNDLED
     from lclm_rag.cli.progress import add_with_progress
     from lclm_rag.config import is_knowledge_base
     from lclm_rag.errors import EvaluationError
-    from lclm_rag.evaluation.ways import documents_to_add
+    from lclm_rag.evaluation.passages import documents_to_add
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.storage import open_folder
 
     how = {name: options[name] for name in ("decoder", "decoder_options", "device", "dtype")}
-    if asked.name.endswith(".jsonl") and kb is not None:
+    if questions.name.endswith(".jsonl") and kb is not None:
         return KnowledgeBase.open(kb, **how)
     folder = out / "kb"
     checkpoint = options["checkpoint"] or BUNDLED
@@ -277,7 +256,7 @@ def _opened(asked: EvalSet, out: Path, kb: str | None, options: Mapping[str, Any
         if options["checkpoint"] is None:
             click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
         made = KnowledgeBase.create(folder, checkpoint, codec=options["codec"], **how)
-    add_with_progress(made, documents_to_add(asked))
+    add_with_progress(made, documents_to_add(questions))
     return made
 
 
@@ -285,8 +264,8 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
     from lclm_rag.cli.evaluate_tables import print_comparison
     from lclm_rag.evaluation.report import compare, read_report
 
-    found = compare(read_report(a), read_report(b))
+    comparison = compare(read_report(a), read_report(b))
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(comparison))
     else:
-        print_comparison(found, a, b)
+        print_comparison(comparison, a, b)

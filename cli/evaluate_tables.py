@@ -14,16 +14,16 @@ __all__ = ["print_comparison", "print_report"]
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """A table with a column for each mode, one of categories where there are several, and what to read with
-    them."""
-    settings, modes = report["settings"], report["modes"]
+    """A table with a column for each context, one of categories where there are several, and what to read
+    with them."""
+    settings, contexts = report["settings"], report["modes"]
     table = Table(
         title=f"{settings['set']}: {report['questions']} questions, checkpoint {settings['checkpoint']}",
         title_justify="left",
     )
     table.add_column("")
-    for mode in modes:
-        table.add_column(mode, justify="right")
+    for context in contexts:
+        table.add_column(context, justify="right")
     for name, cells in _rows(report).items():
         if any(cells):
             table.add_row(name, *cells)
@@ -35,12 +35,12 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    modes: list[Mapping[str, Any]] = list(report["modes"].values())
-    differences = [report["differences"].get(mode) for mode in report["modes"]]
+    figures: list[Mapping[str, Any]] = list(report["modes"].values())
+    differences = [report["differences"].get(context) for context in report["modes"]]
     top_k = report["settings"]["top_k"]
     rows = {
-        "score, %": [_percent(f["score"]) for f in modes],
-        "  95% interval": [_interval(f["score"]) for f in modes],
+        "score, %": [_percent(f["score"]) for f in figures],
+        "  95% interval": [_interval(f["score"]) for f in figures],
         f"  less {report['reference']}": [
             "" if d is None else f"{100 * d['mean']:+.1f}" for d in differences
         ],
@@ -56,7 +56,7 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
         "recall, %" if top_k is None else f"recall@{top_k}, %": "recall",
         "grounded, %": "grounded",
     }
-    rows |= {title: [_percent(f[name]) for f in modes] for title, name in shares.items()}
+    rows |= {title: [_percent(f[name]) for f in figures] for title, name in shares.items()}
     numbers = {
         "prompt positions": ("positions", 1, ".0f"),
         "  computed, all rounds": ("computed_positions", 1, ".0f"),
@@ -68,8 +68,8 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
         "whole answer, ms": ("seconds", 1000, ".0f"),
     }
     return rows | {
-        title: ["" if f[name] is None else f"{f[name] * factor:{form}}" for f in modes]
-        for title, (name, factor, form) in numbers.items()
+        title: ["" if f[name] is None else f"{f[name] * factor:{digits}}" for f in figures]
+        for title, (name, factor, digits) in numbers.items()
     }
 
 
@@ -85,19 +85,19 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         notes.append(f"The store takes {per_token:.1f} bytes for each source token, text included.")
     if report["reference"] not in (None, "text"):
         notes.append(f"Differences are those to {report['reference']}: pasted text was not asked.")
-    for mode, figures in report["modes"].items():
+    for context, figures in report["modes"].items():
         if figures["errors"]:
             notes.append(
-                f"{mode}: {figures['errors']} questions were refused and score 0, such as: "
+                f"{context}: {figures['errors']} questions were refused and score 0, such as: "
                 f"{figures['first_error']}"
             )
         if figures["left_out"]:
             notes.append(
-                f"{mode}: {figures['left_out']:.2f} passages a question had no room in the prompt."
+                f"{context}: {figures['left_out']:.2f} passages a question had no room in the prompt."
             )
         if figures["prepared"]:
             notes.append(
-                f"{mode}: {figures['prepared']:.2f} s a question to cut the text, which the time to "
+                f"{context}: {figures['prepared']:.2f} s a question to cut the text, which the time to "
                 "first token leaves out."
             )
     if report["unfinished"]:
@@ -109,26 +109,26 @@ def _categories(report: Mapping[str, Any]) -> Table:
     table = Table(title="score by category, %", title_justify="left")
     table.add_column("category")
     table.add_column("questions", justify="right")
-    for mode in report["modes"]:
-        table.add_column(mode, justify="right")
+    for context in report["modes"]:
+        table.add_column(context, justify="right")
     for name, category in report["categories"].items():
-        cells = [f"{100 * category['modes'][mode]:.1f}" for mode in report["modes"]]
+        cells = [f"{100 * category['modes'][context]:.1f}" for context in report["modes"]]
         table.add_row(name or "–", str(category["questions"]), *cells)
     return table
 
 
-def print_comparison(found: Mapping[str, Any], a: Path, b: Path) -> None:
+def print_comparison(comparison: Mapping[str, Any], a: Path, b: Path) -> None:
     """b less a."""
     table = Table(
-        title=f"B less A, {found['questions']} questions that both asked", title_justify="left"
+        title=f"B less A, {comparison['questions']} questions that both asked", title_justify="left"
     )
     table.add_column("context")
     for heading in ("A, %", "B, %", "difference", "95% interval", "better", "worse"):
         table.add_column(heading, justify="right")
-    for mode, figures in found["modes"].items():
+    for context, figures in comparison["modes"].items():
         difference = figures["difference"]
         table.add_row(
-            mode,
+            context,
             f"{100 * figures['a']:.1f}",
             f"{100 * figures['b']:.1f}",
             f"{100 * difference['mean']:+.1f}",
@@ -138,12 +138,12 @@ def print_comparison(found: Mapping[str, Any], a: Path, b: Path) -> None:
         )
     stdout.print(f"A: {a}\nB: {b}", markup=False)
     stdout.print(table)
-    if found["only_a"] or found["only_b"]:
+    if comparison["only_a"] or comparison["only_b"]:
         stdout.print(
-            f"Left out: {found['only_a']} questions that only A asked, {found['only_b']} only B.",
+            f"Left out: {comparison['only_a']} questions that only A asked, {comparison['only_b']} only B.",
             style="dim",
         )
-    for name, (before, after) in found["settings"].items():
+    for name, (before, after) in comparison["settings"].items():
         stdout.print(f"{name}: A {before}, B {after}", style="dim", soft_wrap=True, markup=False)
 
 

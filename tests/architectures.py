@@ -19,7 +19,7 @@ from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.decoding.vllm.engine import latent_architecture
 from lclm_rag.decoding.vllm.plugin import LATENT_ARCHITECTURES
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.prompting import PromptPassage, PromptTemplate, SoftPrompt, assemble
 
 DECODERS = {

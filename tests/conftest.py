@@ -32,8 +32,13 @@ from lclm_rag.decoding import Decoder, load_decoder
 from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
-from lclm_rag.evaluation.exact_strings import exact_string_questions, with_exact_strings
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions, with_exact_strings
+from lclm_rag.evaluation.datasets.fact_sheets import (
+    FactQuestion,
+    FactSheet,
+    fact_sheets,
+    held_out_questions,
+)
 from lclm_rag.prompting import PromptTemplate
 
 

@@ -16,7 +16,7 @@ import pytest
 from commands import Run
 
 from lclm_rag.cli.state import _OPTIONAL
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.store import writing
 
 

@@ -15,7 +15,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import Completion, Decoder, all_answered, load_decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import PromptError
-from lclm_rag.evaluation.fact_sheets import FactQuestion
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.prompting import SoftPrompt, Span
 
 

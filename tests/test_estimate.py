@@ -51,7 +51,7 @@ from lclm_rag.estimate.store import (
     plan_store,
     split_by_bytes,
 )
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.indexing.advice import EMBEDDED_UP_TO
 from lclm_rag.store import CODECS, CodecName
 

@@ -24,26 +24,26 @@ from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import MEMORY_END, MEMORY_START
 from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.exact_strings import (
+from lclm_rag.evaluation.contexts import parse_context
+from lclm_rag.evaluation.datasets.exact_strings import (
     RECORD_ID,
     REGISTRY_CODE,
     exact_string_questions,
     with_exact_strings,
 )
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet, fact_sheets
+from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set, fact_sheet_set
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet, fact_sheets
+from lclm_rag.evaluation.datasets.needles import needle_questions
 from lclm_rag.evaluation.journal import Journal
-from lclm_rag.evaluation.modes import parse_mode
-from lclm_rag.evaluation.needles import needle_questions
+from lclm_rag.evaluation.passages import documents_to_add
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.report import compare, read_report
 from lclm_rag.evaluation.run import evaluate
-from lclm_rag.evaluation.sets import exact_string_set, fact_sheet_set
-from lclm_rag.evaluation.ways import documents_to_add
 from lclm_rag.generation import generate
 
 
 @pytest.fixture
-def asked(questions: list[FactQuestion]) -> EvalSet:
+def eval_set(questions: list[FactQuestion]) -> EvalSet:
     """Twelve questions about the shared knowledge base."""
     return _set(questions[:12])
 
@@ -61,8 +61,8 @@ def _set(questions: list[FactQuestion], **settings: Any) -> EvalSet:
     )  # fmt: skip
 
 
-def _modes(*names: str) -> list[Any]:
-    return [parse_mode(name) for name in names]
+def _contexts(*names: str) -> list[Any]:
+    return [parse_context(name) for name in names]
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -72,11 +72,13 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 # --- what is measured -----------------------------------------------------------------------------
 
 
-def test_modes_are_measured_on_the_same_questions(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+def test_contexts_are_measured_on_the_same_questions(
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
     names = ("text", "latents", "latents+expand", "closed-book")
-    report = evaluate(knowledge_base, asked, _modes(*names), tmp_path, top_k=4, alone=3, together=5)
+    report = evaluate(
+        knowledge_base, eval_set, _contexts(*names), tmp_path, top_k=4, alone=3, together=5
+    )
     assert report == read_report(tmp_path / "report.json")
     modes = report["modes"]
     assert tuple(modes) == names
@@ -106,14 +108,16 @@ def test_modes_are_measured_on_the_same_questions(
 
 
 def test_answers_are_those_of_query(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
-    report = evaluate(knowledge_base, asked, _modes("latents+expand"), tmp_path, top_k=3, alone=1)
+    report = evaluate(
+        knowledge_base, eval_set, _contexts("latents+expand"), tmp_path, top_k=3, alone=1
+    )
     for line in report["answers"][:6]:
         answer = knowledge_base.query(line["question"], 3, sampling=Sampling(max_tokens=64))
-        told = line["modes"]["latents+expand"]
-        assert told["answer"] == answer.text
-        assert told["positions"] == answer.usage.positions
+        entry = line["modes"]["latents+expand"]
+        assert entry["answer"] == answer.text
+        assert entry["positions"] == answer.usage.positions
 
 
 def test_needles_are_asked_of_whole_documents(
@@ -131,7 +135,7 @@ def test_needles_are_asked_of_whole_documents(
     ) as kb:
         kb.add(documents_to_add(needles))
         report = evaluate(
-            kb, needles, _modes("text", "latents", "latents+expand:1"), tmp_path, alone=0
+            kb, needles, _contexts("text", "latents", "latents+expand:1"), tmp_path, alone=0
         )
     modes = report["modes"]
     assert modes["latents"]["recall"]["mean"] == 1.0
@@ -147,12 +151,12 @@ def test_needles_are_asked_of_whole_documents(
 
 
 def test_passages_for_which_there_is_no_room_are_counted(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
     decoder = copy.copy(knowledge_base.decoder)
     decoder.context_length = 500
     with KnowledgeBase.open(knowledge_base.path, decoder=decoder) as kb:
-        report = evaluate(kb, asked, _modes("text", "latents"), tmp_path, top_k=8, alone=0)
+        report = evaluate(kb, eval_set, _contexts("text", "latents"), tmp_path, top_k=8, alone=0)
     assert report["modes"]["text"]["left_out"] > 1
     assert report["modes"]["latents"]["left_out"] == 0
     assert report["modes"]["text"]["recall"]["mean"] == 1.0  # The best passages go in first.
@@ -177,23 +181,23 @@ def test_sets_that_bring_their_prompts_are_asked_as_they_stand(
         for i, text in enumerate(rendered)
     ]
     brought = EvalSet("brought", questions, (), whole_documents=False, settings={})
-    modes = _modes("latents", "text", "closed-book")
-    report = evaluate(kb, brought, modes, tmp_path, alone=0)
+    contexts = _contexts("latents", "text", "closed-book")
+    report = evaluate(kb, brought, contexts, tmp_path, alone=0)
     expected = all_answered(generate(written, kb.compressor, kb.decoder, Sampling(max_tokens=64)))
     for line, completion in zip(report["answers"], expected, strict=True):
         assert line["modes"]["latents"]["answer"] == completion.text.strip()
     by_mode = {mode: figures["positions"] for mode, figures in report["modes"].items()}
     assert by_mode["closed-book"] < by_mode["latents"] < by_mode["text"]
     with pytest.raises(EvaluationError, match="bring their own prompts"):
-        evaluate(kb, brought, _modes("latents+expand"), tmp_path, alone=0)
+        evaluate(kb, brought, _contexts("latents+expand"), tmp_path, alone=0)
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_that_is_counted(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
-    long = replace(asked.questions[0], id="long", question="Who? " * 20_000)
-    some = replace(asked, questions=[*asked.questions[:2], long])
-    report = evaluate(knowledge_base, some, _modes("latents"), tmp_path, alone=0)
+    long = replace(eval_set.questions[0], id="long", question="Who? " * 20_000)
+    some = replace(eval_set, questions=[*eval_set.questions[:2], long])
+    report = evaluate(knowledge_base, some, _contexts("latents"), tmp_path, alone=0)
     figures = report["modes"]["latents"]
     assert figures["errors"] == 1
     assert "The question takes" in figures["first_error"]
@@ -204,33 +208,35 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_is_counted(
 
 
 def test_another_process_decodes_the_same_from_an_uncut_cache(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
-    """Where nothing is cut, kvpress's way through must give what pasted text gives."""
+    """Where nothing is cut, kvpress's path must give what pasted text gives."""
     environment = Path(sys.prefix)
-    modes = _modes("text", "kvpress:none")
-    some = replace(asked, questions=asked.questions[:3])
-    report = evaluate(knowledge_base, some, modes, tmp_path, top_k=2, alone=1, kvpress=environment)
+    contexts = _contexts("text", "kvpress:none")
+    some = replace(eval_set, questions=eval_set.questions[:3])
+    report = evaluate(
+        knowledge_base, some, contexts, tmp_path, top_k=2, alone=1, kvpress=environment
+    )
     for line in report["answers"]:
         pressed, text = line["modes"]["kvpress:none"], line["modes"]["text"]
         assert pressed == text
 
 
 def test_kvpress_needs_its_environment(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
     with pytest.raises(EvaluationError, match="kvpress_environment DIR"):
-        evaluate(knowledge_base, asked, _modes("latents", "kvpress:snapkv"), tmp_path)
+        evaluate(knowledge_base, eval_set, _contexts("latents", "kvpress:snapkv"), tmp_path)
     assert not (tmp_path / "answers.jsonl").exists()
 
 
 def test_text_is_cut_to_what_latents_take(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet, sheets: list[FactSheet]
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet, sheets: list[FactSheet]
 ) -> None:
     texts = [sheet.document.text for sheet in sheets[:60]]
     model = save_classifier(tmp_path / "classifier", "bert", texts)
-    modes = _modes("latents", f"llmlingua2:{model}")
-    report = evaluate(knowledge_base, asked, modes, tmp_path / "run", top_k=4, alone=2)
+    contexts = _contexts("latents", f"llmlingua2:{model}")
+    report = evaluate(knowledge_base, eval_set, contexts, tmp_path / "run", top_k=4, alone=2)
     for line in report["answers"]:
         latents, cut = line["modes"].values()
         assert 0.7 * latents["positions"] < cut["positions"] <= latents["positions"]
@@ -244,9 +250,9 @@ def test_text_is_cut_to_what_latents_take(
 def many(tmp_path_factory: pytest.TempPathFactory, sheets: list[FactSheet]) -> Path:
     """500 questions in a file."""
     path = tmp_path_factory.mktemp("many") / "many.jsonl"
-    asked = random.Random(1).sample([q for s in sheets for q in s.questions], 500)
+    sample = random.Random(1).sample([q for s in sheets for q in s.questions], 500)
     lines = [json.dumps({"question": q.question, "answer": q.answer, "document_id": q.document_id})
-             for q in asked]  # fmt: skip
+             for q in sample]  # fmt: skip
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -256,7 +262,7 @@ def test_a_killed_run_of_500_questions_goes_on(
 ) -> None:
     """kill -9 twice, once with half a line written; nothing is asked twice, nothing is lost."""
     command = ["eval", str(many), "--kb", str(knowledge_base.path), "--out", str(tmp_path)]
-    command += ["--mode", "latents", "--mode", "closed-book", "--top-k", "2", "--alone", "3"]
+    command += ["--context", "latents", "--context", "closed-book", "--top-k", "2", "--alone", "3"]
     answers = tmp_path / "answers.jsonl"
     for wanted in (40, 600):
         process = subprocess.Popen(
@@ -294,20 +300,22 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def test_runs_with_other_settings_are_never_mixed(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet, questions: list[FactQuestion]
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet, questions: list[FactQuestion]
 ) -> None:
-    def ask(asked: EvalSet, top_k: int = 2) -> dict[str, Any]:
-        return evaluate(knowledge_base, asked, _modes("latents"), tmp_path, top_k=top_k, alone=0)
+    def ask(eval_set: EvalSet, top_k: int = 2) -> dict[str, Any]:
+        return evaluate(
+            knowledge_base, eval_set, _contexts("latents"), tmp_path, top_k=top_k, alone=0
+        )
 
-    first = ask(asked)
+    first = ask(eval_set)
     before = (tmp_path / "answers.jsonl").read_bytes()
-    assert ask(asked) == first
+    assert ask(eval_set) == first
     with pytest.raises(EvaluationError, match="begun with top_k 2, not 3"):
-        ask(asked, top_k=3)
+        ask(eval_set, top_k=3)
     with pytest.raises(EvaluationError, match="begun with questions"):
         ask(_set(questions[:12], seed=7))
     with pytest.raises(EvaluationError, match="begun with set"):
-        ask(replace(asked, name="other"))
+        ask(replace(eval_set, name="other"))
     assert (tmp_path / "answers.jsonl").read_bytes() == before
 
 
@@ -326,7 +334,7 @@ def test_another_checkpoint_does_not_go_on_with_a_run(
     tensors["model.norm.weight"] *= 1.01
     save_file(tensors, weights, {"format": "pt"})
     command = ["eval", "ruler", "--task", "niah_single_1", "--length", "512", "--count", "1"]
-    command += ["--mode", "latents", "--out", str(tmp_path / "run")]
+    command += ["--context", "latents", "--out", str(tmp_path / "run")]
     assert run(*command)[0] == 0
     code, _, err = run(*command, "--checkpoint", str(other))
     assert code == 1
@@ -336,23 +344,23 @@ def test_another_checkpoint_does_not_go_on_with_a_run(
     assert "has codec int4, not bf16" in err
 
 
-def test_a_mode_can_be_added_later(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+def test_a_context_can_be_added_later(
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
-    first = evaluate(knowledge_base, asked, _modes("latents"), tmp_path, top_k=2, alone=0)
-    both = evaluate(knowledge_base, asked, _modes("text"), tmp_path, top_k=2, alone=0)
+    first = evaluate(knowledge_base, eval_set, _contexts("latents"), tmp_path, top_k=2, alone=0)
+    both = evaluate(knowledge_base, eval_set, _contexts("text"), tmp_path, top_k=2, alone=0)
     assert list(both["modes"]) == ["latents", "text"]
     assert both["modes"]["latents"] == first["modes"]["latents"]
 
 
 def test_one_process_at_a_time(
-    tmp_path: Path, knowledge_base: KnowledgeBase, asked: EvalSet
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
     with (
         Journal(tmp_path, {}),
         pytest.raises(EvaluationError, match="Another process is evaluating"),
     ):
-        evaluate(knowledge_base, asked, _modes("latents"), tmp_path)
+        evaluate(knowledge_base, eval_set, _contexts("latents"), tmp_path)
 
 
 # --- at the shell ---------------------------------------------------------------------------------
@@ -364,8 +372,10 @@ def test_a_table_plots_and_a_comparison(
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(itertools.islice(many.open(), 10)))
     command = ["eval", str(questions), "--kb", str(knowledge_base.path), "--alone", "2"]
-    modes = ["--mode", "text", "--mode", "latents"]
-    code, out, err = run(*command, *modes, "--out", str(tmp_path / "a"), "--top-k", "2", "--plots")
+    contexts = ["--context", "text", "--context", "latents"]
+    code, out, err = run(
+        *command, *contexts, "--out", str(tmp_path / "a"), "--top-k", "2", "--plots"
+    )
     assert code == 0, err
     assert "score, %" in out
     assert "recall@2, %" in out
@@ -373,7 +383,7 @@ def test_a_table_plots_and_a_comparison(
     for name in pictures:
         assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
         assert str(tmp_path / "a" / name) in out
-    code, _, _ = run(*command, *modes[:2], "--out", str(tmp_path / "b"), "--top-k", "4")
+    code, _, _ = run(*command, *contexts[:2], "--out", str(tmp_path / "b"), "--top-k", "4")
     assert code == 0
     reports = [tmp_path / name / "report.json" for name in "ab"]
     code, out, _ = run("eval", "--compare", *reports)
@@ -390,19 +400,19 @@ def test_a_table_plots_and_a_comparison(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["eval"], "Say what to ask"),
         (["eval", "riddles", "--out", "x"], "'riddles' is no set of questions"),
-        (["eval", "fact-sheets", "--out", "x", "--mode", "guess"], "Unknown mode 'guess'"),
-        (["eval", "fact-sheets", "--out", "x", "--mode", "latents+expand:some"], "Unknown expand"),
+        (["eval", "fact-sheets", "--out", "x", "--context", "guess"], "Unknown context 'guess'"),
+        (["eval", "fact-sheets", "--out", "x", "--context", "latents+expand:some"], "Unknown expand"),
         (["eval", "ruler", "--out", "x", "--compare", "README.md", "README.md"], "nothing is asked"),
     ],
 )  # fmt: skip
-def test_wrong_usage_is_told(run: Run, arguments: list[str], said: str) -> None:
+def test_wrong_usage_is_refused(run: Run, arguments: list[str], message: str) -> None:
     code, _, err = run(*arguments)
     assert code == 2
-    assert said in err
+    assert message in err
 
 
 def test_a_file_of_questions_needs_a_knowledge_base(
@@ -415,12 +425,12 @@ def test_a_file_of_questions_needs_a_knowledge_base(
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
-def test_what_is_no_report_is_told(tmp_path: Path) -> None:
+def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text('{"modes": {}}')
     with pytest.raises(EvaluationError, match="is no report"):
         read_report(path)
-    with pytest.raises(EvaluationError, match="no mode in common"):
+    with pytest.raises(EvaluationError, match="no context in common"):
         compare({"modes": {"a": 1}}, {"modes": {"b": 1}})
 
 
@@ -428,19 +438,19 @@ def test_what_is_no_report_is_told(tmp_path: Path) -> None:
 
 
 def test_exact_strings_are_in_their_sheets_and_nowhere_else() -> None:
-    asked = exact_string_set(200, seed=3)
-    texts = {document.id: document.text for document in asked.documents}
-    kinds = [q.category for q in asked.questions]
+    eval_set = exact_string_set(200, seed=3)
+    texts = {document.id: document.text for document in eval_set.documents}
+    kinds = [q.category for q in eval_set.questions]
     assert kinds.count(REGISTRY_CODE) + kinds.count(RECORD_ID) == 100
-    assert len(asked.questions) == 200 == len({q.id for q in asked.questions})
-    for question in asked.questions:
+    assert len(eval_set.questions) == 200 == len({q.id for q in eval_set.questions})
+    for question in eval_set.questions:
         (answer,), (document_id,) = question.answers, question.document_ids
         assert answer in texts[document_id]
         if question.category in (REGISTRY_CODE, RECORD_ID):
             assert len(answer) == (12 if question.category == REGISTRY_CODE else 36)
             assert sum(answer in text for text in texts.values()) == 1
-    assert exact_string_set(200, seed=3) == asked
-    assert exact_string_set(200, seed=4).documents != asked.documents
+    assert exact_string_set(200, seed=3) == eval_set
+    assert exact_string_set(200, seed=4).documents != eval_set.documents
 
 
 def test_the_sheets_are_those_without_strings() -> None:

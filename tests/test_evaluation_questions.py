@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.jsonl_questions import read_questions
-from lclm_rag.evaluation.lclm_eval import lclm_eval_questions
+from lclm_rag.evaluation.datasets.jsonl_questions import read_questions
+from lclm_rag.evaluation.datasets.lclm_eval import lclm_eval_questions
+from lclm_rag.evaluation.datasets.needles import NEEDLE_TASKS, needle_questions, ruler_prompt
 from lclm_rag.evaluation.measures import score
-from lclm_rag.evaluation.needles import NEEDLE_TASKS, needle_questions, ruler_prompt
 from lclm_rag.evaluation.questions import EvalSet
 
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")
@@ -49,8 +49,8 @@ def test_every_needle_asked_for_is_in_the_haystack_exactly_as_said(
         assert question.document_ids == (document.id,)
         assert question.category == f"{task}_{length}"
         hidden = [(m[2], m[3]) for m in NEEDLE.finditer(document.text)]
-        asked = set(re.findall(r"[\w-]+", question.question))
-        assert sorted(v for key, v in hidden if key in asked) == sorted(question.answers)
+        words = set(re.findall(r"[\w-]+", question.question))
+        assert sorted(v for key, v in hidden if key in words) == sorted(question.answers)
         spec = NEEDLE_TASKS[task]
         assert len(question.answers) == spec.queries * spec.values
         if spec.haystack != "needle":
@@ -109,10 +109,10 @@ def test_the_question_is_rulers() -> None:
         several,
     )
     assert by_task["niah_multivalue"].question.startswith("What are all the special magic numbers")
-    asked = "What is the special magic number for odd-kite mentioned in the provided text?"
-    assert ruler_prompt("The text.", asked) == (
+    question = "What is the special magic number for odd-kite mentioned in the provided text?"
+    assert ruler_prompt("The text.", question) == (
         "A special magic number is hidden within the following text. Make sure to memorize it. "
-        f"I will quiz you about the number afterwards.\nThe text.\n{asked}"
+        f"I will quiz you about the number afterwards.\nThe text.\n{question}"
         " The special magic number for odd-kite mentioned in the provided text is"
     )
 
@@ -125,6 +125,8 @@ def test_the_same_seed_gives_the_same_set_and_more_questions_only_add_to_it() ->
     other = needles(context_lengths=[600], questions_each=2, seed=5)
     assert not {q.answers for q in few.questions} & {q.answers for q in other.questions}
     assert few.settings["texts_xxh3_128"] != other.settings["texts_xxh3_128"]
+    # Figures that were published for a seed hold for its texts.
+    assert few.settings["texts_xxh3_128"] == "5e098be44f5a2ac876179c84fc0e9b8a"
 
 
 def test_needles_are_hidden_in_the_users_own_essays(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_what_it_is_not_known_how_to_score_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("config", "bad", "said"),
+    ("config", "bad", "message"),
     [
         ("ruler", ruler_row("vt", 0, []), "row 2: no answers in ground_truth"),
         ("longbench", row("trec", {"answers": ["Food"]}), "row 2: 'trec' needs all_classes"),
@@ -314,7 +316,7 @@ def test_what_it_is_not_known_how_to_score_is_refused_by_name(
     ],
 )
 def test_a_row_that_is_not_as_published_is_named(
-    config: Any, bad: dict[str, Any], said: str, published: Callable[..., Path]
+    config: Any, bad: dict[str, Any], message: str, published: Callable[..., Path]
 ) -> None:
     good = {
         "ruler": ruler_row("vt", 0, ["x"]),
@@ -322,7 +324,7 @@ def test_a_row_that_is_not_as_published_is_named(
         "longhealth5": row("x", {"answers": ["B"]}),
         "gsm8k": row("gsm8k", {"answers": ["7"]}),
     }[config]
-    with pytest.raises(EvaluationError, match=rf"test-00000-of-00002\.parquet, {said}"):
+    with pytest.raises(EvaluationError, match=rf"test-00000-of-00002\.parquet, {message}"):
         lclm_eval_questions(config, published(config, [good, bad, good]))
 
 
@@ -345,17 +347,17 @@ def test_only_one_configs_files_are_fetched_from_the_hub(
     published: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = published("gsm8k", [row("gsm8k", {"answers": ["7"]})])
-    asked: list[Any] = []
+    fetched: list[Any] = []
 
     def fetch(name: str, **arguments: Any) -> str:
-        asked.append((name, arguments))
+        fetched.append((name, arguments))
         if name == "me/none":
             raise OSError("404 Client Error.\nRequest ID: 1")
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert len(lclm_eval_questions("gsm8k").questions) == 1
-    assert asked == [
+    assert fetched == [
         (
             "latent-context/lclm-eval",
             {"repo_type": "dataset", "allow_patterns": "gsm8k/test-*.parquet"},
@@ -399,7 +401,7 @@ def test_a_users_questions_are_read_with_all_that_they_say(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "not valid JSON"),
         ("[1]", "not an object"),
@@ -422,10 +424,10 @@ def test_a_users_questions_are_read_with_all_that_they_say(tmp_path: Path) -> No
     ],
 )
 def test_a_line_that_is_wrong_is_named_with_what_to_do(
-    line: Any, said: str, tmp_path: Path
+    line: Any, message: str, tmp_path: Path
 ) -> None:
     file = write_lines(tmp_path / "q.jsonl", {"question": "q", "answer": "x", "id": "first"}, line)
-    with pytest.raises(EvaluationError, match=rf"q\.jsonl, line 2: .*{re.escape(said)}"):
+    with pytest.raises(EvaluationError, match=rf"q\.jsonl, line 2: .*{re.escape(message)}"):
         read_questions(file)
 
 

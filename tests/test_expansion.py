@@ -17,8 +17,8 @@ from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.errors import CheckpointError
-from lclm_rag.evaluation.exact_strings import exact_string_questions
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.prompting import SoftPrompt
 from lclm_rag.prompting.template import plain_ids

@@ -15,7 +15,7 @@ from lclm_rag.compression import Compressor
 from lclm_rag.decoding import all_answered
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.generation import generate, markup_prompts
 
 PLAIN = "<|memory_start|>{}<|memory_end|> {}"

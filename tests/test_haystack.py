@@ -22,7 +22,7 @@ from watched import WatchedDecoder, of_several_words
 from lclm_rag import KnowledgeBase
 from lclm_rag.connectors.haystack import LatentGenerator, LatentRetriever, to_filter
 from lclm_rag.decoding import Decoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.retrieval import matches
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "haystack_pipeline.py"

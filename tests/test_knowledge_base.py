@@ -27,9 +27,9 @@ from lclm_rag import (
     field,
 )
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.measures import exact_match
-from lclm_rag.evaluation.scoring import recall, score_form
+from lclm_rag.evaluation.scoring import recall, score_context
 from lclm_rag.indexing import passage_index
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.ingestion import passages as steps
@@ -40,9 +40,9 @@ from lclm_rag.store import CODECS, CodecName
 def test_questions_are_answered_from_latents_nearly_as_well_as_from_text(
     knowledge_base: KnowledgeBase, questions: list[FactQuestion]
 ) -> None:
-    latents = score_form(knowledge_base, questions, "latents", 4)
-    text = score_form(knowledge_base, questions, "text", 4)
-    nothing = score_form(knowledge_base, questions, "none", 4)
+    latents = score_context(knowledge_base, questions, "latents", 4)
+    text = score_context(knowledge_base, questions, "text", 4)
+    nothing = score_context(knowledge_base, questions, "none", 4)
     assert recall(knowledge_base, questions, 4) == 1.0
     assert latents.exact_match >= 0.85
     assert latents.exact_match >= text.exact_match - 0.08

@@ -1,7 +1,7 @@
 """The decoder under kvpress's presses: the client, the worker's protocol, and kvpress itself.
 
 The worker's "none" runs on this environment's Python. The presses need the environment that
-`python -m lclm_rag.evaluation.kvpress_environment DIR` makes; LCLM_RAG_KVPRESS_ENV names it.
+`python -m lclm_rag.evaluation.baselines.kvpress_environment DIR` makes; LCLM_RAG_KVPRESS_ENV names it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from lclm_rag import DecoderError, PromptError
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding.decoder import end_token_ids
-from lclm_rag.evaluation import kvpress_environment, kvpress_worker
-from lclm_rag.evaluation.fact_sheets import fact_sheets
-from lclm_rag.evaluation.kv_presses import PRESSES, PressedDecoder
+from lclm_rag.evaluation.baselines import kvpress_environment, kvpress_worker
+from lclm_rag.evaluation.baselines.kv_presses import PRESSES, PressedDecoder
+from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting import PromptTemplate
 from lclm_rag.prompting.template import plain_ids
 
@@ -38,14 +38,14 @@ needs_kvpress = pytest.mark.skipif(
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     context: list[int]
     question: list[int]
     stops: list[int]
 
 
 @pytest.fixture(scope="module")
-def asked(checkpoint: Checkpoint) -> Asked:
+def prompt(checkpoint: Checkpoint) -> Prompt:
     """About a thousand tokens of passages, and a question about one in the middle."""
     template = PromptTemplate.of(checkpoint)
     sheets = list(islice(fact_sheets(5, held_out=True), 9))
@@ -53,7 +53,7 @@ def asked(checkpoint: Checkpoint) -> Asked:
     frame = template.frame(sheets[4].questions[0].question)
     context, _ = template.context(frame.before, bodies)
     assert len(context) > 800
-    return Asked(context, frame.after, end_token_ids(checkpoint))
+    return Prompt(context, frame.after, end_token_ids(checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -68,35 +68,35 @@ def unpressed(folder: Path) -> Iterator[PressedDecoder]:
 
 
 @pytest.fixture(scope="module")
-def generated(folder: Path, asked: Asked) -> list[int]:
+def generated(folder: Path, prompt: Prompt) -> list[int]:
     """What transformers' own generate says to the same ids."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config = GenerationConfig()
-    ids = torch.tensor([asked.context + asked.question])
+    ids = torch.tensor([prompt.context + prompt.question])
     config = GenerationConfig(
-        max_new_tokens=24, do_sample=False, eos_token_id=asked.stops, pad_token_id=asked.stops[0]
+        max_new_tokens=24, do_sample=False, eos_token_id=prompt.stops, pad_token_id=prompt.stops[0]
     )
     made = model.generate(ids, generation_config=config)
     return [int(token) for token in made[0, ids.shape[1] :]]
 
 
 def test_without_a_press_the_tokens_are_those_of_generate(
-    unpressed: PressedDecoder, asked: Asked, generated: list[int]
+    unpressed: PressedDecoder, prompt: Prompt, generated: list[int]
 ) -> None:
-    answer = unpressed.answer(asked.context, asked.question, 1, 24, asked.stops)
+    answer = unpressed.answer(prompt.context, prompt.question, 1, 24, prompt.stops)
     assert answer.token_ids == generated
     assert answer.finish_reason == "stop"
     # The folder's generation config names the same token.
-    assert unpressed.answer(asked.context, asked.question, 1, 24).token_ids == generated
-    short = unpressed.answer(asked.context, asked.question, 1, 2, asked.stops)
+    assert unpressed.answer(prompt.context, prompt.question, 1, 24).token_ids == generated
+    short = unpressed.answer(prompt.context, prompt.question, 1, 2, prompt.stops)
     assert (short.token_ids, short.finish_reason) == (generated[:2], "length")
 
 
-def test_what_an_answer_took(unpressed: PressedDecoder, asked: Asked) -> None:
-    answer = unpressed.answer(asked.context, asked.question, 1, 24)
-    assert (answer.kept, answer.masked) == (len(asked.context), False)
+def test_what_an_answer_took(unpressed: PressedDecoder, prompt: Prompt) -> None:
+    answer = unpressed.answer(prompt.context, prompt.question, 1, 24)
+    assert (answer.kept, answer.masked) == (len(prompt.context), False)
     # 4 layers of 2 heads, 64 wide, keys and values, float32.
-    assert answer.full_cache_bytes == answer.cache_bytes == len(asked.context) * 4 * 2 * 64 * 2 * 4
+    assert answer.full_cache_bytes == answer.cache_bytes == len(prompt.context) * 4 * 2 * 64 * 2 * 4
     assert answer.peak_memory is None
     assert 0 < answer.first_token <= answer.total
     assert (unpressed.device, unpressed.dtype) == ("cpu", "float32")
@@ -104,7 +104,7 @@ def test_what_an_answer_took(unpressed: PressedDecoder, asked: Asked) -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "question", "keep", "max_tokens", "said"),
+    ("context", "question", "keep", "max_tokens", "message"),
     [
         ([], [5], 1, 1, "at least one token"),
         ([5], [], 1, 1, "at least one token"),
@@ -119,9 +119,9 @@ def test_a_request_that_cannot_be_met_leaves_the_worker_alive(
     question: list[int],
     keep: int,
     max_tokens: int,
-    said: str,
+    message: str,
 ) -> None:
-    with pytest.raises(PromptError, match=said):
+    with pytest.raises(PromptError, match=message):
         unpressed.answer(context, question, keep, max_tokens)
     assert len(unpressed.answer([5, 6], [7], 1, 1).token_ids) == 1
 
@@ -154,7 +154,7 @@ def test_a_missing_environment_is_answered_with_the_command_that_makes_it(
     missing = tmp_path / "not there"
     with pytest.raises(DecoderError) as error:
         PressedDecoder(missing, folder, "snapkv")
-    command = f"python -m lclm_rag.evaluation.kvpress_environment '{missing}'"
+    command = f"python -m lclm_rag.evaluation.baselines.kvpress_environment '{missing}'"
     assert str(error.value).endswith(command)
 
 
@@ -171,7 +171,7 @@ def test_a_folder_without_a_decoder(tmp_path: Path) -> None:
         PressedDecoder(OURS, tmp_path, "none")
 
 
-def test_a_dead_worker_is_told_of_with_its_last_words(folder: Path) -> None:
+def test_a_dead_worker_is_reported_with_its_last_words(folder: Path) -> None:
     with PressedDecoder(OURS, folder, "none") as decoder:
         with pytest.raises(PromptError):
             decoder.answer([5], [5], 0, 1)
@@ -186,42 +186,44 @@ def test_a_dead_worker_is_told_of_with_its_last_words(folder: Path) -> None:
 
 def test_the_environment_is_not_made_over_other_things(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    said = CliRunner().invoke(kvpress_environment.main, [str(tmp_path)])
-    assert said.exit_code == 1
-    assert f"{tmp_path} exists and is not a virtual environment" in said.stderr
+    result = CliRunner().invoke(kvpress_environment.main, [str(tmp_path)])
+    assert result.exit_code == 1
+    assert f"{tmp_path} exists and is not a virtual environment" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
 @needs_kvpress
 def test_an_environment_that_is_whole_is_left_as_it_is() -> None:
-    said = CliRunner().invoke(kvpress_environment.main, [KVPRESS])
-    assert said.exit_code == 0, said.stderr
-    assert "kvpress 0.5.5" in said.stdout
-    assert not said.stderr
+    result = CliRunner().invoke(kvpress_environment.main, [KVPRESS])
+    assert result.exit_code == 0, result.stderr
+    assert "kvpress 0.5.5" in result.stdout
+    assert not result.stderr
 
 
 @needs_kvpress
 @pytest.mark.parametrize("press", PRESSES)
-def test_a_press_keeps_what_it_is_told_to(
-    press: str, folder: Path, asked: Asked, generated: list[int]
+def test_a_press_keeps_as_much_as_it_is_asked_to(
+    press: str, folder: Path, prompt: Prompt, generated: list[int]
 ) -> None:
     with PressedDecoder(KVPRESS, folder, press) as decoder:
-        quarter = len(asked.context) // 4
+        quarter = len(prompt.context) // 4
         for keep in (quarter, 100):
-            answer = decoder.answer(asked.context, asked.question, keep, 24, asked.stops)
+            answer = decoder.answer(prompt.context, prompt.question, keep, 24, prompt.stops)
             if press == "none":
-                assert answer.kept == len(asked.context)
+                assert answer.kept == len(prompt.context)
             elif press.startswith("chunkkv"):  # Keeps whole chunks of 20.
                 assert keep - 20 < answer.kept <= keep
             else:
                 assert answer.kept == keep
             assert answer.masked == press.startswith(("adakv", "kvzip"))
-            held = len(asked.context) if answer.masked else answer.kept
-            assert answer.cache_bytes == held * answer.full_cache_bytes / len(asked.context)
+            held = len(prompt.context) if answer.masked else answer.kept
+            assert answer.cache_bytes == held * answer.full_cache_bytes / len(prompt.context)
         # Nothing is left over from one request to the next.
-        whole = decoder.answer(asked.context, asked.question, len(asked.context), 24, asked.stops)
+        whole = decoder.answer(
+            prompt.context, prompt.question, len(prompt.context), 24, prompt.stops
+        )
         assert (whole.token_ids, whole.masked) == (generated, False)
-        again = decoder.answer(asked.context, asked.question, 100, 24, asked.stops)
+        again = decoder.answer(prompt.context, prompt.question, 100, 24, prompt.stops)
         assert again.token_ids == answer.token_ids
 
 
@@ -229,35 +231,35 @@ def test_a_press_keeps_what_it_is_told_to(
 PIPELINE = """
 import json, sys, torch, kvpress
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, asked = sys.argv[1], json.loads(sys.argv[2])
+folder, request = sys.argv[1], json.loads(sys.argv[2])
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 pipeline = kvpress.KVPressTextGenerationPipeline(model=model, tokenizer=tokenizer)
-ids = {"context_ids": torch.tensor([asked["context"]]),
-       "questions_ids": [torch.tensor([asked["question"]])]}
-ratio = 1 - (asked["keep"] + 1e-3) / len(asked["context"])
-said = {}
-for name in asked["presses"]:
+ids = {"context_ids": torch.tensor([request["context"]]),
+       "questions_ids": [torch.tensor([request["question"]])]}
+ratio = 1 - (request["keep"] + 1e-3) / len(request["context"])
+answers = {}
+for name in request["presses"]:
     press = getattr(kvpress, name)(compression_ratio=ratio)
     with torch.inference_mode():
-        said[name] = pipeline._forward(ids, max_new_tokens=24, press=press)[0]
-print(json.dumps(said))
+        answers[name] = pipeline._forward(ids, max_new_tokens=24, press=press)[0]
+print(json.dumps(answers))
 """
 
 
 @needs_kvpress
 def test_answers_are_those_of_kvpress_own_pipeline(
-    checkpoint: Checkpoint, folder: Path, asked: Asked
+    checkpoint: Checkpoint, folder: Path, prompt: Prompt
 ) -> None:
     presses = {"knorm": "KnormPress", "keydiff": "KeyDiffPress", "snapkv": "SnapKVPress"}
-    request = {"context": asked.context, "question": asked.question, "keep": 200}
+    request = {"context": prompt.context, "question": prompt.question, "keep": 200}
     request["presses"] = list(presses.values())
     command = [Path(KVPRESS) / "bin" / "python", "-I", "-c", PIPELINE, folder, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     theirs = json.loads(done.stdout.splitlines()[-1])
     for press, name in presses.items():
         with PressedDecoder(KVPRESS, folder, press) as decoder:
-            answer = decoder.answer(asked.context, asked.question, 200, 24, asked.stops)
+            answer = decoder.answer(prompt.context, prompt.question, 200, 24, prompt.stops)
         text = checkpoint.chat_tokenizer.decode(answer.token_ids, skip_special_tokens=True)
         assert text == theirs[name]
 

@@ -17,7 +17,7 @@ from watched import WatchedDecoder, of_several_words
 from lclm_rag import KnowledgeBase, Sampling, field
 from lclm_rag.connectors.langchain import LatentAnswer, LatentRetriever, to_documents
 from lclm_rag.decoding import Decoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "langchain_qa.py"
 

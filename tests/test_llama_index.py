@@ -60,7 +60,7 @@ from lclm_rag.connectors.llama_index import (
 )
 from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.retrieval import matches
 
 

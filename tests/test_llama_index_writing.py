@@ -41,7 +41,7 @@ from lclm_rag.connectors.llama_index import (
     LatentSynthesizer,
 )
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "llama_index"
 

@@ -13,8 +13,8 @@ from random_classifiers import save_classifier
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.errors import CheckpointError, CompressionError
-from lclm_rag.evaluation.fact_sheets import fact_sheets
-from lclm_rag.evaluation.llmlingua import PUBLISHED_MODEL, TextCompressor
+from lclm_rag.evaluation.baselines.llmlingua import PUBLISHED_MODEL, TextCompressor
+from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting.template import plain_ids
 
 SHEETS = [sheet.document.text for sheet in islice(fact_sheets(11, held_out=True), 60)]
@@ -54,9 +54,9 @@ def test_what_is_left_are_words_of_the_text_in_their_order(
     compressor: TextCompressor, texts: list[str]
 ) -> None:
     words = iter(re.findall(r"\w+", texts[0]))
-    left = re.findall(r"\w+", compressor.compress(texts[0], 40).text)
-    assert len(left) > 5
-    assert all(word in words for word in left)
+    kept = re.findall(r"\w+", compressor.compress(texts[0], 40).text)
+    assert len(kept) > 5
+    assert all(word in words for word in kept)
 
 
 def test_a_text_that_fits_stays_as_it_is(
@@ -118,17 +118,17 @@ def test_a_budget_of_nothing(compressor: TextCompressor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"num_labels": 3}, "tells 3 labels apart"),
         ({"max_position_embeddings": 130}, "reads 128 tokens at once; LLMLingua-2 gives it 512"),
     ],
 )
 def test_a_model_that_is_no_such_classifier(
-    changed: dict[str, int], said: str, tmp_path: Path, checkpoint: Checkpoint
+    changed: dict[str, int], message: str, tmp_path: Path, checkpoint: Checkpoint
 ) -> None:
     folder = save_classifier(tmp_path, "xlm-roberta", SHEETS, **changed)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         TextCompressor(checkpoint.inert_decoder_tokenizer, folder, device="cpu")
 
 

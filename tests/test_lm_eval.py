@@ -27,7 +27,7 @@ from lclm_rag.connectors.lm_eval import QUESTION_STARTS, CompressedContextLM, cu
 from lclm_rag.decoding import Completion, Decoder, Sampling, all_answered
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import CheckpointError, PromptError
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.generation import generate
 from lclm_rag.prompting import PromptTemplate, SoftPrompt
 from lclm_rag.prompting.template import plain_ids

@@ -16,7 +16,7 @@ from mcp import Client, StdioServerParameters
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.cli.main import _run
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
 COMMAND = [sys.executable, "-m", "lclm_rag.cli", "mcp", "--kb"]
 INITIALIZE = {

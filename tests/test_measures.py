@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_rag.evaluation import measures
+from lclm_rag.evaluation.intervals import bootstrap_interval, paired_difference
 from lclm_rag.evaluation.measures import (
-    bootstrap_interval,
     check_measure,
     choice,
     classification,
@@ -21,7 +21,6 @@ from lclm_rag.evaluation.measures import (
     exact_match,
     f1_zh,
     number,
-    paired_difference,
     retrieval,
     rouge_l,
     rouge_l_zh,
@@ -159,9 +158,9 @@ def test_a_question_is_scored_by_its_own_measure_and_by_the_common_ones() -> Non
 
 
 def test_alternatives_take_the_best_and_all_answers_the_mean() -> None:
-    asked = ("111", "222", "333", "444")
-    assert score(question(*asked, measure="contains"), "111 333")["score"] == 1
-    everything = question(*asked, measure="contains", all_answers=True)
+    expected = ("111", "222", "333", "444")
+    assert score(question(*expected, measure="contains"), "111 333")["score"] == 1
+    everything = question(*expected, measure="contains", all_answers=True)
     assert score(everything, "111 333")["score"] == 0.5
     with pytest.raises(ValueError, match="'q' has no answers"):
         score(question(), "x")

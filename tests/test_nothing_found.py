@@ -23,7 +23,7 @@ from lclm_rag.connectors.mcp import mcp_server
 from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError
-from lclm_rag.evaluation.modes import parse_mode
+from lclm_rag.evaluation.contexts import parse_context
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.run import evaluate
 from lclm_rag.retrieval import field
@@ -166,14 +166,16 @@ def test_mcp(kb: KnowledgeBase) -> None:
     assert (answered["answer"], answered["reason"], answered["sources"]) == ("", NO_KEY, [])
 
 
-@pytest.mark.parametrize("mode", ["latents", "text", "latents+expand"])
-def test_an_evaluation_counts_an_empty_answer(kb: KnowledgeBase, mode: str, tmp_path: Path) -> None:
-    asked = EvalQuestion("q", "who", ("Gedul Gizel",), document_ids=("velun",))
-    made = EvalSet("one", (asked,), documents=(), whole_documents=False, settings={})
-    evaluate(kb, made, [parse_mode(mode)], tmp_path, top_k=2)
-    (answered,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
-    assert (answered["answer"], answered["error"], answered["recall"]) == ("", "", False)
-    assert (answered["positions"], answered["scores"]["exact_match"]) == (0, 0.0)
+@pytest.mark.parametrize("context", ["latents", "text", "latents+expand"])
+def test_an_evaluation_counts_an_empty_answer(
+    kb: KnowledgeBase, context: str, tmp_path: Path
+) -> None:
+    question = EvalQuestion("q", "who", ("Gedul Gizel",), document_ids=("velun",))
+    eval_set = EvalSet("one", (question,), documents=(), whole_documents=False, settings={})
+    evaluate(kb, eval_set, [parse_context(context)], tmp_path, top_k=2)
+    (record,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert (record["answer"], record["error"], record["recall"]) == ("", "", False)
+    assert (record["positions"], record["scores"]["exact_match"]) == (0, 0.0)
 
 
 # --- at the shell -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from processes import in_child
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import DamagedError, KnowledgeBaseError, StoreError
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.storage import LocalFolder, ObjectFolder, open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, vacuum, writing
 from lclm_rag.store import maintenance as upkeep_of_stores

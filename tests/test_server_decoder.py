@@ -18,7 +18,7 @@ from lclm_rag.compression import Compressor
 from lclm_rag.decoding import all_answered
 from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.generation import generate
 
 ONE = Sampling(max_tokens=16)

@@ -27,7 +27,7 @@ from lclm_rag import (
 )
 from lclm_rag.compression import Compressor
 from lclm_rag.errors import DamagedError
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, writing

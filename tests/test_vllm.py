@@ -23,8 +23,8 @@ from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.decoding.vllm.engine import latent_architecture
 from lclm_rag.decoding.vllm.inputs import identifier, item_prompt
 from lclm_rag.errors import DecoderError, PromptError
-from lclm_rag.evaluation.exact_strings import exact_string_questions, with_exact_strings
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions, with_exact_strings
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.prompting import PromptPassage, PromptTemplate, SoftPrompt, Span, assemble
 
 BLOCK = 32

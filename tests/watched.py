@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lclm_rag import Completion, PromptError, Sampling, SoftPrompt
 from lclm_rag.decoding import Decoder
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
 __all__ = ["WatchedDecoder", "of_several_words"]
 

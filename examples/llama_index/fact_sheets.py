@@ -6,8 +6,8 @@ from itertools import islice
 
 from llama_index.core import Document
 
-from lclm_rag.evaluation import fact_sheets as made_up
-from lclm_rag.evaluation.fact_sheets import FactSheet
+from lclm_rag.evaluation.datasets import fact_sheets as made_up
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
 __all__ = ["documents", "sheets"]
 

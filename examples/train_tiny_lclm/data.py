@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from lclm_rag.evaluation.fact_sheets import FactSheet, fact_sheets
+from lclm_rag.evaluation.datasets.fact_sheets import FactSheet, fact_sheets
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
 
 Task = Literal["questions", "repeat", "copy"]

@@ -1,4 +1,4 @@
-"""Score a checkpoint on held-out fact sheets: generated answers, exact match, three forms of context.
+"""Score a checkpoint on held-out fact sheets: generated answers, exact match, three contexts.
 
     python examples/train_tiny_lclm/evaluate.py --json examples/train_tiny_lclm/results.json
 
@@ -17,9 +17,9 @@ from typing import Any
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import BUNDLED
-from lclm_rag.evaluation.fact_sheets import FactQuestion, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, fact_sheets, held_out_questions
 from lclm_rag.evaluation.measures import exact_match
-from lclm_rag.evaluation.scoring import FormScore, recall, score_form
+from lclm_rag.evaluation.scoring import ContextScore, recall, score_context
 
 DOCUMENTS = 400
 QUESTIONS = 500
@@ -38,18 +38,18 @@ def evaluate(checkpoint: str) -> dict[str, Any]:
     ):
         kb.add(sheet.document for sheet in sheets)
         for top_k in TOP_K:
-            scores = [score_form(kb, questions, form, top_k) for form in ("latents", "text")]
+            scores = [score_context(kb, questions, name, top_k) for name in ("latents", "text")]
             results[f"top_{top_k}"] = {
                 "recall": recall(kb, questions, top_k),
-                **{score.form: _summary(score, questions) for score in scores},
+                **{score.context: _summary(score, questions) for score in scores},
             }
-        nothing = score_form(kb, questions, "none", 1)
+        nothing = score_context(kb, questions, "none", 1)
         results["closed_book"] = {"exact_match": nothing.exact_match}
     return results
 
 
-def _summary(score: FormScore, questions: list[FactQuestion]) -> dict[str, Any]:
-    asked = Counter(question.attribute for question in questions)
+def _summary(score: ContextScore, questions: list[FactQuestion]) -> dict[str, Any]:
+    counts = Counter(question.attribute for question in questions)
     right = Counter(
         q.attribute
         for q, answer in zip(questions, score.answers, strict=True)
@@ -58,16 +58,16 @@ def _summary(score: FormScore, questions: list[FactQuestion]) -> dict[str, Any]:
     return {
         "exact_match": score.exact_match,
         "positions": score.positions,
-        "by_kind_of_fact": {name: round(right[name] / asked[name], 3) for name in sorted(asked)},
+        "by_kind_of_fact": {name: round(right[name] / counts[name], 3) for name in sorted(counts)},
     }
 
 
 def _print(results: dict[str, Any]) -> None:
     print(f"{'context':24}{'exact match':>12}{'positions':>12}")
     for top_k in TOP_K:
-        for form in ("latents", "text"):
-            score = results[f"top_{top_k}"][form]
-            name = f"{form}, top {top_k}"
+        for context in ("latents", "text"):
+            score = results[f"top_{top_k}"][context]
+            name = f"{context}, top {top_k}"
             print(f"{name:24}{score['exact_match']:>12.1%}{score['positions']:>12.0f}")
     print(f"{'none':24}{results['closed_book']['exact_match']:>12.1%}")
     worst = results["top_4"]["latents"]["by_kind_of_fact"]

@@ -12,8 +12,8 @@ from typing import Literal
 
 from data import Batch, draw_contexts, pad_batch
 
-from lclm_rag.evaluation.exact_strings import exact_string_questions, with_exact_strings
-from lclm_rag.evaluation.fact_sheets import FactQuestion, FactSheet
+from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions, with_exact_strings
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
 from lclm_rag.querying.expansion import offering, word_for_word
 

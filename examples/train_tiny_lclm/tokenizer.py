@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lclm_rag.evaluation.fact_sheets import fact_sheets
+from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting.template import DEFAULT_INSTRUCTION
 
 VOCABULARY = 768

@@ -1,7 +1,7 @@
 """What an evaluation has answered so far, on disk: a killed run goes on where it was.
 
-A folder with `run.json`, the settings, and `answers.jsonl`, a line for each question in each mode. A folder
-begun with other settings is refused, so that no figure ever mixes two runs.
+A folder with `run.json`, the settings, and `answers.jsonl`, a line for each question in each context. A
+folder begun with other settings is refused, so that no figure ever mixes two runs.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from filelock import FileLock, Timeout
 
 from lclm_rag.errors import EvaluationError
 
-__all__ = ["Answered", "Journal"]
+__all__ = ["AnswerRecord", "Journal"]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One question, answered in one mode.
+class AnswerRecord:
+    """One question, answered in one context; its fields are those of a line of `answers.jsonl`.
 
-    mode, id: of the question. answer: as it was generated; "" where error says why there is none. scores:
-    by `lclm_rag.evaluation.measures.score`, each 0 to 1. recall: whether a document that has the answer was
-    among the passages; None where that is not known. grounded: whether all exact strings of the answer stand
-    in its sources; None where it has none. positions: of the prompt. computed: prompt positions that the
-    decoder computed over all rounds, without those that its cache held. peak_positions: the most that the KV
-    cache held of the prompt. rounds: prompts. expanded: passages word for word. left_out: passages for which
-    the prompt had no room. first_token, seconds: where it was asked alone. prepared: seconds in which another
-    compressor made the prompt from the passages, which latents need not. peak_memory: bytes on the GPU; None
-    without one.
+    mode: the context's name. id: the question's. answer: as it was generated; "" where error says why there
+    is none. scores: by `lclm_rag.evaluation.measures.score`, each 0 to 1. recall: whether a document that has
+    the answer was among the passages; None where that is not known. grounded: whether all exact strings of
+    the answer are in its sources; None where it has none. positions: of the prompt. computed: prompt
+    positions that the decoder computed over all rounds, without those that its cache held. peak_positions:
+    the most that the KV cache held of the prompt. rounds: prompts. expanded: passages verbatim. left_out:
+    passages for which the prompt had no room. first_token, seconds: where it was asked alone. prepared:
+    seconds in which another compressor made the prompt from the passages, which latents need not.
+    peak_memory: bytes on the GPU; None without one.
     """
 
     mode: str
@@ -86,18 +86,18 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def done(self, mode: str) -> set[str]:
-        """Ids of the questions that were answered in a mode."""
-        return {answered.id for answered in self.answers if answered.mode == mode}
+    def done(self, context: str) -> set[str]:
+        """Ids of the questions that were answered in a context, by its name."""
+        return {record.id for record in self.answers if record.mode == context}
 
-    def add(self, answered: Sequence[Answered]) -> None:
+    def add(self, records: Sequence[AnswerRecord]) -> None:
         """Write answers; they are on disk when this returns."""
-        lines = "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answered)
+        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
         with (self.folder / "answers.jsonl").open("a", encoding="utf-8") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
-        self.answers += answered
+        self.answers += records
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         path = self.folder / "run.json"
@@ -120,7 +120,7 @@ def _short(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:200]
 
 
-def _read(path: Path) -> Iterable[Answered]:
+def _read(path: Path) -> Iterable[AnswerRecord]:
     """The lines of a journal; half a line at its end, left where a run was killed, is taken away."""
     if not path.exists():
         return
@@ -131,4 +131,4 @@ def _read(path: Path) -> Iterable[Answered]:
             file.truncate(len(kept))
     for line in kept.decode("utf-8").split("\n"):
         if line:
-            yield Answered(**json.loads(line))
+            yield AnswerRecord(**json.loads(line))

@@ -1,4 +1,4 @@
-"""By which rules an answer is right, and how sure the mean of many such scores is.
+"""By which rules an answer is right.
 
 Every rule gives a share from 0 to 1. Sources:
 
@@ -8,8 +8,6 @@ Every rule gives a share from 0 to 1. Sources:
 - number: GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), as it is commonly asked of chat models.
 - choice: LongHealth (Adams et al. 2024, https://arxiv.org/abs/2401.14490), a letter.
 - The others: LongBench (Bai et al. 2023, https://arxiv.org/abs/2308.14508), `metrics.py` and `eval.py`.
-- The intervals: the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of the mean, and of the mean
-  of paired differences.
 """
 
 from __future__ import annotations
@@ -19,20 +17,16 @@ import string
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from typing import Any, cast, get_args
-
-import numpy as np
 
 from lclm_rag.evaluation.questions import EvalQuestion, Measure
 
 __all__ = [
-    "Difference",
-    "bootstrap_interval",
     "check_answers",
     "check_measure",
     "choice",
@@ -42,7 +36,6 @@ __all__ = [
     "exact_match",
     "f1_zh",
     "number",
-    "paired_difference",
     "retrieval",
     "rouge_l",
     "rouge_l_zh",
@@ -68,9 +61,6 @@ _PUNCTUATION_ZH = re.compile(
 )
 _PARAGRAPH = re.compile(r"(?:Paragraph |段落)([0-9]+)")
 
-_RESAMPLED_AT_ONCE = 1 << 22
-"""Values drawn at once: 32 MiB of indices."""
-
 
 def exact_match(answer: str, expected: str) -> bool:
     """Equal but for case, white space and a full stop at the end."""
@@ -91,14 +81,14 @@ def token_f1(answer: str, expected: str) -> float:
 
 
 def contains(answer: str, expected: str) -> bool:
-    """Whether what was expected stands in the answer, whatever the case."""
+    """Whether what was expected is in the answer, whatever the case."""
     return expected.lower() in answer.lower()
 
 
 def number(answer: str, expected: str) -> bool:
     """Whether the last number of both is the same: 1,200 and $1200.00 are. False without a number."""
-    given = _last_number(answer)
-    return given is not None and given == _last_number(expected)
+    last = _last_number(answer)
+    return last is not None and last == _last_number(expected)
 
 
 def choice(answer: str, expected: str) -> bool:
@@ -125,8 +115,8 @@ def classification(answer: str, expected: str, classes: Sequence[str]) -> float:
 
 def share_of_numbers(answer: str, expected: str) -> float:
     """The share of the answer's numbers (runs of digits) that are the one expected."""
-    given = re.findall(r"\d+", answer)
-    return given.count(expected.strip()) / len(given) if given else 0.0
+    numbers = re.findall(r"\d+", answer)
+    return numbers.count(expected.strip()) / len(numbers) if numbers else 0.0
 
 
 def retrieval(answer: str, expected: str) -> float:
@@ -166,9 +156,9 @@ def rouge_l(answer: str, expected: str) -> float:
     Sentences end at full stops, words at white space, case counts. What both have: the different words that
     stand in the longest common subsequence of a sentence of the one and a sentence of the other.
     """
-    given, wanted = ([part.split() for part in text.split(".")] for text in (answer, expected))
-    shared = {word for w in wanted for g in given for word in _longest_common(w, g)}
-    words = len({word for g in given for word in g}) + len({word for w in wanted for word in w})
+    ours, theirs = ([part.split() for part in text.split(".")] for text in (answer, expected))
+    shared = {word for a in ours for b in theirs for word in _longest_common(b, a)}
+    words = len(set(chain.from_iterable(ours))) + len(set(chain.from_iterable(theirs)))
     return 2 * len(shared) / words if shared else 0.0
 
 
@@ -224,63 +214,6 @@ def check_answers(question: EvalQuestion) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How scores differ from others over the same questions.
-
-    mean: of the differences. low, high: its interval. better, worse: on how many questions.
-    """
-
-    mean: float
-    low: float
-    high: float
-    better: int
-    worse: int
-
-
-def bootstrap_interval(
-    values: Sequence[float], seed: int, resamples: int = 10_000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """The interval in which the mean of such values lies, by the percentile bootstrap.
-
-    The same seed gives the same interval. Raises ValueError without values, or where one is not a number.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
-        raise ValueError("An interval is taken of one or more numbers.")
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError("An interval needs a confidence between 0 and 1, and resamples.")
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, _RESAMPLED_AT_ONCE // len(sample))
-    for start in range(0, resamples, rows):
-        part = means[start : start + rows]
-        drawn = rng.integers(0, len(sample), size=(len(part), len(sample)))
-        part[:] = sample[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float], seed: int) -> Difference:
-    """a less b, question by question, with the 95 % interval of the mean.
-
-    Raises ValueError where they are not scores of the same number of questions.
-    """
-    if len(a) != len(b):
-        raise ValueError(
-            f"{len(a)} and {len(b)} scores cannot be paired; score the same questions."
-        )
-    differences = np.subtract(a, b, dtype=np.float64)
-    low, high = bootstrap_interval(differences.tolist(), seed)
-    return Difference(
-        mean=float(differences.mean()),
-        low=low,
-        high=high,
-        better=int((differences > 0).sum()),
-        worse=int((differences < 0).sum()),
-    )
-
-
 def _rule(question: EvalQuestion) -> Callable[[str, str], float]:
     if question.measure == "classification":
         return lambda answer, expected: classification(
@@ -319,8 +252,8 @@ def _shared_f1(answer: Sequence[str], expected: Sequence[str]) -> float:
 
 
 def _last_number(text: str) -> Decimal | None:
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace("$", "").replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace("$", "").replace(",", "")) if numbers else None
 
 
 def _longest_common(one: Sequence[str], other: Sequence[str]) -> set[str]:

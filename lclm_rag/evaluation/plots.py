@@ -23,7 +23,7 @@ def require_matplotlib() -> None:
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write accuracy against time to first token, memory and ratio as PNG; returns the files.
 
-    A plot for which no mode has a figure is not drawn. Raises ImportError without matplotlib.
+    A plot for which no context has a figure is not drawn. Raises ImportError without matplotlib.
     """
     require_matplotlib()
     pasted = report["modes"].get("text")
@@ -49,8 +49,10 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     ]
     written = []
     for name, label, figure in plots:
-        points = {m: figure(f) for m, f in report["modes"].items() if m != "closed-book"}
-        known = {mode: x for mode, x in points.items() if x is not None}
+        points = {
+            context: figure(f) for context, f in report["modes"].items() if context != "closed-book"
+        }
+        known = {context: x for context, x in points.items() if x is not None}
         if known:
             path = folder / f"accuracy_{name}.png"
             _scatter(report, known, label, path)
@@ -68,12 +70,12 @@ def _scatter(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
-    for mode, x in points.items():
-        score = report["modes"][mode]["score"]
+    for context, x in points.items():
+        score = report["modes"][context]["score"]
         mean, low, high = (100 * score[k] for k in ("mean", "low", "high"))
         drawn = axes.errorbar(x, mean, yerr=[[mean - low], [high - mean]], fmt="o", capsize=3)
         axes.annotate(
-            mode,
+            context,
             (x, mean),
             xytext=(7, 5),
             textcoords="offset points",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.journal import Answered
-from lclm_rag.evaluation.measures import bootstrap_interval, paired_difference
+from lclm_rag.evaluation.intervals import bootstrap_interval, paired_difference
+from lclm_rag.evaluation.journal import AnswerRecord
 from lclm_rag.evaluation.questions import EvalQuestion
 
 __all__ = ["compare", "read_report", "summarize"]
@@ -23,50 +23,53 @@ _REFERENCE = "text"
 
 def summarize(
     questions: Sequence[EvalQuestion],
-    answers: Sequence[Answered],
+    answers: Sequence[AnswerRecord],
     settings: Mapping[str, Any],
     *,
     kv_bytes_per_position: int,
     store: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All figures of a run as JSON: by mode, by category, and each question's score.
+    """All figures of a run as JSON: by context (`modes`), by category, and each question's score.
 
-    Every mean has the 95% interval of a bootstrap over questions. `differences` are paired, of each mode less
-    pasted text where that was asked, else less the first mode. kv_bytes_per_position: of the decoder's cache.
-    Modes of which not all questions are answered are left out, and named in `unfinished`.
+    Every mean has the 95% interval of a bootstrap over questions. `differences` are paired, of each context
+    less pasted text where that was asked, else less the first context. kv_bytes_per_position: of the
+    decoder's cache. Contexts in which not all questions are answered are left out, and named in `unfinished`.
     """
-    modes: dict[str, list[Answered]] = {}
+    contexts: dict[str, list[AnswerRecord]] = {}
     by_id = {(a.mode, a.id): a for a in answers}
     unfinished = []
-    for mode in dict.fromkeys(a.mode for a in answers):
-        if all((mode, q.id) in by_id for q in questions):
-            modes[mode] = [by_id[mode, q.id] for q in questions]
+    for context in dict.fromkeys(a.mode for a in answers):
+        if all((context, q.id) in by_id for q in questions):
+            contexts[context] = [by_id[context, q.id] for q in questions]
         else:
-            unfinished.append(mode)
-    reference = _REFERENCE if _REFERENCE in modes else next(iter(modes), None)
+            unfinished.append(context)
+    reference = _REFERENCE if _REFERENCE in contexts else next(iter(contexts), None)
     return {
         "settings": dict(settings),
         "store": dict(store),
         "questions": len(questions),
         "unfinished": unfinished,
-        "modes": {m: _figures(found, kv_bytes_per_position) for m, found in modes.items()},
+        "modes": {
+            context: _figures(records, kv_bytes_per_position)
+            for context, records in contexts.items()
+        },
         "reference": reference,
         "differences": {
-            mode: asdict(_difference(found, modes[reference]))
-            for mode, found in modes.items()
-            if reference is not None and mode != reference
+            context: asdict(_difference(records, contexts[reference]))
+            for context, records in contexts.items()
+            if reference is not None and context != reference
         },
-        "categories": _by_category(questions, modes),
-        "answers": [_line(q, [by_id[mode, q.id] for mode in modes]) for q in questions],
+        "categories": _by_category(questions, contexts),
+        "answers": [_line(q, [by_id[context, q.id] for context in contexts]) for q in questions],
     }
 
 
 def read_report(path: Path) -> dict[str, Any]:
     """A report that `lclm-rag eval` wrote. Raises EvaluationError where it is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if isinstance(found, dict) and {"modes", "answers", "settings"} <= found.keys():
-            return found
+        report = json.loads(path.read_text("utf-8"))
+        if isinstance(report, dict) and {"modes", "answers", "settings"} <= report.keys():
+            return report
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"{path} cannot be read as a report of lclm-rag eval: {error}"
@@ -75,43 +78,44 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """b less a, mode by mode, over the questions that both asked.
+    """b less a, context by context, over the questions that both asked.
 
-    Raises EvaluationError where they have no mode, or no question with the same answers, in common.
+    Raises EvaluationError where they have no context, or no question with the same answers, in common.
     """
-    common = [mode for mode in a["modes"] if mode in b["modes"]]
+    common = [context for context in a["modes"] if context in b["modes"]]
     if not common:
         raise EvaluationError(
-            f"The reports have no mode in common: {', '.join(a['modes'])} and {', '.join(b['modes'])}."
+            f"The reports have no context in common: {', '.join(a['modes'])} and {', '.join(b['modes'])}."
         )
-    asked_a, asked_b = ({_asked(line): line for line in r["answers"]} for r in (a, b))
-    shared = [key for key in asked_a if key in asked_b]
+    lines_a, lines_b = ({_key(line): line for line in r["answers"]} for r in (a, b))
+    shared = [key for key in lines_a if key in lines_b]
     if not shared:
         raise EvaluationError("The reports have no question in common.")
-    modes = {}
-    for mode in common:
+    contexts = {}
+    for context in common:
         before, after = (
-            [asked[key]["modes"][mode]["score"] for key in shared] for asked in (asked_a, asked_b)
+            [lines[key]["modes"][context]["score"] for key in shared]
+            for lines in (lines_a, lines_b)
         )
-        modes[mode] = {
+        contexts[context] = {
             "a": statistics.mean(before),
             "b": statistics.mean(after),
             "difference": asdict(paired_difference(after, before, _SEED)),
         }
     return {
         "questions": len(shared),
-        "only_a": len(asked_a) - len(shared),
-        "only_b": len(asked_b) - len(shared),
-        "settings": _that_differ(a["settings"], b["settings"]),
-        "modes": modes,
+        "only_a": len(lines_a) - len(shared),
+        "only_b": len(lines_b) - len(shared),
+        "settings": _differing(a["settings"], b["settings"]),
+        "modes": contexts,
     }
 
 
-def _asked(line: Mapping[str, Any]) -> tuple[Any, ...]:
+def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["id"], line["question"], tuple(line["expected"])
 
 
-def _that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {
         name: [a.get(name), b.get(name)]
         for name in dict.fromkeys([*a, *b])
@@ -119,10 +123,10 @@ def _that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[A
     }
 
 
-def _figures(answers: Sequence[Answered], kv_bytes_per_position: int) -> dict[str, Any]:
+def _figures(answers: Sequence[AnswerRecord], kv_bytes_per_position: int) -> dict[str, Any]:
     recalled = [float(a.recall) for a in answers if a.recall is not None]
     grounded = [float(a.grounded) for a in answers if a.grounded is not None]
-    answered = [a for a in answers if not a.error]
+    complete = [a for a in answers if not a.error]
     first = [a.first_token for a in answers if a.first_token is not None]
     seconds = [a.seconds for a in answers if a.seconds is not None]
     peaks = [a.peak_memory for a in answers if a.peak_memory is not None]
@@ -130,18 +134,18 @@ def _figures(answers: Sequence[Answered], kv_bytes_per_position: int) -> dict[st
         **{name: _mean([a.scores[name] for a in answers]) for name in _MEASURES},
         "recall": _mean(recalled),
         "grounded": _mean(grounded),
-        "positions": _plain_mean([a.positions for a in answered]),
-        "computed_positions": _plain_mean([a.computed for a in answered]),
-        "kv_bytes": _plain_mean([a.peak_positions * kv_bytes_per_position for a in answered]),
+        "positions": _plain_mean([a.positions for a in complete]),
+        "computed_positions": _plain_mean([a.computed for a in complete]),
+        "kv_bytes": _plain_mean([a.peak_positions * kv_bytes_per_position for a in complete]),
         "peak_memory": max(peaks, default=None),
-        "rounds": _plain_mean([a.rounds for a in answered]),
-        "expanded": _plain_mean([a.expanded for a in answered]),
-        "left_out": _plain_mean([a.left_out for a in answered]),
-        "prepared": _plain_mean([a.prepared for a in answered]),
+        "rounds": _plain_mean([a.rounds for a in complete]),
+        "expanded": _plain_mean([a.expanded for a in complete]),
+        "left_out": _plain_mean([a.left_out for a in complete]),
+        "prepared": _plain_mean([a.prepared for a in complete]),
         "timed": len(first),
         "first_token": statistics.median(first) if first else None,
         "seconds": statistics.median(seconds) if seconds else None,
-        "errors": len(answers) - len(answered),
+        "errors": len(answers) - len(complete),
         "first_error": next((a.error for a in answers if a.error), None),
     }
 
@@ -157,15 +161,15 @@ def _plain_mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _difference(a: Sequence[Answered], b: Sequence[Answered]) -> Any:
-    scores = [[answered.scores["score"] for answered in answers] for answers in (a, b)]
+def _difference(a: Sequence[AnswerRecord], b: Sequence[AnswerRecord]) -> Any:
+    scores = [[record.scores["score"] for record in records] for records in (a, b)]
     return paired_difference(scores[0], scores[1], _SEED)
 
 
 def _by_category(
-    questions: Sequence[EvalQuestion], modes: Mapping[str, Sequence[Answered]]
+    questions: Sequence[EvalQuestion], contexts: Mapping[str, Sequence[AnswerRecord]]
 ) -> dict[str, Any]:
-    """{category: {"questions": how many, "modes": {mode: mean score}}}"""
+    """{category: {"questions": how many, "modes": {context: mean score}}}"""
     rows: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
         rows.setdefault(question.category, []).append(i)
@@ -173,15 +177,15 @@ def _by_category(
         category: {
             "questions": len(of_it),
             "modes": {
-                mode: statistics.mean(answers[i].scores["score"] for i in of_it)
-                for mode, answers in modes.items()
+                context: statistics.mean(answers[i].scores["score"] for i in of_it)
+                for context, answers in contexts.items()
             },
         }
         for category, of_it in sorted(rows.items())
     }
 
 
-def _line(question: EvalQuestion, answers: Sequence[Answered]) -> dict[str, Any]:
+def _line(question: EvalQuestion, answers: Sequence[AnswerRecord]) -> dict[str, Any]:
     return {
         "id": question.id,
         "question": question.question,

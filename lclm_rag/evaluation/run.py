@@ -1,4 +1,4 @@
-"""Ask every question of a set in every mode, and write down what came back."""
+"""Ask every question of a set in every context, and write down what came back."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 from lclm_rag import __version__
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.estimate.shapes import DecoderShape
-from lclm_rag.evaluation.journal import Answered, Journal
+from lclm_rag.evaluation.contexts import EvalContext
+from lclm_rag.evaluation.journal import AnswerRecord, Journal
 from lclm_rag.evaluation.measures import score
-from lclm_rag.evaluation.modes import Mode
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.report import summarize
-from lclm_rag.evaluation.ways import Way, way
+from lclm_rag.evaluation.runners import Runner, runner
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -34,42 +34,45 @@ __all__ = ["evaluate"]
 def evaluate(
     kb: KnowledgeBase,
     questions: EvalSet,
-    modes: Sequence[Mode],
+    contexts: Sequence[EvalContext],
     folder: Path,
     *,
     top_k: int = 8,
     kvpress: Path | None = None,
     alone: int = 20,
     together: int = 50,
-    on_progress: Callable[[Mode, int], None] = lambda mode, answered: None,
+    on_progress: Callable[[EvalContext, int], None] = lambda context, count: None,
 ) -> dict[str, Any]:
-    """Answer all questions greedily in all modes; returns the report, which is `report.json` in `folder`.
+    """Answer all questions greedily in all contexts; returns the report, which is `report.json` in `folder`.
 
     folder: each batch of answers is on disk there before the next begins, so that a run that was killed goes
-    on where it was; modes may be added later. top_k: passages to retrieve. kvpress: the environment that
+    on where it was; contexts may be added later. top_k: passages to retrieve. kvpress: the environment that
     `kvpress_environment` made. alone: the first so many questions are asked one at a time, and timed; the
-    others `together`. on_progress: gets the mode and how many of its questions are answered.
-    Raises EvaluationError where the folder was begun with other settings, or a mode cannot be had for these
-    questions, before anything is asked.
+    others `together`. on_progress: gets the context and how many of its questions are answered.
+    Raises EvaluationError where the folder was begun with other settings, or a context cannot be had for
+    these questions, before anything is asked.
     """
     settings = _settings(kb, questions, top_k)
-    with ExitStack() as open_things, Journal(folder, settings) as journal:
-        ways = [(mode, way(kb, questions, mode, top_k, kvpress, open_things)) for mode in modes]
+    with ExitStack() as resources, Journal(folder, settings) as journal:
+        runners = [
+            (context, runner(kb, questions, context, top_k, kvpress, resources))
+            for context in contexts
+        ]
         timed = {q.id for q in questions.questions[:alone]}
         # vLLM's and a server's memory is that of other processes.
         device = kb.decoder.model.device if isinstance(kb.decoder, TransformersDecoder) else None
         gpu = device if device is not None and device.type == "cuda" else None
-        for mode, ask in ways:
-            done = journal.done(mode.name)
-            answered = len(done)
-            on_progress(mode, answered)
+        for context, run in runners:
+            done = journal.done(context.name)
+            count = len(done)
+            on_progress(context, count)
             todo = [q for q in questions.questions if q.id not in done]
             if todo and todo[0].id in timed:
-                ask(todo[:1])  # What is asked first pays for what is loaded then.
+                run(todo[:1])  # What is asked first pays for what is loaded then.
             for batch in _batches(todo, timed, together):
-                journal.add(_measured(batch, ask, batch[0].id in timed, gpu))
-                answered += len(batch)
-                on_progress(mode, answered)
+                journal.add(_measured(batch, run, batch[0].id in timed, gpu))
+                count += len(batch)
+                on_progress(context, count)
         manifest = kb.store.manifest
         report = summarize(
             questions.questions,
@@ -86,7 +89,7 @@ def evaluate(
 
 
 def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, Any]:
-    """What the answers depend on, the modes apart."""
+    """What the answers depend on, the contexts apart."""
     layout = kb.store.layout
     decoder = kb.decoder
     return {
@@ -140,22 +143,22 @@ def _batches(
 
 
 def _measured(
-    batch: Sequence[EvalQuestion], ask: Way, timed: bool, gpu: torch.device | None
-) -> list[Answered]:
+    batch: Sequence[EvalQuestion], run: Runner, timed: bool, gpu: torch.device | None
+) -> list[AnswerRecord]:
     """gpu: the one whose memory is used by this process; None where there is none."""
     if gpu is not None:
         torch.cuda.reset_peak_memory_stats(gpu)
     started = time.perf_counter()
-    answers = ask(batch)
+    answers = run(batch)
     seconds = time.perf_counter() - started
-    found = []
-    for question, answered in zip(batch, answers, strict=True):
+    records = []
+    for question, record in zip(batch, answers, strict=True):
         if timed:
             peak = None if gpu is None else torch.cuda.max_memory_allocated(gpu)
-            answered = replace(answered, seconds=seconds, peak_memory=answered.peak_memory or peak)
+            record = replace(record, seconds=seconds, peak_memory=record.peak_memory or peak)
         else:
             # Of a batch: no question's own.
-            answered = replace(answered, first_token=None, peak_memory=None)
-        scores = score(question, answered.answer)
-        found.append(replace(answered, scores={name: float(v) for name, v in scores.items()}))
-    return found
+            record = replace(record, first_token=None, peak_memory=None)
+        scores = score(question, record.answer)
+        records.append(replace(record, scores={name: float(v) for name, v in scores.items()}))
+    return records

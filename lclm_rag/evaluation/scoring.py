@@ -1,4 +1,4 @@
-"""Questions with known answers, asked of a knowledge base in one form after another."""
+"""Questions with known answers, asked of a knowledge base from one context after another."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from dataclasses import dataclass
 
 from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.errors import NoPassagesError
-from lclm_rag.evaluation.fact_sheets import FactQuestion
+from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PassageForm, SoftPrompt
 
-__all__ = ["FormScore", "recall", "score_form"]
+__all__ = ["ContextScore", "recall", "score_context"]
 
 _AT_ONCE = 50
 _TIMED = 20
 
 
 @dataclass(frozen=True)
-class FormScore:
-    """How one form of context did.
+class ContextScore:
+    """How one context did.
 
     exact_match: share of answers, 0 to 1. positions: prompt positions, mean. first_token: seconds,
     median over `_TIMED` questions asked one at a time. answers: as generated, in the questions' order.
     """
 
-    form: PassageForm
+    context: PassageForm
     exact_match: float
     positions: float
     first_token: float
@@ -38,20 +38,20 @@ class FormScore:
 
 def recall(kb: KnowledgeBase, questions: Sequence[FactQuestion], top_k: int) -> float:
     """Share of questions whose document is among the passages retrieved."""
-    found = sum(
+    hits = sum(
         q.document_id in {hit.key.document_id for hit in kb.retrieve(q.question, top_k)}
         for q in questions
     )
-    return found / len(questions)
+    return hits / len(questions)
 
 
-def score_form(
+def score_context(
     kb: KnowledgeBase,
     questions: Sequence[FactQuestion],
-    form: PassageForm,
+    context: PassageForm,
     top_k: int,
-    on_progress: Callable[[int], None] = lambda answered: None,
-) -> FormScore:
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> ContextScore:
     """Ask the first questions alone, for the time; then all of them greedily, many at a time."""
     sampling = Sampling(max_tokens=32)
     # Where nothing is found, nothing is decoded.
@@ -59,7 +59,7 @@ def score_form(
     prompts: dict[int, SoftPrompt] = {}
     for i, q in enumerate(questions):
         with suppress(NoPassagesError):
-            prompts[i] = kb.assemble(q.question, top_k, form=form, expand="never", max_tokens=32)
+            prompts[i] = kb.assemble(q.question, top_k, form=context, expand="never", max_tokens=32)
     if not prompts:
         raise NoPassagesError(f"Nothing was found in {kb.folder} for any of the questions.")
     # First, while a prefix cache knows none of them.
@@ -67,16 +67,16 @@ def score_form(
     timed = itertools.islice(prompts.values(), _TIMED)
     alone = [all_answered(kb.decoder.complete([p], one))[0] for p in timed]
     on_progress(len(questions) - len(prompts))
-    asked = list(prompts)
-    for start in range(0, len(asked), _AT_ONCE):
-        numbers = asked[start : start + _AT_ONCE]
-        completions = all_answered(kb.decoder.complete([prompts[i] for i in numbers], sampling))
-        for i, completion in zip(numbers, completions, strict=True):
+    numbers = list(prompts)
+    for start in range(0, len(numbers), _AT_ONCE):
+        batch = numbers[start : start + _AT_ONCE]
+        completions = all_answered(kb.decoder.complete([prompts[i] for i in batch], sampling))
+        for i, completion in zip(batch, completions, strict=True):
             answers[i] = completion.text.strip()
-        on_progress(len(numbers))
+        on_progress(len(batch))
     right = [exact_match(a, q.answer) for a, q in zip(answers, questions, strict=True)]
-    return FormScore(
-        form=form,
+    return ContextScore(
+        context=context,
         exact_match=sum(right) / len(right),
         positions=statistics.mean(prompt.positions for prompt in prompts.values()),
         first_token=statistics.median(completion.first_token for completion in alone),

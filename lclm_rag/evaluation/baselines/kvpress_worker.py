@@ -177,9 +177,9 @@ class PressWorker:
                 f"Context, question and answer take {needed} positions; the decoder holds {holds}."
             )
 
-    def _stop_ids(self, given: list[int] | None) -> set[int]:
-        """Where an answer ends: as asked, else as the folder's generation config says."""
-        ends = self.model.generation_config.eos_token_id if given is None else given
+    def _stop_ids(self, requested: list[int] | None) -> set[int]:
+        """Where an answer ends: as requested, else as the folder's generation config says."""
+        ends = self.model.generation_config.eos_token_id if requested is None else requested
         return set(ends) if isinstance(ends, list) else {ends}
 
     def _prefill(self, context: list[int], keep: int) -> tuple[Any, int]:
@@ -256,14 +256,14 @@ def _import_kvpress() -> Any:
 def _serve(worker: PressWorker, requests: TextIO, answers: TextIO) -> None:
     for line in requests:
         try:
-            said = worker.answer(json.loads(line))
+            reply = worker.answer(json.loads(line))
         except (ValueError, AssertionError, LookupError, TypeError) as error:
             traceback.print_exc()
-            said = {"error": str(error) or repr(error), "kind": "request"}
+            reply = {"error": str(error) or repr(error), "kind": "request"}
         except Exception as error:  # Out of memory, say: the next request may be smaller.
             traceback.print_exc()
-            said = {"error": f"{type(error).__name__}: {error}", "kind": "failure"}
-        print(json.dumps(said), file=answers, flush=True)
+            reply = {"error": f"{type(error).__name__}: {error}", "kind": "failure"}
+        print(json.dumps(reply), file=answers, flush=True)
 
 
 def _main() -> int:

@@ -28,7 +28,7 @@ from typing import Literal
 import xxhash
 
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.filler_prose import ADJECTIVES, NOUNS, filler_sentences
+from lclm_rag.evaluation.datasets.filler_prose import ADJECTIVES, NOUNS, filler_sentences
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.types import Document
 
@@ -166,7 +166,7 @@ class _Hidden:
             for _ in range(task.keys)
         }
         needles = [self._needle(key, value) for key in values for value in values[key]]
-        asked = rng.sample(list(values), task.queries)
+        queries = rng.sample(list(values), task.queries)
         depths = (
             rng.sample(_DEPTHS, len(needles))
             if task.haystack == "essay"
@@ -174,9 +174,10 @@ class _Hidden:
         )
         # From the end, so that one needle does not move the place of the next.
         self._placed = sorted(zip(depths, needles, strict=True), reverse=True)
-        self.answers = tuple(value for key in asked for value in values[key])
+        self.answers = tuple(value for key in queries for value in values[key])
         single = len(self.answers) == 1
-        query = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"
+        *others, last = queries
+        query = f"{', '.join(others)}, and {last}" if others else last
         kind = task.value.removesuffix("s") if single else task.value
         self.question = _QUESTION[single].format(kind=kind, query=query)
         if task.haystack == "essay":

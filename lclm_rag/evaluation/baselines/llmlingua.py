@@ -54,7 +54,7 @@ class CompressedText:
 
 
 class TextCompressor:
-    """LLMLingua-2 with one classifier, for texts of which one decoder is told."""
+    """LLMLingua-2 with one classifier, for texts that go to one decoder."""
 
     def __init__(
         self,
@@ -111,8 +111,8 @@ class TextCompressor:
             )
         except IndexError as error:
             raise CompressionError(f"LLMLingua-2 sees no words in {text[:40]!r}.") from error
-        left = str(done["compressed_prompt"])
-        return CompressedText(left, self._count(left), rate)
+        shortened = str(done["compressed_prompt"])
+        return CompressedText(shortened, self._count(shortened), rate)
 
     def _count(self, text: str) -> int:
         return len(plain_ids(self._tokenizer, text))

@@ -174,7 +174,7 @@ def _question(
         raise EvaluationError(f"{where}: {category!r} needs all_classes; choose other categories.")
     question = EvalQuestion(
         id=f"{config}/{category}/{number}",
-        question=_asked(prompt),
+        question=_question_text(prompt),
         answers=answers,
         category=category,
         all_answers=rule.all_answers,
@@ -198,7 +198,7 @@ def _texts(value: Any, *names: str) -> tuple[str, ...]:
     return tuple(str(v) for v in values if v is not None and str(v).strip())
 
 
-def _asked(prompt: str) -> str:
+def _question_text(prompt: str) -> str:
     """What the prompt says behind its last context; "" where that is nothing."""
     _, mark, behind = prompt.rpartition(MEMORY_END)
     return behind.partition("<|im_end|>")[0].strip() if mark else ""
@@ -253,24 +253,24 @@ def _categories(files: Sequence[Path]) -> dict[str, list[str]]:
             raws.update(file.read(columns=["category"])["category"].unique().to_pylist())
         except (OSError, pa.ArrowException) as error:
             raise EvaluationError(f"{path}: cannot be read as Parquet; fetch it anew.") from error
-    found: dict[str, list[str]] = {}
+    spellings: dict[str, list[str]] = {}
     for raw in raws:
         if not isinstance(raw, str):
             raise EvaluationError(f"{files[0].parent}: a row has no category; fetch {HUB_ID} anew.")
-        found.setdefault(raw.rpartition("/")[2], []).append(raw)
-    return found
+        spellings.setdefault(raw.rpartition("/")[2], []).append(raw)
+    return spellings
 
 
 def _wanted(
-    found: Mapping[str, list[str]], names: Sequence[str], folder: Path
+    spellings: Mapping[str, list[str]], names: Sequence[str], folder: Path
 ) -> dict[str, list[str]]:
     for name in names:
-        if not any(fnmatchcase(category, name) for category in found):
+        if not any(fnmatchcase(category, name) for category in spellings):
             raise EvaluationError(
-                f"{folder}: no category fits {name!r}; there are {', '.join(sorted(found))}."
+                f"{folder}: no category fits {name!r}; there are {', '.join(sorted(spellings))}."
             )
     fits = names or ("*",)
-    return {c: raws for c, raws in found.items() if any(fnmatchcase(c, name) for name in fits)}
+    return {c: raws for c, raws in spellings.items() if any(fnmatchcase(c, name) for name in fits)}
 
 
 def _files(config: Config, source: str | Path) -> list[Path]:

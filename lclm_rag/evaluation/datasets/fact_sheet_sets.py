@@ -1,4 +1,4 @@
-"""The built-in sets of questions, and sets from files, by the names that the command line uses."""
+"""Sets of questions about made-up fact sheets, without exact strings and with them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from lclm_rag.evaluation.exact_strings import (
+from lclm_rag.evaluation.datasets.exact_strings import (
     RECORD_ID,
     REGISTRY_CODE,
     exact_string_questions,
     with_exact_strings,
 )
-from lclm_rag.evaluation.fact_sheets import (
+from lclm_rag.evaluation.datasets.fact_sheets import (
     FactQuestion,
     FactSheet,
     fact_sheets,
@@ -28,8 +28,8 @@ _DOCUMENTS = 400
 def fact_sheet_set(count: int = 500, seed: int = 2026) -> EvalSet:
     """`count` questions about 400 made-up fact sheets, evenly over 27 kinds of fact."""
     sheets = _sheets(seed)
-    asked = held_out_questions(count, sheets, seed)
-    return _set("fact-sheets", sheets, asked, count, seed, max_tokens=32)
+    questions = held_out_questions(count, sheets, seed)
+    return _set("fact-sheets", sheets, questions, count, seed, max_tokens=32)
 
 
 def exact_string_set(count: int = 500, seed: int = 2026) -> EvalSet:
@@ -52,9 +52,9 @@ def exact_string_set(count: int = 500, seed: int = 2026) -> EvalSet:
         raise ValueError(
             f"The {len(sheets)} fact sheets have {len(strings)} such strings, not {half}."
         )
-    asked = rng.sample(strings, half) + held_out_questions(count - half, plain, seed)
-    rng.shuffle(asked)
-    return _set("exact-strings", sheets, asked, count, seed, max_tokens=64)
+    questions = rng.sample(strings, half) + held_out_questions(count - half, plain, seed)
+    rng.shuffle(questions)
+    return _set("exact-strings", sheets, questions, count, seed, max_tokens=64)
 
 
 def _by_attribute(
@@ -76,7 +76,7 @@ def _category(question: FactQuestion, name: str) -> str:
 def _set(
     name: str,
     sheets: Sequence[FactSheet],
-    asked: Sequence[FactQuestion],
+    questions: Sequence[FactQuestion],
     count: int,
     seed: int,
     max_tokens: int,
@@ -92,7 +92,7 @@ def _set(
                 category=_category(q, name),
                 max_tokens=max_tokens,
             )
-            for number, q in enumerate(asked, start=1)
+            for number, q in enumerate(questions, start=1)
         ],
         documents=[sheet.document for sheet in sheets],
         whole_documents=False,

@@ -1,7 +1,7 @@
 """A virtual environment of its own for NVIDIA's kvpress, whose transformers is older than ours.
 
 ```
-python -m lclm_rag.evaluation.kvpress_environment DIR
+python -m lclm_rag.evaluation.baselines.kvpress_environment DIR
 ```
 
 kvpress 0.5.5 asks for a transformers below 5.3, lclm_rag for one from 5.10 on, so that no one environment
@@ -49,7 +49,7 @@ def environment_python(folder: Path) -> Path:
 
 def make_command(folder: Path) -> str:
     """What a person types to make the environment there."""
-    return f"python -m lclm_rag.evaluation.kvpress_environment {shlex.quote(str(folder))}"
+    return f"python -m lclm_rag.evaluation.baselines.kvpress_environment {shlex.quote(str(folder))}"
 
 
 def make_environment(folder: Path) -> dict[str, str]:
@@ -104,8 +104,8 @@ def _versions(python: Path) -> dict[str, str] | str:
     )
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {name: str(version) for name, version in found.items()}
+    versions: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: str(version) for name, version in versions.items()}
 
 
 def _fits(versions: dict[str, str]) -> bool:
@@ -127,7 +127,8 @@ def main(folder: Path) -> None:
         raise click.ClickException(str(error)) from error
     click.echo(f"{folder} has {', '.join(f'{n} {v}' for n, v in versions.items())}.")
     click.echo(
-        f"Use it: lclm_rag.evaluation.kv_presses.PressedDecoder({str(folder)!r}, decoder_folder, press); "
+        "Use it: lclm_rag.evaluation.baselines.kv_presses."
+        f"PressedDecoder({str(folder)!r}, decoder_folder, press); "
         f"its tests: LCLM_RAG_KVPRESS_ENV={shlex.quote(str(folder))} pytest tests/test_kv_presses.py"
     )
 

@@ -5,7 +5,7 @@ with PressedDecoder(Path("kvpress-env"), checkpoint.path / "decoder", "kvzip") a
     answer = decoder.answer(context_ids, question_ids, keep=256, max_tokens=32)
 ```
 
-`kvpress_environment` makes the environment; `kvpress_worker` tells what is measured and how.
+`kvpress_environment` makes the environment; `kvpress_worker` says what is measured and how.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from lclm_rag.errors import DecoderError, PromptError
-from lclm_rag.evaluation import kvpress_worker
-from lclm_rag.evaluation.kvpress_environment import environment_python, make_command
-from lclm_rag.evaluation.kvpress_worker import PRESSES
+from lclm_rag.evaluation.baselines import kvpress_worker
+from lclm_rag.evaluation.baselines.kvpress_environment import environment_python, make_command
+from lclm_rag.evaluation.baselines.kvpress_worker import PRESSES
 from lclm_rag.forking import this_process
 
 __all__ = ["PRESSES", "PressedAnswer", "PressedDecoder"]
@@ -140,11 +140,11 @@ class PressedDecoder:
             "max_tokens": max_tokens,
             "stop_ids": None if stop_ids is None else list(stop_ids),
         }
-        said = self._ask(json.dumps(request))
-        if "error" in said:
-            refused = PromptError if said["kind"] == "request" else DecoderError
-            raise refused(f"The press {self.press} did not answer: {said['error']}")
-        return PressedAnswer(finish_reason=said.pop("finish"), **said)
+        reply = self._ask(json.dumps(request))
+        if "error" in reply:
+            refused = PromptError if reply["kind"] == "request" else DecoderError
+            raise refused(f"The press {self.press} did not answer: {reply['error']}")
+        return PressedAnswer(finish_reason=reply.pop("finish"), **reply)
 
     def close(self) -> None:
         """End the worker; nothing happens where it has ended, or is that of the process that was forked."""
@@ -169,17 +169,17 @@ class PressedDecoder:
     ) -> None:
         self.close()
 
-    def _started(self, said: dict[str, Any]) -> None:
-        if said.get("kind") == "ModuleNotFoundError":
+    def _started(self, reply: dict[str, Any]) -> None:
+        if reply.get("kind") == "ModuleNotFoundError":
             raise DecoderError(
-                f"{self._environment} lacks what the press {self.press} needs ({said['error']}); run: "
+                f"{self._environment} lacks what the press {self.press} needs ({reply['error']}); run: "
                 f"{make_command(self._environment)}"
             )
-        if "error" in said:
+        if "error" in reply:
             raise DecoderError(
-                f"The decoder cannot be loaded for the press {self.press}: {said['error']}"
+                f"The decoder cannot be loaded for the press {self.press}: {reply['error']}"
             )
-        ready = said["ready"]
+        ready = reply["ready"]
         self.versions, self.device, self.dtype = ready["versions"], ready["device"], ready["dtype"]
 
     def _ask(self, line: str) -> dict[str, Any]:
@@ -198,8 +198,8 @@ class PressedDecoder:
         line = self._worker.stdout.readline()
         if not line.endswith("\n"):
             raise self._died()
-        said: dict[str, Any] = json.loads(line)
-        return said
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def _died(self) -> DecoderError:
         status = self._worker.wait()

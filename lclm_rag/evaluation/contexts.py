@@ -1,0 +1,61 @@
+"""The contexts that an evaluation compares: what a question is answered from.
+
+```
+text             the passages pasted
+latents          the passages as latents
+latents+expand   the same, expanded as `lclm-rag query` does it; :always, :model, :tool; :3 for the best three
+closed-book      no passages
+kvpress:PRESS    the KV cache of the pasted text cut to the positions that latents take; snapkv, kvzip, …
+llmlingua2       the passages' text cut by LLMLingua-2 to the same; :MODEL for another than its published one
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lclm_rag.prompting import PassageForm
+from lclm_rag.querying.expansion import Expand, check_expand
+
+__all__ = ["EvalContext", "parse_context"]
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """One of the contexts that are compared.
+
+    name: as reports have it. kind, expand: as for `KnowledgeBase.query`. press: of kvpress, "" for none.
+    lingua: the model of LLMLingua-2, "" for its published one, None where it is not used.
+    """
+
+    name: str
+    kind: PassageForm
+    expand: Expand = "never"
+    press: str = ""
+    lingua: str | None = None
+
+    @property
+    def has_passages(self) -> bool:
+        return self.kind != "none"
+
+
+def parse_context(name: str) -> EvalContext:
+    """A context by its name. Raises ValueError where there is none of that name."""
+    kind, _, more = name.partition(":")
+    if kind == "latents+expand":
+        expand: Expand = int(more) if more.isdecimal() else more or "auto"  # type: ignore[assignment]
+        check_expand(expand)
+        return EvalContext(name, "latents", expand)
+    if kind == "llmlingua2":
+        return EvalContext(name, "text", lingua=more)
+    if kind == "kvpress" and more:
+        return EvalContext(name, "text", press=more)
+    simple = {
+        "closed-book": EvalContext(name, "none"),
+        "text": EvalContext(name, "text"),
+        "latents": EvalContext(name, "latents"),
+    }
+    if name not in simple:
+        known = [*simple, "llmlingua2[:MODEL]", "latents+expand[:MORE]", "kvpress:PRESS"]
+        raise ValueError(f"Unknown context {name!r}; use {', '.join(known)}.")
+    return simple[name]

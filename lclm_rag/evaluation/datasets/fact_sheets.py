@@ -1,0 +1,151 @@
+"""Fictional fact sheets and questions about them, made from a seed.
+
+The bundled checkpoint is trained on these and scored on these, and nothing in them can be known by
+heart: every name, code, number and date is drawn at random. The training part and the held-out part share no
+name. The words and sentences are in `fact_sheets.toml`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lclm_rag.evaluation.datasets.data_files import read_data
+from lclm_rag.evaluation.datasets.draws import Draw
+from lclm_rag.types import Document
+
+__all__ = ["FactQuestion", "FactSheet", "fact_sheets", "held_out_questions"]
+
+
+@dataclass(frozen=True)
+class _Attribute:
+    """How one kind of fact is drawn, stated ({s}: subject, {v}: value) and asked for ({n}: name)."""
+
+    name: str
+    value: Callable[[Draw], str]
+    sentences: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    name: Callable[[Draw], str]
+    opening: tuple[str, ...]
+    later: tuple[str, ...]
+    """How the subject is called again in later sentences; {n} is the name."""
+    filler: tuple[str, ...]
+    attributes: tuple[_Attribute, ...]
+
+
+def _kind(spec: Mapping[str, Any]) -> _Kind:
+    return _Kind(
+        name=getattr(Draw, spec["name"]),
+        opening=tuple(spec["opening"]),
+        later=tuple(spec["later"]),
+        filler=tuple(spec["filler"]),
+        attributes=tuple(
+            _Attribute(
+                name=attribute["name"],
+                value=getattr(Draw, attribute["value"]),
+                sentences=tuple(attribute["sentences"]),
+                questions=tuple(attribute["questions"]),
+            )
+            for attribute in spec["attributes"]
+        ),
+    )
+
+
+_KINDS = {name: _kind(spec) for name, spec in read_data("fact_sheets")["kinds"].items()}
+
+
+@dataclass(frozen=True)
+class FactQuestion:
+    """A question whose answer is verbatim in one fact sheet."""
+
+    question: str
+    answer: str
+    document_id: str
+    attribute: str
+    """Kind and attribute, such as "person/badge code": errors are read by it."""
+
+
+@dataclass(frozen=True)
+class FactSheet:
+    """One document with every question that it answers (two phrasings for each fact)."""
+
+    document: Document
+    name: str
+    kind: str
+    questions: tuple[FactQuestion, ...]
+
+
+def _make_sheet(draw: Draw, kind: str) -> FactSheet:
+    rng, spec = draw.rng, _KINDS[kind]
+    name = spec.name(draw)
+    document_id = name.lower().replace(" ", "-")
+    count = rng.randint(2, len(spec.attributes))
+    sentences: list[str] = []
+    questions: list[FactQuestion] = []
+    for attribute in rng.sample(spec.attributes, count):
+        value = attribute.value(draw)
+        subject = rng.choice(spec.later).format(n=name)
+        sentence = rng.choice(attribute.sentences).format(s=subject, v=value)
+        sentences.append(sentence[0].upper() + sentence[1:])
+        for template in attribute.questions:
+            questions.append(
+                FactQuestion(
+                    question=template.format(n=name),
+                    answer=value,
+                    document_id=document_id,
+                    attribute=f"{kind}/{attribute.name}",
+                )
+            )
+    for filler in rng.sample(spec.filler, rng.randint(0, 2)):
+        sentences.insert(rng.randint(0, len(sentences)), filler)
+    text = " ".join([rng.choice(spec.opening).format(n=name), *sentences])
+    document = Document(id=document_id, text=text, metadata={"kind": kind, "name": name})
+    return FactSheet(document=document, name=name, kind=kind, questions=tuple(questions))
+
+
+def fact_sheets(
+    seed: int, *, held_out: bool, kinds: tuple[str, ...] = tuple(_KINDS)
+) -> Iterator[FactSheet]:
+    """An endless stream of fact sheets, the same for the same arguments; document ids never repeat.
+
+    `held_out=False` is the part that the bundled checkpoint was trained on.
+    """
+    draw = Draw(random.Random(seed), held_out)
+    seen: set[str] = set()
+    while True:
+        sheet = _make_sheet(draw, draw.rng.choice(kinds))
+        if sheet.document.id not in seen:
+            seen.add(sheet.document.id)
+            yield sheet
+
+
+def held_out_questions(count: int, sheets: list[FactSheet], seed: int) -> list[FactQuestion]:
+    """`count` different questions about `sheets`, drawn evenly over the kinds of fact.
+
+    Raises ValueError where the sheets do not answer that many.
+    """
+    rng = random.Random(seed)
+    by_attribute: dict[str, list[FactQuestion]] = {}
+    for sheet in sheets:
+        for question in sheet.questions:
+            by_attribute.setdefault(question.attribute, []).append(question)
+    for questions in by_attribute.values():
+        rng.shuffle(questions)
+    available = sum(len(q) for q in by_attribute.values())
+    if available < count:
+        raise ValueError(
+            f"The {len(sheets)} fact sheets answer {available} questions, not {count}."
+        )
+    chosen: list[FactQuestion] = []
+    while len(chosen) < count:
+        for attribute in sorted(by_attribute):
+            if by_attribute[attribute] and len(chosen) < count:
+                chosen.append(by_attribute[attribute].pop())
+    rng.shuffle(chosen)
+    return chosen

@@ -1,0 +1,67 @@
+"""Sets of questions by the names that the command line uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+from lclm_rag.checkpoint import BUNDLED, Checkpoint
+from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set, fact_sheet_set
+from lclm_rag.evaluation.datasets.jsonl_questions import read_questions
+from lclm_rag.evaluation.datasets.lclm_eval import HUB_ID, Config, lclm_eval_questions
+from lclm_rag.evaluation.datasets.needles import NEEDLE_TASKS, needle_questions
+from lclm_rag.evaluation.questions import EvalSet
+
+__all__ = ["SETS", "check_set_name", "question_set"]
+
+_LCLM_EVAL = "lclm-eval/"
+
+SETS = ("exact-strings", "fact-sheets", "ruler", *(_LCLM_EVAL + c for c in get_args(Config)))
+
+
+def check_set_name(name: str) -> None:
+    """Raises ValueError where the name is neither a set's nor a JSONL file's."""
+    if name not in SETS and not name.endswith(".jsonl"):
+        raise ValueError(f"{name!r} is no set of questions: use {', '.join(SETS)}, or FILE.jsonl.")
+
+
+def question_set(
+    name: str,
+    *,
+    count: int | None = None,
+    seed: int = 2026,
+    checkpoint: str = BUNDLED,
+    context_lengths: Sequence[int] = (4096,),
+    tasks: Sequence[str] = (),
+    essays: Path | None = None,
+    source: str | Path = HUB_ID,
+) -> EvalSet:
+    """The set of that name: one of SETS, or a user's JSONL file, which takes none of the options.
+
+    count: questions, of ruler and lclm-eval for each task and length; None: 500 about fact sheets, 10 of
+    ruler, all of lclm-eval. seed: makes up questions. checkpoint, context_lengths, essays: of ruler, whose
+    lengths are counted by the checkpoint's decoder tokenizer. tasks: of ruler and lclm-eval; (): all.
+    source: of lclm-eval.
+
+    Raises ValueError where there is no such set, and what the sets' own functions raise.
+    """
+    check_set_name(name)
+    if name.endswith(".jsonl"):
+        return read_questions(Path(name))
+    if name == "fact-sheets":
+        return fact_sheet_set(count or 500, seed)
+    if name == "exact-strings":
+        return exact_string_set(count or 500, seed)
+    if name == "ruler":
+        tokenizer = Checkpoint.open(checkpoint).inert_decoder_tokenizer
+        return needle_questions(
+            lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
+            tasks=tasks or tuple(NEEDLE_TASKS),
+            context_lengths=context_lengths,
+            questions_each=count or 10,
+            seed=seed,
+            essays=essays,
+        )
+    config = cast(Config, name.removeprefix(_LCLM_EVAL))
+    return lclm_eval_questions(config, source, categories=tasks, limit=count)

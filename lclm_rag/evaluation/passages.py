@@ -1,0 +1,53 @@
+"""Which passages a question of an evaluation is answered from: retrieved ones, or its whole documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lclm_rag.asking import Found, found_rows, retrieve
+from lclm_rag.evaluation.contexts import EvalContext
+from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
+from lclm_rag.retrieval import field
+from lclm_rag.types import Document
+
+if TYPE_CHECKING:
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+__all__ = ["Find", "documents_to_add", "passage_finder"]
+
+_DOCUMENT = "eval_document"
+"""Metadata key by which the passages of one document are found."""
+
+Find = Callable[[], Found]
+"""Finds the passages for one question, best first."""
+
+
+def documents_to_add(questions: EvalSet) -> list[Document]:
+    """A set's documents as they must be in the knowledge base that is asked."""
+    if not questions.whole_documents:
+        return list(questions.documents)
+    return [replace(d, metadata={**d.metadata, _DOCUMENT: d.id}) for d in questions.documents]
+
+
+def passage_finder(
+    kb: KnowledgeBase, questions: EvalSet, context: EvalContext, top_k: int
+) -> Callable[[EvalQuestion], Find]:
+    """What finds a question's passages. top_k: passages, where they are retrieved."""
+    if not context.has_passages:
+        return lambda question: list
+    if questions.whole_documents:
+        return lambda question: lambda: _whole_documents(kb, question)
+    return lambda question: lambda: retrieve(kb, question.question, top_k, None)
+
+
+def _whole_documents(kb: KnowledgeBase, question: EvalQuestion) -> Found:
+    """All passages of a question's documents: those that share words with it, best first, then the others."""
+    keys = [
+        key for document_id in question.document_ids for key in kb.find({_DOCUMENT: document_id})
+    ]
+    of_them = field(_DOCUMENT).is_in(list(question.document_ids))
+    scores = {h.key: h.score for h in kb.index.search(question.question, len(keys), of_them)}
+    ranked = sorted(keys, key=lambda key: -scores.get(key, 0.0))
+    return found_rows(kb.store, [(key, scores.get(key, 0.0)) for key in ranked])

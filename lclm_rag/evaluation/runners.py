@@ -1,0 +1,301 @@
+"""How questions are answered in each context: from retrieval to what the journal keeps.
+
+What our decoder answers is a generator that yields prompts and is sent their completions, so that many
+questions are decoded together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lclm_rag.answering import answering
+from lclm_rag.asking import ask
+from lclm_rag.decoding import Completion, Decoder, Sampling
+from lclm_rag.decoding.decoder import end_token_ids
+from lclm_rag.errors import EvaluationError, NoPassagesError, PromptError
+from lclm_rag.evaluation.contexts import EvalContext
+from lclm_rag.evaluation.journal import AnswerRecord
+from lclm_rag.evaluation.passages import Find, passage_finder
+from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
+from lclm_rag.prompting import SoftPrompt, assemble, positions
+from lclm_rag.prompting.markup import (
+    memory_regions,
+    parse_markup,
+    without_marks,
+    without_memories,
+)
+from lclm_rag.querying.grounding import ground
+from lclm_rag.torch_setup import resolve_device, resolve_dtype
+from lclm_rag.types import Grounding
+
+if TYPE_CHECKING:
+    from lclm_rag.evaluation.baselines.kv_presses import PressedDecoder
+    from lclm_rag.evaluation.baselines.llmlingua import TextCompressor
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+__all__ = ["Runner", "runner"]
+
+Runner = Callable[[Sequence[EvalQuestion]], list[AnswerRecord]]
+"""Answers questions in one context, together; their answers may take as many tokens, all of them."""
+
+Steps = Generator[SoftPrompt, Completion, AnswerRecord]
+"""Yields prompts, is sent the completion of each, and returns what the journal keeps."""
+
+
+def runner(
+    kb: KnowledgeBase,
+    questions: EvalSet,
+    context: EvalContext,
+    top_k: int,
+    kvpress: Path | None,
+    resources: ExitStack,
+) -> Runner:
+    """What answers in a context. What it needs is loaded here, and closed with `resources`.
+
+    Raises EvaluationError where the context cannot be had for these questions.
+    """
+
+    def together(steps: Callable[[EvalQuestion], Steps]) -> Runner:
+        return lambda batch: _decode_together(kb.decoder, batch, context, [steps(q) for q in batch])
+
+    if any(q.prompt for q in questions.questions):
+        if context.press or context.lingua is not None or context.expand != "never":
+            raise EvaluationError(
+                f"The questions of {questions.name} bring their own prompts, without passages: "
+                f"{context.name} cannot be had for them; closed-book, text and latents can."
+            )
+        return together(lambda q: _own_prompt(kb, q, context))
+    find = passage_finder(kb, questions, context, top_k)
+    if context.press:
+        pressed = resources.enter_context(_pressed_decoder(kb, context, kvpress))
+        return lambda batch: [_pressed(kb, q, find(q), context, pressed) for q in batch]
+    if context.lingua is not None:
+        compressor = _text_compressor(kb, context.lingua)
+        return together(lambda q: _cut_by_lingua(kb, q, find(q), context, compressor))
+    return together(lambda q: _query(kb, q, find(q), context))
+
+
+def _pressed_decoder(
+    kb: KnowledgeBase, context: EvalContext, kvpress: Path | None
+) -> PressedDecoder:
+    from lclm_rag.evaluation.baselines.kv_presses import PressedDecoder
+
+    if kvpress is None:
+        raise EvaluationError(
+            f"{context.name} needs an environment of its own. Make one: python -m "
+            "lclm_rag.evaluation.baselines.kvpress_environment DIR; then give it as --kvpress DIR."
+        )
+    return PressedDecoder(
+        kvpress,
+        kb.checkpoint.path / "decoder",
+        context.press,
+        device=str(resolve_device(kb.device)),
+        dtype=str(resolve_dtype(kb.dtype, kb.device)).removeprefix("torch."),
+    )
+
+
+def _text_compressor(kb: KnowledgeBase, model: str) -> TextCompressor:
+    from lclm_rag.evaluation.baselines.llmlingua import PUBLISHED_MODEL, TextCompressor
+
+    tokenizer = kb.checkpoint.inert_decoder_tokenizer
+    return TextCompressor(tokenizer, model or PUBLISHED_MODEL, device=kb.device)
+
+
+# --- what is decoded together ---------------------------------------------------------------------
+
+
+def _decode_together(
+    decoder: Decoder,
+    batch: Sequence[EvalQuestion],
+    context: EvalContext,
+    steps: Sequence[Steps],
+) -> list[AnswerRecord]:
+    """Round by round: all prompts of a round at once. A prompt that is refused is an answer with an error."""
+    sampling = Sampling(max_tokens=batch[0].max_tokens)
+    answers: dict[int, AnswerRecord] = {}
+    completions: dict[int, Completion | None] = dict.fromkeys(range(len(steps)))
+    while completions:
+        prompts: dict[int, SoftPrompt] = {}
+        for i, completion in completions.items():
+            try:
+                step = steps[i]
+                prompts[i] = next(step) if completion is None else step.send(completion)
+            except StopIteration as finished:
+                answers[i] = finished.value
+            except PromptError as error:
+                answers[i] = AnswerRecord(context.name, batch[i].id, "", error=str(error))
+            except NoPassagesError:
+                answers[i] = _nothing_found(batch[i], context)
+        completions = {}
+        decoded = decoder.complete(list(prompts.values()), sampling) if prompts else []
+        for i, result in zip(prompts, decoded, strict=True):
+            if isinstance(result, PromptError):
+                answers[i] = AnswerRecord(context.name, batch[i].id, "", error=str(result))
+            else:
+                completions[i] = result
+    return [answers[i] for i in range(len(batch))]
+
+
+def _query(kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalContext) -> Steps:
+    """As `KnowledgeBase.query`."""
+    answer = yield from answering(
+        kb,
+        question.question,
+        find,
+        form=context.kind,
+        space=kb.decoder.space,
+        max_tokens=question.max_tokens,
+        expand=context.expand,
+    )
+    return AnswerRecord(
+        context.name,
+        question.id,
+        answer.text,
+        recall=_recall(question, [hit.key.document_id for hit in answer.sources], context),
+        grounded=_grounded(answer.grounding) if context.has_passages else None,
+        positions=answer.usage.positions,
+        computed=sum(r.positions - (r.cached_positions or 0) for r in answer.rounds),
+        peak_positions=answer.usage.positions,
+        rounds=len(answer.rounds),
+        expanded=len(answer.expanded),
+        left_out=len(answer.left_out),
+        first_token=answer.timings.first_token,
+    )
+
+
+def _cut_by_lingua(
+    kb: KnowledgeBase,
+    question: EvalQuestion,
+    find: Find,
+    context: EvalContext,
+    compressor: TextCompressor,
+) -> Steps:
+    """The passages as text, each cut to the positions that its latents take."""
+    with_latents = ask(kb, question.question, find, "latents", "decoder", question.max_tokens)
+    template = with_latents.template
+    started = time.perf_counter()
+    cut = [
+        replace(p.as_text(), text=compressor.compress(p.text, positions(template, p)).text)
+        for p in with_latents.used
+    ]
+    prepared = time.perf_counter() - started
+    assembled = assemble(template, cut, with_latents.frame, with_latents.budget)
+    prompt = assembled.prompt
+    completion = yield prompt
+    text = completion.text.strip()
+    return AnswerRecord(
+        context.name,
+        question.id,
+        text,
+        recall=_recall(question, [key.document_id for key in with_latents.ranked], context),
+        grounded=_grounded(ground(text, question.question, with_latents.texts.values())),
+        positions=prompt.positions,
+        computed=prompt.positions - (completion.cached_positions or 0),
+        peak_positions=prompt.positions,
+        rounds=1,
+        left_out=len(with_latents.skimmed.left_out) + len(assembled.left_out),
+        first_token=completion.first_token,
+        prepared=prepared,
+    )
+
+
+def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext) -> Steps:
+    """A prompt that a set brings, its context as latents, as text, or left out."""
+    prompt = _marked(kb, question.prompt, context)
+    completion = yield prompt
+    text = completion.text.strip()
+    regions = memory_regions(question.prompt)
+    return AnswerRecord(
+        context.name,
+        question.id,
+        text,
+        grounded=_grounded(ground(text, "", regions)) if context.has_passages else None,
+        positions=prompt.positions,
+        computed=prompt.positions - (completion.cached_positions or 0),
+        peak_positions=prompt.positions,
+        rounds=1,
+        first_token=completion.first_token,
+    )
+
+
+def _marked(kb: KnowledgeBase, rendered: str, context: EvalContext) -> SoftPrompt:
+    if context.kind == "text":
+        rendered = without_marks(rendered)
+    elif context.kind == "none":
+        rendered = without_memories(rendered)
+    parsed = parse_markup(rendered, kb.checkpoint, kb.template)
+    if not parsed.memories:
+        return parsed.with_latents([], "decoder")
+    space = kb.decoder.space
+    return parsed.with_latents(kb.compressor.compress_token_ids(parsed.memories, space), space)
+
+
+# --- what another environment decodes -------------------------------------------------------------
+
+
+def _pressed(
+    kb: KnowledgeBase,
+    question: EvalQuestion,
+    find: Find,
+    context: EvalContext,
+    decoder: PressedDecoder,
+) -> AnswerRecord:
+    """The cache of the pasted passages cut to as many positions as their latents take."""
+    try:
+        with_latents = ask(kb, question.question, find, "latents", "decoder", question.max_tokens)
+        pasted = [p.as_text() for p in with_latents.used]
+        frame = with_latents.frame
+        assembled = assemble(with_latents.template, pasted, frame, with_latents.budget)
+        prompt, after = assembled.prompt, len(frame.after)
+        answer = decoder.answer(
+            prompt.token_ids[:-after],
+            frame.after,
+            with_latents.prompt.positions - after,
+            question.max_tokens,
+            stop_ids=end_token_ids(kb.checkpoint),
+        )
+    except PromptError as error:
+        return AnswerRecord(context.name, question.id, "", error=str(error))
+    except NoPassagesError:
+        return _nothing_found(question, context)
+    decoded = kb.checkpoint.chat_tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+    text = str(decoded).strip()
+    return AnswerRecord(
+        context.name,
+        question.id,
+        text,
+        recall=_recall(question, [key.document_id for key in with_latents.ranked], context),
+        grounded=_grounded(ground(text, question.question, with_latents.texts.values())),
+        positions=round(answer.kept) + after,
+        computed=prompt.positions,
+        peak_positions=prompt.positions,
+        rounds=1,
+        left_out=len(with_latents.skimmed.left_out) + len(assembled.left_out),
+        first_token=answer.first_token,
+        peak_memory=answer.peak_memory,
+    )
+
+
+# --- what every context writes down ---------------------------------------------------------------
+
+
+def _nothing_found(question: EvalQuestion, context: EvalContext) -> AnswerRecord:
+    """An empty answer, as `KnowledgeBase.query` gives."""
+    return AnswerRecord(context.name, question.id, "", recall=_recall(question, [], context))
+
+
+def _recall(
+    question: EvalQuestion, document_ids: Sequence[str], context: EvalContext
+) -> bool | None:
+    if not question.document_ids or not context.has_passages:
+        return None
+    return any(document_id in document_ids for document_id in question.document_ids)
+
+
+def _grounded(grounding: Grounding) -> bool | None:
+    return grounding.complete if grounding.found or grounding.missing else None
