@@ -1,4 +1,4 @@
-"""Which rule should decide what is read word for word? `expand="auto"` comes from this.
+"""Which rule should decide what is read verbatim? `expand="auto"` comes from this.
 
 \b
     python benchmarks/expansion_rules.py      # 4 minutes on two cores
@@ -37,7 +37,7 @@ AGAIN = (1, 3, 8)
 
 @dataclass(frozen=True)
 class Rule:
-    """name: what goes in word for word where the question wants an exact string, and where the answer holds
+    """name: what goes in verbatim where the question wants an exact string, and where the answer holds
     strings that its sources do not have. exact_match: share. positions: mean, of the prompt that gave the
     answer; computed: of all prompts. asked_again: share."""
 

@@ -24,7 +24,7 @@ import numpy as np
 from rich.progress import track
 
 from lclm_rag import Document, Passage, PassageKey
-from lclm_rag.indexing.passage_index import EmbeddedIndex
+from lclm_rag.indexing.embedded import EmbeddedIndex
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.retrieval import EdgeIndex
 from lclm_rag.storage import LocalFolder
@@ -114,8 +114,8 @@ def build(path: Path, passages: int, width: int) -> None:
             writer.add(row)
         store = writer.commit()
     index = EmbeddedIndex(LocalFolder(path / "index"), store, embedder(width))
-    index.publish(store)
-    index.close(store)
+    index.publish()
+    index.close()
 
 
 def rows(passages: int) -> Iterator[StoredPassage]:

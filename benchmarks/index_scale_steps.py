@@ -18,7 +18,7 @@ import numpy as np
 from rich.progress import track
 
 from lclm_rag import Document, Passage, PassageKey
-from lclm_rag.indexing.passage_index import EmbeddedIndex
+from lclm_rag.indexing.embedded import EmbeddedIndex
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.retrieval import Filter, field
 from lclm_rag.storage import LocalFolder
@@ -112,9 +112,11 @@ class ClusteredEmbedder:
 
 
 class TimedIndex(EmbeddedIndex):
-    """Counts the seconds that publishing takes."""
+    """Counts the seconds that publishing takes, and optimizes only when it is told to."""
 
     published_seconds = 0.0
+
+    def _settle(self, changed: int) -> None: ...
 
     def _publish(self, store: LatentStore) -> None:
         began = time.perf_counter()
@@ -141,26 +143,26 @@ def made(began: float, index: TimedIndex, path: Path, way: str) -> dict[str, Any
 
 def ingest(path: Path, points: int, way: str) -> dict[str, Any]:
     began = time.perf_counter()
-    index, store = opened(path, way)
-    index.publish(store)
+    index, _ = opened(path, way)
+    index.publish()
     facts = made(began, index, path, way)
-    index.close(store)
+    index.close()
     return facts
 
 
 def optimize(path: Path, points: int, way: str) -> dict[str, Any]:
-    index, store = opened(path, way)
+    index, _ = opened(path, way)
     began = time.perf_counter()
-    index.optimize(store)
+    index.optimize()
     facts = made(began, index, path, way)
-    index.close(store)
+    index.close()
     return facts
 
 
 def ask(path: Path, points: int, way: str) -> dict[str, Any]:
     asked = questions(points)
     began = time.perf_counter()
-    index, store = opened(path, way)
+    index, _ = opened(path, way)
     assert index.index.search(asked[0], TOP_K)
     first, resident = time.perf_counter() - began, memory_mib("VmRSS")
     times = {name: search_ms(index, asked, filter) for name, filter in FILTERS.items()}
@@ -173,7 +175,7 @@ def ask(path: Path, points: int, way: str) -> dict[str, Any]:
         "p95_ms": {name: float(np.percentile(ms, 95)) for name, ms in times.items()},
         "questions": {name: len(ms) for name, ms in times.items()},
     }
-    index.close(store)
+    index.close()
     return facts
 
 
@@ -197,7 +199,7 @@ def add(path: Path, points: int, way: str) -> dict[str, Any]:
     hits = index.index.search(f"added{added}", TOP_K)
     searchable = time.perf_counter()
     assert f"d{added}" in {hit.key.document_id for hit in hits}
-    index.close(store)
+    index.close()
     return {
         "add_seconds": searchable - began,
         "add_published_seconds": time.perf_counter() - searchable,

@@ -1,9 +1,8 @@
-"""build, add, sync, delete."""
+"""What build, add and sync share: options for reading a corpus, and compressing it."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,22 +12,18 @@ import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.options import (
-    CODEC,
     as_json,
     device_options,
-    filter_option,
     kb_option,
-    parsed_filter,
     together,
     wait_option,
 )
-from lclm_rag.errors import KnowledgeBaseError
 
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.types import AddReport
 
-__all__ = ["add", "build", "delete", "left_out_shown", "reading_options", "sync"]
+__all__ = ["add_corpus", "corpus_options", "left_out_shown", "reading_options"]
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
@@ -76,7 +71,7 @@ reading_options = together(
         "document at which workers die.",
     ),
 )
-_corpus_options = together(
+corpus_options = together(
     click.argument("corpus", nargs=-1, required=True),
     kb_option,
     reading_options,
@@ -135,182 +130,7 @@ _corpus_options = together(
 )
 
 
-@click.command()
-@_corpus_options
-@click.option(
-    "--checkpoint",
-    default=None,
-    help="Folder or hub id, such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled one]",
-)
-@click.option(
-    "--codec",
-    type=click.Choice(CODEC),
-    default="int4",
-    show_default=True,
-    help="How latents are stored, from large and exact to small.",
-)
-@click.option(
-    "--space",
-    type=click.Choice(["encoder", "decoder"]),
-    default="encoder",
-    show_default=True,
-    help="Store latents before the adapter (smaller) or after it (nothing to compute per query).",
-)
-@click.option(
-    "--passage-tokens", type=click.IntRange(min=1), help="Longest passage.  [default: one window]"
-)
-@click.option(
-    "--contextual-headers",
-    is_flag=True,
-    help="Put title and headings in front of each passage, as in 'Guide > Northern line'.",
-)
-@click.option(
-    "--embedder", help="sentence-transformers model: hybrid retrieval instead of BM25 alone."
-)
-@click.option("--qdrant-url", help="Keep the passage index on this Qdrant server.")
-@click.option("--collection", help="Name of the collection on that server.")
-def build(
-    corpus: tuple[str, ...],
-    kb: str,
-    checkpoint: str | None,
-    codec: Any,
-    space: Any,
-    passage_tokens: int | None,
-    contextual_headers: bool,
-    embedder: str | None,
-    qdrant_url: str | None,
-    collection: str | None,
-    wait: float,
-    device: str,
-    dtype: str,
-    token_budget: int | None,
-    compiled: bool,
-    resume: bool,
-    **reading: Any,
-) -> int:
-    """Compress a CORPUS into a new knowledge base.
-
-    Killed, it goes on where it stopped when it is run again. Nothing can be asked before it is done.
-
-    CORPUS, one or more of:
-
-    \b
-      a folder          text, Markdown, HTML, PDF, DOCX; or a Parquet or Arrow data set
-      a quoted glob     'notes/**/*.md', 'dumps/*.jsonl.gz'
-      a file            any of these; JSONL and CSV, also .gz and .zst; Parquet; Arrow
-      a data set        a folder of Dataset.save_to_disk, or hf://OWNER/NAME/CONFIG:SPLIT
-      -                 JSONL on standard input; records must have ids
-
-    Files, folders and globs may lie in an object store: s3://bucket/notes, gs://, abfs://.
-
-    \b
-    Examples:
-      lclm-rag build notes/ --kb kb/ --contextual-headers
-      lclm-rag build articles.jsonl.gz --kb kb/ --text-column body --id-column url
-      lclm-rag build wiki.parquet --kb kb/ --checkpoint latent-context/0.6b-4b-LCLM-16x
-      zcat dump.gz | jq -c '{id, text}' | lclm-rag build - --kb kb/
-      lclm-rag build s3://bucket/wiki/ --kb s3://bucket/kb --engine ray --encoders 8
-    """
-    from lclm_rag.checkpoint import BUNDLED
-    from lclm_rag.knowledge_base import KnowledgeBase
-
-    if checkpoint is None:
-        click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
-    knowledge_base = KnowledgeBase.create(
-        kb,
-        checkpoint or BUNDLED,
-        codec=codec,
-        space=space,
-        passage_tokens=passage_tokens,
-        contextual_headers=contextual_headers,
-        embedder=embedder,
-        qdrant_url=qdrant_url,
-        collection=collection,
-        device=device,
-        dtype=dtype,
-        compressor_options={"token_budget": token_budget, "compile": compiled},
-        wait=wait,
-        resume=True,
-    )
-    try:
-        return _add(knowledge_base, corpus, resume=resume, **reading)
-    except BaseException:
-        if knowledge_base.abandon():
-            click.echo(
-                f"What was compressed stays in {knowledge_base.folder}: run it again, and it goes on from "
-                "there.",
-                err=True,
-            )
-        raise
-
-
-@click.command()
-@_corpus_options
-def add(
-    corpus: tuple[str, ...],
-    kb: str,
-    wait: float,
-    device: str,
-    dtype: str,
-    token_budget: int | None,
-    compiled: bool,
-    **reading: Any,
-) -> int:
-    """Add a CORPUS to a knowledge base; documents of the same id are replaced.
-
-    Unchanged documents cost a hash. Of changed ones, passages whose text is the same are not compressed
-    again. CORPUS is as for lclm-rag build.
-
-    \b
-    Example:
-      lclm-rag add notes/2026/ --kb kb/
-    """
-    from lclm_rag.knowledge_base import KnowledgeBase
-
-    with KnowledgeBase.open(
-        kb,
-        device=device,
-        dtype=dtype,
-        compressor_options={"token_budget": token_budget, "compile": compiled},
-        wait=wait,
-    ) as knowledge_base:
-        return _add(knowledge_base, corpus, **reading)
-
-
-@click.command()
-@_corpus_options
-def sync(
-    corpus: tuple[str, ...],
-    kb: str,
-    wait: float,
-    device: str,
-    dtype: str,
-    token_budget: int | None,
-    compiled: bool,
-    **reading: Any,
-) -> int:
-    """Make a knowledge base hold what a CORPUS holds: new, changed and deleted files.
-
-    As add, and every document that is not in the CORPUS is deleted; all in one version. Where a record is
-    skipped (--on-error skip) nothing is deleted, because it may be that one.
-
-    \b
-    Example:
-      lclm-rag sync notes/ --kb kb/
-    """
-    from lclm_rag.knowledge_base import KnowledgeBase
-
-    with KnowledgeBase.open(
-        kb,
-        device=device,
-        dtype=dtype,
-        compressor_options={"token_budget": token_budget, "compile": compiled},
-        wait=wait,
-    ) as knowledge_base:
-        return _add(knowledge_base, corpus, delete_others=True, **reading)
-
-
-def _add(
+def add_corpus(
     knowledge_base: KnowledgeBase,
     corpus: tuple[str, ...],
     text_column: str,
@@ -422,61 +242,3 @@ def left_out_shown(ignored: Sequence[str], skipped: Sequence[str]) -> Iterator[N
             click.echo(f"ignored {line}", err=True)
         for line in skipped:
             click.echo(f"skipped {line}", err=True)
-
-
-@click.command()
-@click.argument("document_ids", nargs=-1, metavar="[ID]...")
-@kb_option
-@filter_option
-@click.option("--yes", is_flag=True, help="Delete what --filter matches without being asked.")
-@wait_option
-@as_json
-def delete(
-    document_ids: tuple[str, ...],
-    kb: str,
-    filters: tuple[str, ...],
-    yes: bool,
-    wait: float,
-    as_json: bool,
-) -> None:
-    """Delete documents by id, all of them or, where one is not there, none; or by a metadata filter.
-
-    With --filter it says how many documents match, and asks; where nobody can be asked, --yes must be given.
-
-    \b
-    Examples:
-      lclm-rag delete notes/old.md --kb kb/
-      lclm-rag delete --filter "year<2020" --kb kb/
-      lclm-rag delete --filter "year<2020" --yes --kb kb/
-    """
-    from lclm_rag.knowledge_base import KnowledgeBase
-
-    if bool(document_ids) == bool(filters):
-        raise click.UsageError("Give either ids or --filter.")
-    with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
-        before = knowledge_base.store.count_documents()
-        if filters:
-            document_ids = _chosen(knowledge_base, filters, yes)
-        passages = knowledge_base.delete(document_ids)
-        store = knowledge_base.store
-    gone = before - store.count_documents()
-    if as_json:
-        click.echo(json.dumps({"documents": gone, "passages": passages, "version": store.version}))
-    else:
-        click.echo(f"{kb}: {gone} documents ({passages} passages) deleted.")
-
-
-def _chosen(knowledge_base: KnowledgeBase, filters: tuple[str, ...], yes: bool) -> tuple[str, ...]:
-    """The ids of the documents that match, if they are to be deleted."""
-    condition = parsed_filter(filters)
-    assert condition is not None
-    found = knowledge_base.matching_documents(condition)
-    there = knowledge_base.store.count_documents()
-    if not found:
-        raise KnowledgeBaseError(f"No document of {knowledge_base.folder} matches the filter.")
-    matching = f"{len(found):,} of {there:,} documents match"
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError(f"{matching}: give --yes to delete them without being asked.")
-        click.confirm(f"{matching}. Delete them?", abort=True, err=True)
-    return tuple(found)

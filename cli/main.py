@@ -11,14 +11,21 @@ from collections.abc import Sequence
 import click
 
 from lclm_rag import __version__
-from lclm_rag.cli.ask import chat, expand, generate, query
-from lclm_rag.cli.corpus import add, build, delete, sync
+from lclm_rag.cli.add import add
+from lclm_rag.cli.build import build
+from lclm_rag.cli.chat import chat
+from lclm_rag.cli.delete import delete
 from lclm_rag.cli.demo import demo
+from lclm_rag.cli.doctor import doctor
 from lclm_rag.cli.estimate import estimate
 from lclm_rag.cli.evaluate import evaluate
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
+from lclm_rag.cli.generate import generate
+from lclm_rag.cli.info import info
 from lclm_rag.cli.mcp import mcp
-from lclm_rag.cli.state import doctor, info
+from lclm_rag.cli.query import query
+from lclm_rag.cli.show import show
+from lclm_rag.cli.sync import sync
 from lclm_rag.cli.upkeep import compact, convert, vacuum, verify, versions
 from lclm_rag.errors import LclmRagError, LockedError
 
@@ -42,10 +49,10 @@ def cli() -> None:
     130 interrupted.
     LCLM_RAG_KB names the knowledge base where --kb is not given.
     """
-    said = logging.getLogger("lclm_rag")
-    if not said.handlers:
-        said.addHandler(_ToStderr())
-        said.setLevel(logging.INFO)
+    logger = logging.getLogger("lclm_rag")
+    if not logger.handlers:
+        logger.addHandler(_ToStderr())
+        logger.setLevel(logging.INFO)
 
 
 class _ToStderr(logging.Handler):
@@ -56,7 +63,7 @@ class _ToStderr(logging.Handler):
 
 
 for command in (
-    *(build, add, sync, delete, query, expand, chat, generate, mcp),
+    *(build, add, sync, delete, query, show, chat, generate, mcp),
     *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, demo, doctor),
 ):
     cli.add_command(command)

@@ -12,6 +12,7 @@ import click
 
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
 from lclm_rag.cli.options import decoder_options, kb_option, sampling_options
+from lclm_rag.types import DEFAULT_TOP_K
 
 __all__ = ["mcp"]
 
@@ -21,7 +22,7 @@ __all__ = ["mcp"]
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    default=8,
+    default=DEFAULT_TOP_K,
     show_default=True,
     help="Passages to retrieve, where the client does not say.",
 )

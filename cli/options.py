@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.types import DEFAULT_TOP_K
+
 if TYPE_CHECKING:
     from lclm_rag.retrieval.filters import Filter
 
@@ -141,7 +143,7 @@ retrieval_options = together(
     click.option(
         "--top-k",
         type=click.IntRange(min=1),
-        default=8,
+        default=DEFAULT_TOP_K,
         show_default=True,
         help="Passages to retrieve.",
     ),
@@ -166,7 +168,7 @@ expand_option = click.option(
     show_default=True,
     callback=_as_expand,
     metavar="[auto|never|always|model|tool|N]",
-    help="Passages to read word for word. auto: the best one where the question asks for a code, an id or "
+    help="Passages to read verbatim. auto: the best one where the question asks for a code, an id or "
     "an exact wording; the best three, and once more, where the answer holds strings that its sources do not "
     "have. N: the best N. model: those that the decoder asks for; tool: the same by a tool call.",
 )

@@ -20,10 +20,10 @@ except ImportError as error:
 from pydantic import ConfigDict
 
 from lclm_rag.decoding import Sampling
-from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
+from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.querying.expansion import Expand
 from lclm_rag.retrieval import Filter
-from lclm_rag.types import Answer, Document, Hit
+from lclm_rag.types import DEFAULT_TOP_K, Answer, Document, Hit
 
 __all__ = ["LatentAnswer", "LatentRetriever", "to_documents"]
 
@@ -144,11 +144,5 @@ def to_documents(documents: Iterable[LangChainDocument]) -> Iterator[Document]:
 
 
 def _document(hit: Hit) -> LangChainDocument:
-    place = {
-        "passage_document_id": hit.key.document_id,
-        "passage_ordinal": hit.key.ordinal,
-        "passage_start": hit.start,
-        "passage_end": hit.end,
-        "passage_score": hit.score,
-    }
+    place = {**hit.place(), "passage_score": hit.score}
     return LangChainDocument(hit.text, id=str(hit.key), metadata={**hit.metadata, **place})

@@ -42,7 +42,7 @@ from lclm_rag.compression.batching import batches_by_size
 from lclm_rag.decoding import Decoder, Sampling, load_decoder
 from lclm_rag.decoding.decoder import check_prompt
 from lclm_rag.errors import LclmRagError, PromptError
-from lclm_rag.prompting import PassageForm, PromptTemplate, SoftPrompt, Span
+from lclm_rag.prompting import Context, PromptTemplate, SoftPrompt, Span
 from lclm_rag.prompting.markup import MarkupPrompt
 from lclm_rag.prompting.template import plain_ids
 
@@ -103,7 +103,7 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         device: str = "auto",
         dtype: str = "auto",
         *,
-        context: PassageForm | None = "latents",
+        context: Context | None = "latents",
         question_starts: str = QUESTION_STARTS,
         context_starts: str | None = None,
         max_gen_toks: int = 256,
@@ -128,9 +128,9 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         super().__init__()
         # The harness reads context=none in a string of arguments as None.
         form = "none" if context is None else context
-        if form not in get_args(PassageForm):
-            raise ValueError(f"Unknown context {form!r}; use {', '.join(get_args(PassageForm))}.")
-        self.context: PassageForm = form
+        if form not in get_args(Context):
+            raise ValueError(f"Unknown context {form!r}; use {', '.join(get_args(Context))}.")
+        self.context: Context = form
         self.question_starts = _pattern("question_starts", question_starts)
         self.context_starts = (
             None if context_starts is None else _pattern("context_starts", context_starts)

@@ -22,9 +22,9 @@ from typing_extensions import TypedDict
 from lclm_rag import __version__
 from lclm_rag.decoding import Sampling
 from lclm_rag.errors import LclmRagError
-from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
+from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.retrieval import And, parse_filter
-from lclm_rag.types import Hit, PassageKey
+from lclm_rag.types import DEFAULT_TOP_K, Hit, PassageKey
 
 __all__ = ["mcp_server"]
 
@@ -101,7 +101,7 @@ def mcp_server(
         "lclm-rag",
         version=__version__,
         instructions="A knowledge base of documents. `ask` answers a question from it and names its "
-        "sources; `search` gives the passages themselves; `expand` gives a passage word for word, with "
+        "sources; `search` gives the passages themselves; `expand` gives a passage verbatim, with "
         "what stands before and after it.",
         log_level="WARNING",
     )
@@ -133,10 +133,10 @@ def mcp_server(
     async def expand(
         document_id: str, ordinal: Count, before: Count = 0, after: Count = 0
     ) -> Expanded:
-        """Read a passage word for word, with so many passages before and after it, as one text."""
+        """Read a passage verbatim, with so many passages before and after it, as one text."""
         key = PassageKey(document_id, ordinal)
         with _said():
-            passages = await asyncio.to_thread(kb.expand, key, before, after)
+            passages = await asyncio.to_thread(kb.read_passages, key, before, after)
         first, last = passages[0], passages[-1]
         return {
             "document_id": document_id,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lclm_rag.errors import (
     CheckpointError,
     ContextLengthError,
+    CorpusError,
+    DamagedError,
     DecoderError,
     KnowledgeBaseError,
     LclmRagError,
@@ -15,15 +17,27 @@ from lclm_rag.errors import (
     PromptError,
     StoreError,
 )
-from lclm_rag.types import AddReport, Answer, Document, Hit, Passage, PassageKey, Timings, Usage
+from lclm_rag.types import (
+    AddReport,
+    Answer,
+    Document,
+    Grounding,
+    Hit,
+    Passage,
+    PassageKey,
+    Timings,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from lclm_rag.checkpoint import Checkpoint
-    from lclm_rag.decoding import Completion, Sampling
+    from lclm_rag.compression import Compressor
+    from lclm_rag.decoding import Completion, Decoder, Sampling
     from lclm_rag.ingestion.ray import RayEngine
     from lclm_rag.knowledge_base import KnowledgeBase
-    from lclm_rag.prompting import SoftPrompt
-    from lclm_rag.retrieval import field
+    from lclm_rag.prompting import Context, SoftPrompt
+    from lclm_rag.querying.expansion import Expand
+    from lclm_rag.retrieval import Embedder, Filter, field
 
 __all__ = [
     "AddReport",
@@ -31,9 +45,18 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Completion",
+    "Compressor",
+    "Context",
     "ContextLengthError",
+    "CorpusError",
+    "DamagedError",
+    "Decoder",
     "DecoderError",
     "Document",
+    "Embedder",
+    "Expand",
+    "Filter",
+    "Grounding",
     "Hit",
     "KnowledgeBase",
     "KnowledgeBaseError",
@@ -57,6 +80,12 @@ __version__ = "0.1.0"
 _LATE = {
     "Checkpoint": "lclm_rag.checkpoint",
     "Completion": "lclm_rag.decoding",
+    "Compressor": "lclm_rag.compression",
+    "Context": "lclm_rag.prompting",
+    "Decoder": "lclm_rag.decoding",
+    "Embedder": "lclm_rag.retrieval",
+    "Expand": "lclm_rag.querying.expansion",
+    "Filter": "lclm_rag.retrieval",
     "KnowledgeBase": "lclm_rag.knowledge_base",
     "RayEngine": "lclm_rag.ingestion.ray",
     "Sampling": "lclm_rag.decoding",

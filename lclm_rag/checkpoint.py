@@ -109,6 +109,13 @@ class Checkpoint:
     path: Path
     config: ModelConfig
 
+    @property
+    def lasting_name(self) -> str:
+        """A folder as an absolute path, to be found from elsewhere; a hub id or `bundled` as it is."""
+        path = Path(self.name).expanduser()
+        is_folder = self.name != BUNDLED and path.is_dir()
+        return str(path.resolve()) if is_folder else self.name
+
     @classmethod
     def open(cls, name_or_path: str | Path | Checkpoint = BUNDLED) -> Checkpoint:
         """Find a checkpoint (folder, hub id, or `bundled`) and check that it is whole.

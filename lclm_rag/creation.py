@@ -12,13 +12,20 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lclm_rag.config import SETTINGS, is_knowledge_base
+from lclm_rag.config import (
+    SETTINGS,
+    Settings,
+    is_knowledge_base,
+    read_settings,
+    write_settings,
+)
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.storage import TEMPORARY, Folder, LocalFolder, is_disk_full
+from lclm_rag.store import LatentStore, Layout
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.unfinished import discard_unfinished, is_open, is_unfinished
 
-__all__ = ["Made", "discard", "making", "require_free"]
+__all__ = ["Made", "discard", "finished_already", "make", "making", "require_free"]
 
 _SETTINGS_BEGUN = re.compile(rf"{re.escape(SETTINGS)}-\w+{re.escape(TEMPORARY)}")
 
@@ -88,6 +95,24 @@ def discard(folder: LocalFolder, *, whole: bool) -> None:
             path.rmdir()
 
 
+def make(
+    folder: Folder, settings: Settings, layout: Layout, *, wait: float, resume: bool
+) -> tuple[LatentStore, Made]:
+    """A new knowledge base without documents; with resume, one that was begun with the same settings.
+
+    Raises as `making`, and KnowledgeBaseError where what was begun is finished, or was begun otherwise.
+    """
+    with making(folder, wait, resume) as made:
+        if made.contents:
+            store = LatentStore.create(folder / "store", layout)
+            # Last, so that a folder with kb.json is always whole.
+            write_settings(folder, settings)
+        else:
+            store = LatentStore.open(folder / "store")
+            check_unfinished(folder, store, read_settings(folder), settings, layout)
+    return store, made
+
+
 def _is_free(folder: Folder) -> bool:
     if folder.local is None:
         return not folder.files() and is_unfinished(folder / "store")
@@ -115,3 +140,26 @@ def _disk_errors(folder: Folder) -> Iterator[None]:
         raise KnowledgeBaseError(
             f"The disk is full: there is no room for a knowledge base in {folder}."
         ) from error
+
+
+def check_unfinished(
+    folder: Folder, store: LatentStore, found: Settings, wanted: Settings, layout: Layout
+) -> None:
+    """Raise KnowledgeBaseError where a build cannot be gone on with."""
+    if store.version:
+        raise finished_already(folder, store)
+    there, given = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
+    other = [name for name in given if there[name] != given[name]]
+    if other:
+        name = other[0]
+        raise KnowledgeBaseError(
+            f"{folder} was begun with {name} {there[name]!r}, not {given[name]!r}: use the same, choose "
+            "another folder, or remove this one."
+        )
+
+
+def finished_already(folder: Folder, store: LatentStore) -> KnowledgeBaseError:
+    return KnowledgeBaseError(
+        f"{folder} is finished already: {store.count_documents():,} documents, version {store.version}. "
+        "Bring it up to date with lclm-rag add or sync, or choose another folder."
+    )

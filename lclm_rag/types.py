@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
+    "DEFAULT_TOP_K",
     "AddReport",
     "Answer",
     "Document",
@@ -31,6 +32,9 @@ MetadataScalar = str | int | float | bool
 MetadataValue = MetadataScalar | None | Sequence["MetadataValue"] | Mapping[str, "MetadataValue"]
 Metadata = Mapping[str, MetadataValue]
 """What JSON can hold. Filters see strings, numbers, booleans and lists of these; the rest is only kept."""
+
+DEFAULT_TOP_K = 8
+"""Passages that are retrieved for a question where nobody says how many."""
 
 _HASHED_AT_ONCE = 1 << 20
 
@@ -158,7 +162,7 @@ class DocumentParts:
 class Grounding:
     """The numbers, codes and quoted strings of an answer, each once and in its order.
 
-    found: those that stand in the text of the answer's sources, word for word. missing: those that do not.
+    found: those that stand in the text of the answer's sources, verbatim. missing: those that do not.
     """
 
     found: tuple[str, ...] = ()
@@ -181,6 +185,15 @@ class Hit:
     end: int
     metadata: Metadata
 
+    def place(self) -> dict[str, Any]:
+        """Where it is, as metadata of a document in other frameworks."""
+        return {
+            "passage_document_id": self.key.document_id,
+            "passage_ordinal": self.key.ordinal,
+            "passage_start": self.start,
+            "passage_end": self.end,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "document_id": self.key.document_id,
@@ -195,7 +208,7 @@ class Hit:
 @dataclass(frozen=True)
 class Usage:
     """positions: decoder positions of the prompt, of the last one where there were several.
-    unexpanded_positions: what they would have been with no passage word for word. latents: how many of these
+    unexpanded_positions: what they would have been with no passage verbatim. latents: how many of these
     are latents. source_tokens: encoder tokens that the latents stand for. generated_tokens: the answer's.
     cached_positions: how many of the positions a prefix cache held already, so that they were not computed
     again; None where a server does not say."""
@@ -224,7 +237,7 @@ class Timings:
 class Round:
     """One prompt on the way to an answer, and what the decoder replied.
 
-    expanded: passages that stood in the prompt word for word, and in none before. no_room: those that were
+    expanded: passages that stood in the prompt verbatim, and in none before. no_room: those that were
     to, and for which there was no room. positions, cached_positions: of the prompt, as in `Usage`.
     first_token, seconds: of decoding.
     """
@@ -272,7 +285,7 @@ class Answer:
 
     @property
     def expanded(self) -> list[PassageKey]:
-        """The passages that the decoder read word for word."""
+        """The passages that the decoder read verbatim."""
         return [key for round in self.rounds for key in round.expanded]
 
     def to_dict(self) -> dict[str, Any]:

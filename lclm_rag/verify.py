@@ -11,9 +11,11 @@ import numpy as np
 
 from lclm_rag.config import Settings, read_settings
 from lclm_rag.errors import DamagedError, PassageIndexError, StoreError
+from lclm_rag.indexing.embedded import rebuild_snapshot
 from lclm_rag.indexing.lost import lost_version
-from lclm_rag.indexing.passage_index import indexed_store, open_index, rebuild_snapshot
+from lclm_rag.indexing.session import open_index
 from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
+from lclm_rag.indexing.versions import indexed_store
 from lclm_rag.retrieval import SentenceTransformerEmbedder
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.store import LatentStore
@@ -150,7 +152,11 @@ def _check_index(
         f"The passage index in {path} is damaged: it cannot be read; --repair makes it anew."
         for path in snapshots.unreadable()
     ]
-    usable = (s for s in snapshots.nearest(store.version) if indexed_store(store, s) is not None)
+    usable = (
+        s
+        for s in snapshots.nearest(store.version)
+        if indexed_store(store, s.version, s.manifest) is not None
+    )
     snapshot = next(usable, None)
     if snapshot is None:
         return problems, []
@@ -259,4 +265,4 @@ def _make_index_anew(folder: Folder, settings: Settings, store: LatentStore) -> 
         qdrant_url=settings.qdrant_url,
         collection=settings.collection,
     )
-    index.close(store)
+    index.close()

@@ -275,7 +275,7 @@ def _main(address: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import lclm_rag.indexing.passage_index
+    import lclm_rag.indexing.session
     import lclm_rag.ingestion.passages
     import lclm_rag.store.maintenance
     import lclm_rag.store.writer

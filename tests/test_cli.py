@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from commands import Run
 
-from lclm_rag.cli.state import _OPTIONAL
+from lclm_rag.cli.doctor import _OPTIONAL
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.store import writing
 

@@ -31,7 +31,7 @@ def test_greedy_tokens_are_those_of_transformers(
     each_decoder: Decoder,
     questions: list[FactQuestion],
 ) -> None:
-    prompts = [knowledge_base.assemble(q.question, 4, form=form) for q in questions[:50]]  # type: ignore[arg-type]
+    prompts = [knowledge_base.assemble(q.question, 4, context=form) for q in questions[:50]]  # type: ignore[arg-type]
     wanted = complete(decoder, prompts, max_tokens=24)
     got = complete(each_decoder, prompts, max_tokens=24)
     assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
@@ -45,7 +45,7 @@ def test_embeddings_in_place_of_latents_answer_as_pasted_text_does(
     """The decoder's own token embeddings, put in as if they were latents: the same tokens come out."""
     table = decoder.model.get_input_embeddings()
     memory = decoder.checkpoint.decoder_tokenizer.token_to_id("<|memory|>")
-    pasted = [knowledge_base.assemble(q.question, 4, form="text") for q in questions[:10]]
+    pasted = [knowledge_base.assemble(q.question, 4, context="text") for q in questions[:10]]
     soft = []
     for prompt in pasted:
         span = Span(20, prompt.positions - 60)
@@ -65,7 +65,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
     knowledge_base: KnowledgeBase, each_decoder: Decoder, questions: list[FactQuestion]
 ) -> None:
     prompts = [
-        knowledge_base.assemble(q.question, k, form=form)
+        knowledge_base.assemble(q.question, k, context=form)
         for q, k, form in zip(
             questions[:6], (1, 2, 3, 4, 8, 4), ("latents", "text", "none") * 2, strict=True
         )
@@ -82,7 +82,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
 def test_a_stream_joined_is_the_completion(
     form: str, knowledge_base: KnowledgeBase, each_decoder: Decoder, questions: list[FactQuestion]
 ) -> None:
-    prompt = knowledge_base.assemble(questions[0].question, 4, form=form)  # type: ignore[arg-type]
+    prompt = knowledge_base.assemble(questions[0].question, 4, context=form)  # type: ignore[arg-type]
     (completion,) = complete(each_decoder, [prompt], max_tokens=16)
     pieces = list(each_decoder.stream(prompt, Sampling(max_tokens=16)))
     assert len(pieces) > 1

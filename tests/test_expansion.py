@@ -1,4 +1,4 @@
-"""Skim, then expand: what goes into the prompt word for word, who decides it, and what it costs."""
+"""Skim, then expand: what goes into the prompt verbatim, who decides it, and what it costs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def scripted(kb: KnowledgeBase, *replies: str) -> tuple[KnowledgeBase, Scripted]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_number_puts_so_many_of_the_best_in_word_for_word(
+def test_a_number_puts_so_many_of_the_best_in_verbatim(
     string_kb: KnowledgeBase, string_questions: list[FactQuestion], count: int
 ) -> None:
     question = string_questions[0].question
@@ -85,7 +85,7 @@ def test_always_is_the_prompt_of_pasted_text(
 ) -> None:
     question = string_questions[1].question
     always = string_kb.assemble(question, 4, expand="always")
-    assert always.token_ids == string_kb.assemble(question, 4, form="text").token_ids
+    assert always.token_ids == string_kb.assemble(question, 4, context="text").token_ids
     assert always.spans == ()
 
 
@@ -416,7 +416,7 @@ def test_where_nothing_is_latents_nothing_is_expanded(
 ) -> None:
     question = string_questions[0].question
     for expand in ("auto", "model", "always"):
-        answer = string_kb.query(question, 2, form=form, expand=expand)  # type: ignore[arg-type]
+        answer = string_kb.query(question, 2, context=form, expand=expand)  # type: ignore[arg-type]
         assert answer.expanded == []
         assert len(answer.rounds) == 1
 
@@ -428,7 +428,7 @@ def test_at_the_shell(
     code, out, _ = run("query", "--kb", kb, question.question, "--top-k", "5")
     assert code == 0
     assert f"{question.document_id}#0" in out
-    assert "(word for word)" in out
+    assert "(verbatim)" in out
     code, out, _ = run("query", "--kb", kb, question.question, "--expand", "2", "--json")
     told = json.loads(out)
     assert len(told["expanded"]) == 2
@@ -446,13 +446,13 @@ def test_a_passage_is_read_at_the_shell(
     string_kb: KnowledgeBase, string_sheets: list[FactSheet], run: Run
 ) -> None:
     document = string_sheets[0].document
-    code, out, _ = run("expand", "--kb", str(string_kb.path), document.id, "0")
+    code, out, _ = run("show", "--kb", str(string_kb.path), document.id, "0")
     assert (code, out) == (0, document.text + "\n")
     code, out, _ = run(
-        "expand", "--kb", str(string_kb.path), document.id, "0", "--json", "--after", "2"
+        "show", "--kb", str(string_kb.path), document.id, "0", "--json", "--after", "2"
     )
     (passage,) = json.loads(out)
     assert (passage["text"], passage["ordinal"]) == (document.text, 0)
-    code, _, err = run("expand", "--kb", str(string_kb.path), document.id, "7")
+    code, _, err = run("show", "--kb", str(string_kb.path), document.id, "7")
     assert code == 1
     assert str(PassageKey(document.id, 7)) in err

@@ -80,7 +80,7 @@ def test_what_is_copied_from_a_source_is_found_there(
         "Which record id does Velun have?",
         "What is the reference number of the agreement?",
         "How is the mayor's name spelled?",
-        "Quote the clause on payment word for word.",
+        "Quote the clause on payment verbatim.",
         "Who carries AB-1234?",
         'Which page says "no refunds"?',
         "Under which URL is the manual?",

@@ -266,7 +266,7 @@ def test_the_example_runs(
     assert keys == ", ".join(str(hit.key) for hit in wanted.sources)
 
 
-def test_codes_and_ids_are_read_word_for_word(
+def test_codes_and_ids_are_read_verbatim(
     string_kb: KnowledgeBase, string_questions: list[FactQuestion]
 ) -> None:
     question = string_questions[0]

@@ -235,7 +235,7 @@ def test_a_bit_in_the_hashes_by_which_passages_are_looked_up_is_noticed_before_a
         ["add", changed],
         ["delete", "town-3"],
         ["query", "zq1w"],
-        ["expand", "town-3", "0"],
+        ["show", "town-3", "0"],
     ):
         code, out, err = run(command[0], "--kb", kb, *command[1:])
         assert (code, out) == (1, ""), command
@@ -244,7 +244,7 @@ def test_a_bit_in_the_hashes_by_which_passages_are_looked_up_is_noticed_before_a
     assert (code, json.loads(out)["documents"]) == (3, 6)
     code, out, _ = run("add", changed, "--kb", kb, "--json")
     assert (code, json.loads(out)["added"]) == (0, 1)
-    code, out, _ = run("expand", "--kb", kb, "town-3", "0")
+    code, out, _ = run("show", "--kb", kb, "town-3", "0")
     assert (code, out) == (0, "zq3w is a city.\n")
 
 

@@ -30,7 +30,7 @@ from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.evaluation.scoring import recall, score_context
-from lclm_rag.indexing import passage_index
+from lclm_rag.indexing import embedded
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.ingestion import passages as steps
 from lclm_rag.retrieval import EdgeIndex
@@ -411,7 +411,7 @@ def test_a_corpus_that_fails_midway_changes_nothing(
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k must be at least 1, not 0"),
-        ({"form": "pictures"}, "Unknown form 'pictures'"),
+        ({"context": "pictures"}, "Unknown context 'pictures'"),
     ],
 )
 def test_a_wrong_option_is_named(
@@ -436,7 +436,7 @@ def test_passages_without_room_are_listed(
 ) -> None:
     with KnowledgeBase.create(tmp_path / "kb", make_checkpoint(), passage_tokens=600) as kb:
         kb.add(Document(f"d{i}", f"Zebra number {i}. " * 100) for i in range(4))
-        answer = kb.query("zebra number", 8, form="text", sampling=Sampling(max_tokens=4))
+        answer = kb.query("zebra number", 8, context="text", sampling=Sampling(max_tokens=4))
     retrieved = [*(hit.key for hit in answer.sources), *answer.left_out]
     assert answer.left_out
     assert len(retrieved) == len(set(retrieved)) == 8
@@ -519,11 +519,11 @@ def test_a_bulk_load_ends_with_one_optimized_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Published twice, as what was ingested and as what was optimized: the second is what others find."""
-    monkeypatch.setattr(passage_index, "OPTIMIZE_FROM", 50)
+    monkeypatch.setattr(embedded, "OPTIMIZE_FROM", 50)
     optimized = []
     inner = EdgeIndex.optimize
     monkeypatch.setattr(EdgeIndex, "optimize", lambda self: (inner(self), optimized.append(self)))
-    monkeypatch.setattr(passage_index, "_PUBLISH_CHANGES", 10)
+    monkeypatch.setattr(embedded, "_PUBLISH_CHANGES", 10)
     with KnowledgeBase.create(tmp_path / "kb") as kb:
         kb.add([Document(f"d{i}", f"Thing number {i} is here.") for i in range(60)])
         assert len(optimized) == 1

@@ -740,7 +740,7 @@ def test_a_query_engine_from_a_folder(
     engine.retriever.knowledge_base.close()  # type: ignore[attr-defined]
 
 
-def test_codes_and_ids_are_read_word_for_word(
+def test_codes_and_ids_are_read_verbatim(
     string_kb: KnowledgeBase, string_questions: list[FactQuestion]
 ) -> None:
     """The best node goes in as text where the question asks for one, with no word from the user."""

@@ -139,9 +139,12 @@ def test_an_answer_that_takes_long_holds_nothing_up(closed_kb: Path, endless_que
 
     async def session() -> bool:
         async with client(closed_kb, "--max-tokens", "8000") as agent:
-            await agent.call_tool("ask", {"question": "Who?", "top_k": 1})  # The decoder is loaded.
-            asking = asyncio.create_task(agent.call_tool("ask", {"question": endless_question}))
-            await agent.call_tool("search", {"query": "Who?"})
+            await agent.call_tool(
+                "ask", {"question": "mayor", "top_k": 1}
+            )  # The decoder is loaded.
+            endless = {"question": f"{endless_question} mayor", "top_k": 1}
+            asking = asyncio.create_task(agent.call_tool("ask", endless))
+            await agent.call_tool("search", {"query": "mayor"})
             meanwhile = not asking.done()
             asking.cancel()
             return meanwhile

@@ -22,7 +22,7 @@ from lclm_rag.connectors.langchain import LatentAnswer
 from lclm_rag.connectors.mcp import mcp_server
 from lclm_rag.decoding import Decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.errors import KnowledgeBaseError, NoPassagesError
+from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.evaluation.contexts import parse_context
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.run import evaluate
@@ -102,10 +102,10 @@ def test_query_and_stream_do_not_ask_the_decoder(
     assert caplog.messages == [answer.reason] * 2
     for expand in ("model", "always", 2):
         assert kb.query(question, filters=filters, expand=expand).no_passages  # type: ignore[arg-type]
-    with pytest.raises(NoPassagesError):
-        kb.assemble(question, filters=filters)
-    with pytest.raises(NoPassagesError):
-        kb.assemble(question, filters=filters, form="text")
+    for context in ("latents", "text"):
+        prompt = kb.assemble(question, filters=filters, context=context)  # type: ignore[arg-type]
+        assert prompt.spans == ()
+        assert caplog.messages[-1] == answer.reason
 
 
 def test_an_empty_version_is_named(built: Path, decoder: TransformersDecoder) -> None:
@@ -116,7 +116,7 @@ def test_an_empty_version_is_named(built: Path, decoder: TransformersDecoder) ->
 
 def test_who_wants_the_decoder_alone_says_so(built: Path, decoder: TransformersDecoder) -> None:
     with KnowledgeBase.open(built, decoder=decoder) as kb:
-        answer = kb.query("who", form="none", sampling=Sampling(max_tokens=4))
+        answer = kb.query("who", context="none", sampling=Sampling(max_tokens=4))
         assert (answer.no_passages, answer.usage.generated_tokens > 0) == (False, True)
 
 

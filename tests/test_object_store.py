@@ -216,9 +216,9 @@ def test_a_knowledge_base_in_a_bucket_answers_as_one_in_a_folder(
 
     # Another machine: it takes the passage index that is there.
     machine = new_machine()
-    from lclm_rag.indexing import passage_index
+    from lclm_rag.indexing import embedded
 
-    monkeypatch.setattr(passage_index.EmbeddedIndex, "_build", None)
+    monkeypatch.setattr(embedded.EmbeddedIndex, "_build", None)
     with KnowledgeBase.open(url, decoder=decoder) as kb:
         assert kb.query(question).text == answer.text
         assert [m.operation for m in kb.versions()] == "create add add delete compact".split()

@@ -258,7 +258,7 @@ def test_headers_are_compressed_indexed_and_pasted_and_the_text_stays_exact(
         hit = kb.retrieve("zebra", 1)[0]
         assert hit.text == GUIDE[hit.start : hit.end]
         pasted = kb.checkpoint.decoder_tokenizer.decode(
-            kb.assemble("zebra", 1, form="text").token_ids
+            kb.assemble("zebra", 1, context="text").token_ids
         )
         assert "Velun zebra handbook" in pasted
         assert kb.add([document]).unchanged == 1

@@ -12,7 +12,7 @@ import torch
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.prompting import PromptTemplate, SoftPrompt, next_turn
 from lclm_rag.prompting.template import plain_ids
-from lclm_rag.querying.expansion import offering, parse_reply, word_for_word
+from lclm_rag.querying.expansion import offering, parse_reply, verbatim_turn
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_tiny_lclm"
 
@@ -80,7 +80,7 @@ def test_training_prompts_are_the_assemblers(template: PromptTemplate) -> None:
 def test_a_skimming_block_is_the_librarys_chat(
     checkpoint: Checkpoint, template: PromptTemplate
 ) -> None:
-    """Question, wish, passage word for word, answer: as `KnowledgeBase.query(expand="model")` goes on."""
+    """Question, wish, passage verbatim, answer: as `KnowledgeBase.query(expand="model")` goes on."""
     from expansion_data import between_turns, make_expansion_batch
 
     batch = make_expansion_batch(
@@ -112,7 +112,7 @@ def test_a_skimming_block_is_the_librarys_chat(
         shown = template.inert.decode(block, skip_special_tokens=False)
         passage = shown.partition(f"[{number}] ")[2].partition("\n")[0]
         question = shown.partition("Question: ")[2].partition("<|im_end|>")[0]
-        turn = word_for_word([(number, passage)], question, last=False)
+        turn = verbatim_turn([(number, passage)], question, last=False)
         grown = next_turn(checkpoint, template, first, wish, ("user", turn)).token_ids
         assert (context + block[:length])[: len(grown)] == grown
         answer = said[len(wish) :]

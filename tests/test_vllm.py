@@ -237,7 +237,7 @@ def test_64_questions_at_once_and_one_is_cancelled(
     long = Sampling(max_tokens=8000)
 
     async def ask_all() -> list[Any]:
-        endless = asyncio.create_task(kb.aquery(endless_question, 4, sampling=long))
+        endless = asyncio.create_task(kb.aquery(endless_question, context="none", sampling=long))
         asked = [asyncio.create_task(kb.aquery(q.question, 4)) for q in questions[:64]]
         await asked[0]
         assert not endless.done()
@@ -369,7 +369,7 @@ def test_architectures_without_a_latent_class_use_mixed_prompts(checkpoint: Chec
         VLLMDecoder.from_pretrained(other, inputs="items")
 
 
-def test_what_was_skimmed_is_cached_when_passages_are_read_word_for_word(
+def test_what_was_skimmed_is_cached_when_passages_are_read_verbatim(
     cold: VLLMDecoder, sheets: list[FactSheet], tmp_path: Path
 ) -> None:
     """The chat only grows: the second round computes the passage and the question, not the latents."""

@@ -17,7 +17,7 @@ from lclm_rag.connectors.corpora.records import Columns, read_records
 from lclm_rag.connectors.corpora.sources import Source, Stdin, find_sources
 from lclm_rag.connectors.corpora.texts import read_text
 from lclm_rag.errors import CorpusError
-from lclm_rag.ingestion.unique_ids import SeenIds
+from lclm_rag.ingestion.unique_ids import UniqueIds
 from lclm_rag.types import Document
 
 __all__ = ["columns_of", "documents_from_records", "read_corpus", "read_file"]
@@ -196,7 +196,7 @@ def read_file(file: CorpusFile, columns: Columns) -> Part:
 def _documents(
     parts: Iterator[Part], named: str, skip: Tell | None, ignore: Tell
 ) -> Iterator[Document]:
-    seen = SeenIds()
+    seen = UniqueIds()
     origins: list[_Origin] = []
     documents = left_out = 0
     for origin, items in parts:

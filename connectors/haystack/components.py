@@ -25,9 +25,10 @@ from lclm_rag.connectors.haystack.documents import (
 )
 from lclm_rag.decoding import Sampling, astripped, stripped
 from lclm_rag.errors import NoPassagesError
-from lclm_rag.knowledge_base import DEFAULT_TOP_K, KnowledgeBase
+from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import SoftPrompt
 from lclm_rag.querying.expansion import Expand
+from lclm_rag.types import DEFAULT_TOP_K
 
 __all__ = ["LatentGenerator", "LatentRetriever"]
 
@@ -69,7 +70,7 @@ class LatentGenerator(OverKnowledgeBase):
     Documents of a LatentRetriever go into the prompt as latents, others as text. `documents` are those for
     which the prompt had room; `meta` has the ids of the others, "left_out", and the usage.
     sampling: the arguments of `Sampling`, {"max_tokens": 64}. expand: which of the latents' passages go in
-    word for word, as for `KnowledgeBase.stream`. Without any document nothing is decoded: the reply is empty,
+    verbatim, as for `KnowledgeBase.stream`. Without any document nothing is decoded: the reply is empty,
     and `meta` has the finish_reason "no_passages" and the reason.
     """
 

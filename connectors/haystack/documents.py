@@ -8,12 +8,11 @@ from typing import Any
 
 from haystack import Document, default_from_dict, default_to_dict
 
-from lclm_rag.asking import GivenPassage
 from lclm_rag.connectors.haystack.filters import to_filter
 from lclm_rag.decoding import Completion, all_answered
 from lclm_rag.errors import NoPassagesError, PromptError
 from lclm_rag.knowledge_base import KnowledgeBase
-from lclm_rag.prompting import PASSAGES, SoftPrompt
+from lclm_rag.prompting import PASSAGES, PromptPassage, SoftPrompt
 from lclm_rag.querying.expansion import Expand
 from lclm_rag.retrieval import Filter
 from lclm_rag.types import Hit, PassageKey
@@ -73,13 +72,8 @@ class OverKnowledgeBase:
 
 def _document(hit: Hit) -> Document:
     """Its id is the passage's key, "report#3"."""
-    place = {
-        "passage_document_id": hit.key.document_id,
-        "passage_ordinal": hit.key.ordinal,
-        "passage_start": hit.start,
-        "passage_end": hit.end,
-    }
-    return Document(str(hit.key), hit.text, meta={**hit.metadata, **place}, score=hit.score)
+    meta = {**hit.metadata, **hit.place()}
+    return Document(str(hit.key), hit.text, meta=meta, score=hit.score)
 
 
 def prompt_of(
@@ -94,12 +88,14 @@ def prompt_of(
         raise ValueError("The query is empty.")
     if not documents:
         raise NoPassagesError("There are no documents to answer from.")
-    given = {_passage(document, kb): document for document in documents}
+    by_passage = {_passage(document, kb): document for document in documents}
     chat = [("user", kb.template.words(PASSAGES, query))]
-    made = kb.assemble_chat(chat, list(given), question=query, expand=expand, max_tokens=max_tokens)
+    made = kb.assemble_chat(
+        chat, list(by_passage), question=query, expand=expand, max_tokens=max_tokens
+    )
     used, left_out = (
-        [document for passage, document in given.items() if passage.place in places]
-        for places in (made.used, made.left_out)
+        [document for passage, document in by_passage.items() if passage.key in keys]
+        for keys in (made.used, made.left_out)
     )
     usage = {"positions": made.prompt.positions, "latents": made.prompt.latent_count}
     meta = {"usage": usage, "left_out": [document.id for document in left_out]}
@@ -122,15 +118,15 @@ def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Jso
     return {"replies": [completion.text.strip()], **output}
 
 
-def _passage(document: Document, knowledge_base: KnowledgeBase) -> GivenPassage:
+def _passage(document: Document, knowledge_base: KnowledgeBase) -> PromptPassage:
     """As latents where it is a passage of the knowledge base, and its text still that passage's.
 
     Raises ValueError where it has no text.
     """
     if document.content is None:
         raise ValueError(f"Haystack document {document.id} has no text.")
-    store, meta = knowledge_base.store, document.meta
+    meta = document.meta
     key = PassageKey(meta.get("passage_document_id", ""), meta.get("passage_ordinal", 0))
-    if key in store and store.read([key])[0].passage.text == document.content:
-        return GivenPassage(key, document.content, stored=key)
-    return GivenPassage(PassageKey(document.id, 0), document.content, stored=None)
+    if knowledge_base.holds(key, document.content):
+        return PromptPassage(key, document.content, stored=key)
+    return PromptPassage(PassageKey(document.id, 0), document.content, stored=None)

@@ -16,8 +16,8 @@ from llama_index.core.vector_stores import MetadataFilters
 from lclm_rag import KnowledgeBase
 from lclm_rag.config import is_knowledge_base
 from lclm_rag.connectors.llama_index.index import LatentIndex
-from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K
 from lclm_rag.storage import open_folder
+from lclm_rag.types import DEFAULT_TOP_K
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore

@@ -34,9 +34,10 @@ from lclm_rag.connectors.llama_index.nodes import (
     to_node,
 )
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
-from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
+from lclm_rag.connectors.llama_index.retriever import LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
 from lclm_rag.querying.expansion import Expand
+from lclm_rag.types import DEFAULT_TOP_K
 
 __all__ = ["LatentIndex"]
 

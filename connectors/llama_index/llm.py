@@ -32,10 +32,9 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.schema import MetadataMode, NodeWithScore
 
 from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling, SoftPrompt
-from lclm_rag.asking import GivenPassage
 from lclm_rag.connectors.llama_index.nodes import known_key
 from lclm_rag.decoding import Decoder, all_answered, astripped, load_decoder, stripped
-from lclm_rag.prompting import PromptTemplate, chat_ids
+from lclm_rag.prompting import PromptPassage, PromptTemplate, chat_ids
 from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentLLM"]
@@ -56,7 +55,7 @@ class LatentLLM(LLM):
     It takes chats of text, from agents, chat engines and other synthesizers. Given `nodes=` with a chat in
     one of whose messages stands `PASSAGES`, it puts those nodes there: as latents where the knowledge base
     knows them, else as text; with `expand=` and `question=`, as for `KnowledgeBase.stream`, the best of them
-    word for word. What became of each node, and the usage, is in the response's `raw`.
+    verbatim. What became of each node, and the usage, is in the response's `raw`.
 
     knowledge_base: one, or its folder. checkpoint, decoder: in place of a knowledge base, what to decode
     with (see `KnowledgeBase.open`); it then takes text only, and is loaded here.
@@ -257,8 +256,8 @@ class LatentLLM(LLM):
         used, as_latents = set(assembled.used), {span.key for span in assembled.prompt.spans}
         told: dict[str, list[str]] = {"latents": [], "text": [], "left_out": []}
         for node_id, passage in given.items():
-            form = "latents" if passage.place in as_latents else "text"
-            told[form if passage.place in used else "left_out"].append(node_id)
+            form = "latents" if passage.key in as_latents else "text"
+            told[form if passage.key in used else "left_out"].append(node_id)
         return _Prepared(assembled.prompt, sampling, told)
 
     def _end(self, prepared: _Prepared, text: str) -> ChatResponse:
@@ -267,7 +266,7 @@ class LatentLLM(LLM):
         return _piece(text, "", _raw(prepared, len(tokens.ids)))
 
 
-def _given(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, GivenPassage]:
+def _given(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, PromptPassage]:
     """Node id → passage, best first. In the prompt they stand as in their documents, whatever their rank, so
     that the same nodes are the same prefix."""
     best_first = {scored.node.node_id: scored.node for scored in nodes}
@@ -280,7 +279,7 @@ def _given(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, Given
     for node_id, node in best_first.items():
         stored = known_key(node, kb)
         text = node.get_content(metadata_mode=MetadataMode.LLM)
-        given[node_id] = GivenPassage(places[node_id], text, stored)
+        given[node_id] = PromptPassage(places[node_id], text, stored=stored)
     return given
 
 

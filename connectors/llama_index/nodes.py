@@ -119,16 +119,12 @@ def ref_doc_id_of(passage: Passage) -> str:
 
 def known_key(node: BaseNode, knowledge_base: KnowledgeBase) -> PassageKey | None:
     """The key of the passage that a node is; None where the store lacks it, or holds another text."""
-    store = knowledge_base.store
     document_id, _, ordinal = node.node_id.rpartition("#")
     keys = [PassageKey(node.node_id, 0)]
     if document_id and ordinal.isdecimal():
         keys.append(PassageKey(document_id, int(ordinal)))
-    for key in keys:
-        # A postprocessor may have given the node another text than was compressed.
-        if key in store and store.read([key])[0].passage.text == _text(node):
-            return key
-    return None
+    # A postprocessor may have given the node another text than was compressed.
+    return next((key for key in keys if knowledge_base.holds(key, _text(node))), None)
 
 
 def _text(node: BaseNode) -> str:

@@ -14,9 +14,10 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.connectors.llama_index.llm import LatentLLM
-from lclm_rag.connectors.llama_index.retriever import DEFAULT_TOP_K, LatentRetriever
+from lclm_rag.connectors.llama_index.retriever import LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
 from lclm_rag.querying.expansion import Expand
+from lclm_rag.types import DEFAULT_TOP_K
 
 __all__ = ["LatentQueryEngine"]
 

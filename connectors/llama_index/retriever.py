@@ -13,10 +13,9 @@ from llama_index.core.vector_stores import MetadataFilters
 from lclm_rag import KnowledgeBase, Passage, PassageKey
 from lclm_rag.connectors.llama_index.filters import to_filter
 from lclm_rag.connectors.llama_index.nodes import to_node
+from lclm_rag.types import DEFAULT_TOP_K
 
-__all__ = ["DEFAULT_TOP_K", "LatentRetriever"]
-
-DEFAULT_TOP_K = 8
+__all__ = ["LatentRetriever"]
 
 
 class LatentRetriever(BaseRetriever):

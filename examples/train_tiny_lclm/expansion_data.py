@@ -15,7 +15,7 @@ from data import Batch, draw_contexts, pad_batch
 from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions, with_exact_strings
 from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
-from lclm_rag.querying.expansion import offering, word_for_word
+from lclm_rag.querying.expansion import offering, verbatim_turn
 
 Style = Literal["pasted", "mixed", "latents", "skim"]
 
@@ -114,7 +114,7 @@ def _turns(
     if question not in exact_string_questions(sheets[number - 1]):
         return [(first, answer + end)]
     passage = [(number, sheets[number - 1].document.text)]
-    words = plain_ids(template.inert, word_for_word(passage, question.question, last=False))
+    words = plain_ids(template.inert, verbatim_turn(passage, question.question, last=False))
     return [
         (first, plain_ids(template.inert, f"EXPAND: {number}") + end),
         (between[1:] + words + template.markup_ids(template.closing), answer + end),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,20 +93,15 @@ class Compressor:
         self,
         texts: Sequence[Sequence[int]],
         space: Space = "decoder",
-        on_progress: Callable[[int], None] = lambda tokens: None,
     ) -> list[torch.Tensor]:
-        """As `compress`, for texts already tokenized by the encoder's tokenizer.
-
-        `on_progress` is called after each batch with the source tokens that it held.
-        """
-        latents, counts = self.compress_together(texts, space, on_progress)
+        """As `compress`, for texts already tokenized by the encoder's tokenizer."""
+        latents, counts = self.compress_together(texts, space)
         return list(latents.split(counts))
 
     def compress_together(
         self,
         texts: Sequence[Sequence[int]],
         space: Space = "decoder",
-        on_progress: Callable[[int], None] = lambda tokens: None,
     ) -> tuple[torch.Tensor, list[int]]:
         """As `compress_token_ids`: the latents of all texts, [sum of counts, width of `space`], and how many
         each text has. On a GPU they may still be under way, as all that torch returns from there.
@@ -127,7 +122,6 @@ class Compressor:
             if latents is None:
                 continue
             parts.append(self.project(latents) if space == "decoder" else latents)
-            on_progress(int(batch.tokens.sum()))
             first = stop
         # A window holds whole groups, but for a text's last: so it is as if the text were one window.
         return torch.cat(parts), [-(-len(ids) // ratio) for ids in texts]

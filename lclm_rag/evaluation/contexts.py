@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lclm_rag.prompting import PassageForm
+from lclm_rag.prompting import Context
 from lclm_rag.querying.expansion import Expand, check_expand
 
 __all__ = ["EvalContext", "parse_context"]
@@ -29,7 +29,7 @@ class EvalContext:
     """
 
     name: str
-    kind: PassageForm
+    kind: Context
     expand: Expand = "never"
     press: str = ""
     lingua: str | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lclm_rag.asking import Found, found_rows, retrieve
 from lclm_rag.evaluation.contexts import EvalContext
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
+from lclm_rag.querying.query import Query
+from lclm_rag.querying.reader import Retrieved, hits_of
 from lclm_rag.retrieval import field
 from lclm_rag.types import Document
 
@@ -20,7 +22,7 @@ __all__ = ["Find", "documents_to_add", "passage_finder"]
 _DOCUMENT = "eval_document"
 """Metadata key by which the passages of one document are found."""
 
-Find = Callable[[], Found]
+Find = Callable[[], Retrieved]
 """Finds the passages for one question, best first."""
 
 
@@ -35,19 +37,22 @@ def passage_finder(
     kb: KnowledgeBase, questions: EvalSet, context: EvalContext, top_k: int
 ) -> Callable[[EvalQuestion], Find]:
     """What finds a question's passages. top_k: passages, where they are retrieved."""
-    if not context.has_passages:
-        return lambda question: list
-    if questions.whole_documents:
+    if questions.whole_documents and context.has_passages:
         return lambda question: lambda: _whole_documents(kb, question)
-    return lambda question: lambda: retrieve(kb, question.question, top_k, None)
+    return lambda question: (
+        lambda: kb.reader.search(Query.of(question.question, top_k, context=context.kind))
+    )
 
 
-def _whole_documents(kb: KnowledgeBase, question: EvalQuestion) -> Found:
+def _whole_documents(kb: KnowledgeBase, question: EvalQuestion) -> Retrieved:
     """All passages of a question's documents: those that share words with it, best first, then the others."""
+    started = time.perf_counter()
     keys = [
         key for document_id in question.document_ids for key in kb.find({_DOCUMENT: document_id})
     ]
     of_them = field(_DOCUMENT).is_in(list(question.document_ids))
     scores = {h.key: h.score for h in kb.index.search(question.question, len(keys), of_them)}
     ranked = sorted(keys, key=lambda key: -scores.get(key, 0.0))
-    return found_rows(kb.store, [(key, scores.get(key, 0.0)) for key in ranked])
+    rows = kb.store.read(ranked)
+    hits = hits_of(rows, [scores.get(key, 0.0) for key in ranked])
+    return Retrieved(hits, rows, time.perf_counter() - started)

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lclm_rag.answering import answering
-from lclm_rag.asking import ask
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.decoding.decoder import end_token_ids
 from lclm_rag.errors import EvaluationError, NoPassagesError, PromptError
@@ -30,6 +28,9 @@ from lclm_rag.prompting.markup import (
     without_memories,
 )
 from lclm_rag.querying.grounding import ground
+from lclm_rag.querying.prompts import QueryPrompt
+from lclm_rag.querying.query import Query
+from lclm_rag.querying.rounds import answer as answer_in_rounds
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
 from lclm_rag.types import Grounding
 
@@ -143,15 +144,13 @@ def _decode_together(
 
 def _query(kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalContext) -> Steps:
     """As `KnowledgeBase.query`."""
-    answer = yield from answering(
-        kb,
-        question.question,
-        find,
-        form=context.kind,
-        space=kb.decoder.space,
-        max_tokens=question.max_tokens,
-        expand=context.expand,
+    sampling = Sampling(max_tokens=question.max_tokens)
+    query = Query.of(
+        question.question, context=context.kind, expand=context.expand, sampling=sampling
     )
+    builder = kb.prompt_builder(kb.decoder.space)
+    builder.require_room(query)
+    answer = yield from answer_in_rounds(builder, query, find())
     return AnswerRecord(
         context.name,
         question.id,
@@ -176,7 +175,7 @@ def _cut_by_lingua(
     compressor: TextCompressor,
 ) -> Steps:
     """The passages as text, each cut to the positions that its latents take."""
-    with_latents = ask(kb, question.question, find, "latents", "decoder", question.max_tokens)
+    with_latents = _with_latents(kb, question, find)
     template = with_latents.template
     started = time.perf_counter()
     cut = [
@@ -202,6 +201,15 @@ def _cut_by_lingua(
         first_token=completion.first_token,
         prepared=prepared,
     )
+
+
+def _with_latents(kb: KnowledgeBase, question: EvalQuestion, find: Find) -> QueryPrompt:
+    """The prompt from which others learn how many positions they may take."""
+    sampling = Sampling(max_tokens=question.max_tokens)
+    query = Query.of(question.question, expand="never", sampling=sampling)
+    builder = kb.prompt_builder("decoder")
+    builder.require_room(query)
+    return builder.build(query, find())
 
 
 def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext) -> Steps:
@@ -247,7 +255,7 @@ def _pressed(
 ) -> AnswerRecord:
     """The cache of the pasted passages cut to as many positions as their latents take."""
     try:
-        with_latents = ask(kb, question.question, find, "latents", "decoder", question.max_tokens)
+        with_latents = _with_latents(kb, question, find)
         pasted = [p.as_text() for p in with_latents.used]
         frame = with_latents.frame
         assembled = assemble(with_latents.template, pasted, frame, with_latents.budget)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from lclm_rag.decoding import Sampling, all_answered
@@ -13,7 +12,8 @@ from lclm_rag.errors import NoPassagesError
 from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.knowledge_base import KnowledgeBase
-from lclm_rag.prompting import PassageForm, SoftPrompt
+from lclm_rag.prompting import Context, SoftPrompt
+from lclm_rag.querying.rounds import step
 
 __all__ = ["ContextScore", "recall", "score_context"]
 
@@ -29,7 +29,7 @@ class ContextScore:
     median over `_TIMED` questions asked one at a time. answers: as generated, in the questions' order.
     """
 
-    context: PassageForm
+    context: Context
     exact_match: float
     positions: float
     first_token: float
@@ -48,7 +48,7 @@ def recall(kb: KnowledgeBase, questions: Sequence[FactQuestion], top_k: int) -> 
 def score_context(
     kb: KnowledgeBase,
     questions: Sequence[FactQuestion],
-    context: PassageForm,
+    context: Context,
     top_k: int,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> ContextScore:
@@ -58,8 +58,10 @@ def score_context(
     answers = [""] * len(questions)
     prompts: dict[int, SoftPrompt] = {}
     for i, q in enumerate(questions):
-        with suppress(NoPassagesError):
-            prompts[i] = kb.assemble(q.question, top_k, form=context, expand="never", max_tokens=32)
+        rounds = kb.rounds(q.question, top_k, context=context, expand="never", sampling=sampling)
+        first = step(rounds, None)
+        if isinstance(first, SoftPrompt):
+            prompts[i] = first
     if not prompts:
         raise NoPassagesError(f"Nothing was found in {kb.folder} for any of the questions.")
     # First, while a prefix cache knows none of them.

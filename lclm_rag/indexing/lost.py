@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lclm_rag.indexing.passage_index import state_version
+from lclm_rag.indexing.server import state_version
 from lclm_rag.indexing.snapshots import published_versions
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore, newest_version

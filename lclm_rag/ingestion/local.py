@@ -13,7 +13,7 @@ from lclm_rag.ingestion.passages import (
     split_documents,
     tokenized,
 )
-from lclm_rag.ingestion.unique_ids import SeenIds
+from lclm_rag.ingestion.unique_ids import UniqueIds
 from lclm_rag.store import StoredPassage, StoreWriter
 from lclm_rag.types import AddReport, Document
 
@@ -66,7 +66,7 @@ def add_documents(
     Raises ValueError where there are no documents, or an id occurs twice.
     """
     counts = Counts()
-    seen = SeenIds()
+    seen = UniqueIds()
 
     def changed() -> Iterator[tuple[Document, bytes, dict[str, StoredPassage]]]:
         for number, document in enumerate(documents, start=1):

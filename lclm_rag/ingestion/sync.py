@@ -11,10 +11,10 @@ from lclm_rag.store import LatentStore, StoreWriter
 from lclm_rag.store.fragment import key_hash
 from lclm_rag.types import PassageKey
 
-__all__ = ["Others"]
+__all__ = ["MissingFromCorpus"]
 
 
-class Others:
+class MissingFromCorpus:
     """The documents of a store that are not among those noted; 8 bytes of memory for each noted."""
 
     def __init__(self, store: LatentStore) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from hashlib import blake2b
 
-__all__ = ["SeenIds"]
+__all__ = ["UniqueIds"]
 
 _CACHE_KIB = 16 * 1024
 
 
-class SeenIds:
+class UniqueIds:
     """Ids, each with the place where it was first seen: two numbers of the caller's.
 
     Kept in an unnamed temporary SQLite database, which the system removes with the process. Of an id

@@ -2,7 +2,7 @@
 
 from lclm_rag.prompting.assembler import (
     AssembledPrompt,
-    PassageForm,
+    Context,
     PromptPassage,
     assemble,
     positions,
@@ -16,8 +16,8 @@ __all__ = [
     "PASSAGES",
     "AssembledPrompt",
     "ChatMessage",
+    "Context",
     "Frame",
-    "PassageForm",
     "PromptPassage",
     "PromptTemplate",
     "SoftPrompt",

@@ -15,25 +15,27 @@ from lclm_rag.types import PassageKey
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AssembledPrompt", "PassageForm", "PromptPassage", "assemble", "positions"]
+__all__ = ["AssembledPrompt", "Context", "PromptPassage", "assemble", "positions"]
 
-PassageForm = Literal["latents", "text", "none"]
-"""How passages go into a prompt; "none" asks without any (closed book)."""
+Context = Literal["latents", "text", "none"]
+"""What a question is answered from: passages as latents, the same pasted, or nothing (closed book)."""
 
 
 @dataclass(frozen=True)
 class PromptPassage:
     """A passage on its way into a prompt: as latents [n, width], or (None) as text.
 
-    key: names it among the prompt's passages, and gives it its place among them.
+    key: names it among the prompt's passages, and gives it its place among them. stored: its key in the
+    store, where its latents are still to be read from there.
     """
 
     key: PassageKey
     text: str
-    latents: torch.Tensor | None
+    latents: torch.Tensor | None = None
+    stored: PassageKey | None = None
 
     def as_text(self) -> PromptPassage:
-        return replace(self, latents=None)
+        return replace(self, latents=None, stored=None)
 
 
 @dataclass(frozen=True)

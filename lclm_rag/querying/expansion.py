@@ -1,6 +1,6 @@
 """Skim, then expand: what the decoder is offered, and what it replies.
 
-The decoder sees numbered passages as latents and may ask for some of them word for word, in a chat that only
+The decoder sees numbered passages as latents and may ask for some of them verbatim, in a chat that only
 grows. It replies in words, "EXPAND: 3, 5" or "ANSWER: …", or calls a tool (`EXPAND_TOOL`).
 """
 
@@ -23,11 +23,11 @@ __all__ = [
     "offering",
     "parse_reply",
     "tool_result",
-    "word_for_word",
+    "verbatim_turn",
 ]
 
 Expand = Literal["auto", "never", "always", "model", "tool"] | int
-"""Which passages go into a prompt word for word.
+"""Which passages go into a prompt verbatim.
 
 "never": none. "always": all that were retrieved. A number: so many of the best. "auto": the best one where
 the question asks for an exact string; and where an answer holds strings that its sources do not have, the
@@ -36,9 +36,9 @@ which it calls the tool. Each within the prompt's budget: what has no room stays
 """
 
 EXPANDED_FIRST = 1
-"""With "auto": passages word for word where the question asks for an exact string."""
+"""With "auto": passages verbatim where the question asks for an exact string."""
 EXPANDED_AGAIN = 3
-"""With "auto": passages word for word where an answer holds strings that its sources do not have."""
+"""With "auto": passages verbatim where an answer holds strings that its sources do not have."""
 
 MAX_ROUNDS = 3
 """Prompts that one question may take with "model" and "tool"; in the last nothing more is offered."""
@@ -88,11 +88,11 @@ def offering(instruction: str) -> str:
     return f"{instruction} {_OFFER}"
 
 
-def word_for_word(passages: Sequence[tuple[int, str]], question: str, last: bool) -> str:
+def verbatim_turn(passages: Sequence[tuple[int, str]], question: str, last: bool) -> str:
     """The user's next turn: passages by number, in words, and the question again. `last`: nothing more can be
     expanded."""
-    told = f"{_NO_MORE}\n" if last else ""
-    return f"Word for word:\n{tool_result(passages)}{told}\nQuestion: {question}"
+    no_more = f"{_NO_MORE}\n" if last else ""
+    return f"Word for word:\n{tool_result(passages)}{no_more}\nQuestion: {question}"
 
 
 def tool_result(passages: Sequence[tuple[int, str]]) -> str:

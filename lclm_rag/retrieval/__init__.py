@@ -22,7 +22,7 @@ from lclm_rag.retrieval.filters import (
     field,
     matches,
 )
-from lclm_rag.retrieval.index import IndexEntry, IndexHit, PassageIndex
+from lclm_rag.retrieval.index import IndexEntry, PassageIndex, ScoredKey
 
 __all__ = [
     "And",
@@ -34,11 +34,11 @@ __all__ = [
     "Filter",
     "In",
     "IndexEntry",
-    "IndexHit",
     "Missing",
     "Not",
     "Or",
     "PassageIndex",
+    "ScoredKey",
     "SentenceTransformerEmbedder",
     "as_filter",
     "average_length",

@@ -22,7 +22,7 @@ from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
-from lclm_rag.retrieval.index import IndexHit
+from lclm_rag.retrieval.index import ScoredKey
 from lclm_rag.retrieval.points import passage_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
@@ -171,7 +171,7 @@ class EdgeIndex(QdrantIndex):
         with self._open_shard() as shard:
             shard.update(operation)
 
-    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
+    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
         condition = _condition(filter)
         words = edge.Query.Nearest(edge.SparseVector(vectors.indices, vectors.values), using=BM25)
         if vectors.dense is None:
@@ -192,7 +192,7 @@ class EdgeIndex(QdrantIndex):
             )
         with self._open_shard() as shard:
             found = shard.query(request)
-        return [IndexHit(passage_key(point.payload), point.score) for point in found]
+        return [ScoredKey(passage_key(point.payload), point.score) for point in found]
 
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any

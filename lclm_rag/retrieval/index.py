@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.types import Metadata, PassageKey
 
-__all__ = ["IndexEntry", "IndexHit", "PassageIndex"]
+__all__ = ["IndexEntry", "PassageIndex", "ScoredKey"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class IndexEntry:
     metadata: Metadata = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class IndexHit:
+class ScoredKey(NamedTuple):
     """A passage that was found. Scores compare the hits of one search, not those of two."""
 
     key: PassageKey
@@ -43,7 +42,7 @@ class PassageIndex(Protocol):
         """Remove passages; keys that are not there are passed over."""
         ...
 
-    def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[IndexHit]:
+    def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[ScoredKey]:
         """At most `top_k` hits, best first; those of equal score in the order of their keys.
 
         Without an embedder a question without a word to search for (stop words only) has no hits.

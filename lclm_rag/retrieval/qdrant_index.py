@@ -14,7 +14,7 @@ from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filter_check import unmatchable
 from lclm_rag.retrieval.filters import Filter, Kind
-from lclm_rag.retrieval.index import IndexEntry, IndexHit
+from lclm_rag.retrieval.index import IndexEntry, ScoredKey
 from lclm_rag.retrieval.points import field_of, metadata_fields, passage_key, payload, point_id
 from lclm_rag.types import PassageKey
 
@@ -91,7 +91,7 @@ class QdrantIndex(ABC):
         for batch in _batches(keys):
             self._remove([point_id(key) for key in batch])
 
-    def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[IndexHit]:
+    def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[ScoredKey]:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
         question = _valid_unicode(question)
@@ -142,7 +142,7 @@ class QdrantIndex(ABC):
         """Ask the engine again which paths are indexed, where others may have written to it."""
 
     @abstractmethod
-    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
+    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
         """At most `limit` hits, best first."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
-from lclm_rag.retrieval.index import IndexHit
+from lclm_rag.retrieval.index import ScoredKey
 from lclm_rag.retrieval.points import passage_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
@@ -132,7 +132,7 @@ class ServerIndex(QdrantIndex):
         with self._server_errors():
             self._note_indexed(self._client.get_collection(self._collection).payload_schema)
 
-    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[IndexHit]:
+    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
         condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
         words = models.SparseVector(indices=vectors.indices, values=vectors.values)
         if vectors.dense is None:
@@ -153,7 +153,7 @@ class ServerIndex(QdrantIndex):
             found = self._client.query_points(
                 self._collection, limit=limit, with_payload=PAYLOAD_KEYS, **request
             )
-        return [IndexHit(passage_key(point.payload), point.score) for point in found.points]
+        return [ScoredKey(passage_key(point.payload), point.score) for point in found.points]
 
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from lclm_rag.store.codecs import CodecName
 
 __all__ = ["LARGEST_NORM", "LEVELS", "dequantize", "norms", "quantize"]
 
@@ -32,7 +28,7 @@ def norms(latents: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def quantize(latents: torch.Tensor, codec: CodecName) -> torch.Tensor:
+def quantize(latents: torch.Tensor, codec: str) -> torch.Tensor:
     """[n, width] floats → uint8 [n, latent_bytes]; of no use where a norm is above `LARGEST_NORM`."""
     # In units of the root mean square: squares of what is very large or small leave float32.
     unit = norms(latents)[:, None] / latents.shape[1] ** 0.5
@@ -42,9 +38,7 @@ def quantize(latents: torch.Tensor, codec: CodecName) -> torch.Tensor:
     return torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], 1)
 
 
-def dequantize(
-    stored: torch.Tensor, codec: CodecName, width: int, dtype: torch.dtype
-) -> torch.Tensor:
+def dequantize(stored: torch.Tensor, codec: str, width: int, dtype: torch.dtype) -> torch.Tensor:
     """uint8 [n, latent_bytes] → [n, width] in `dtype`."""
     latents = torch.empty(len(stored), width, dtype=dtype)
     for part, rows in zip(latents.split(_AT_ONCE), stored.split(_AT_ONCE), strict=True):

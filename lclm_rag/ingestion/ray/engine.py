@@ -20,7 +20,7 @@ from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.ingestion.passages import Splitting
 from lclm_rag.ingestion.ray.attempts import forget_attempts, suspects
-from lclm_rag.ingestion.ray.reports import ShardReport, Tally
+from lclm_rag.ingestion.ray.reports import RunTotals, ShardReport
 from lclm_rag.ingestion.ray.workers import (
     EncodeShards,
     Job,
@@ -33,7 +33,7 @@ from lclm_rag.store import StoreWriter
 from lclm_rag.types import AddReport, Document, DocumentParts
 
 if TYPE_CHECKING:
-    from lclm_rag.indexing.passage_index import ServerPoints
+    from lclm_rag.indexing.server import ServerPoints
 
 __all__ = ["RayEngine", "add_documents_on_ray"]
 
@@ -153,7 +153,7 @@ def add_documents_on_ray(
         resumable=writer.resumable,
     )
     forget_attempts(folder)
-    tally = Tally(
+    tally = RunTotals(
         writer,
         skip=engine.on_error == "skip",
         on_ignore=engine.on_ignore,

@@ -12,17 +12,17 @@ import pyarrow as pa
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.ingestion.local import Counts
 from lclm_rag.ingestion.ray.work_rows import Source
-from lclm_rag.ingestion.unique_ids import SeenIds
+from lclm_rag.ingestion.unique_ids import UniqueIds
 from lclm_rag.store import StoreWriter, Totals
 from lclm_rag.store.manifest import unpack_entry
 from lclm_rag.store.store import Place
 from lclm_rag.types import AddReport, WorkerReport
 
-__all__ = ["Left", "ShardReport", "Tally", "Written"]
+__all__ = ["DocumentRows", "NotWritten", "RunTotals", "ShardReport"]
 
 
 @dataclass(frozen=True)
-class Left:
+class NotWritten:
     """A document of which nothing is written. kind, said: as in `WorkRow`."""
 
     kind: str
@@ -34,7 +34,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Written:
+class DocumentRows:
     """A run of rows of a fragment that are one document's."""
 
     source: Source
@@ -54,8 +54,8 @@ class ShardReport:
 
     worker: str
     entry: dict[str, Any] | None = None
-    written: list[Written] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    written: list[DocumentRows] = field(default_factory=list)
+    left: list[NotWritten] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     reused: int = 0
     tokens: int = 0
@@ -68,12 +68,12 @@ class ShardReport:
     @classmethod
     def parse(cls, report: str) -> ShardReport:
         raw = json.loads(report)
-        for name, kind in (("written", Written), ("left", Left)):
+        for name, kind in (("written", DocumentRows), ("left", NotWritten)):
             raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
         return cls(**{**raw, "totals": Totals(**raw["totals"])})
 
 
-class Tally:
+class RunTotals:
     """What the reports of all workers come to, and what is to be committed."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Tally:
         self._may_skip = skip
         self._on_ignore = on_ignore
         self._on_document = on_document
-        self._seen = SeenIds()
+        self._seen = UniqueIds()
         self._updated: set[str] = set()
         self._skipped: list[str] = []
         self._left_out: dict[Source, str] = {}
@@ -132,7 +132,7 @@ class Tally:
         workers = tuple(self._workers[name] for name in sorted(self._workers))
         return replace(self.counts.report(), skipped=tuple(self._skipped), workers=workers)
 
-    def _take_left(self, left: Left) -> None:
+    def _take_left(self, left: NotWritten) -> None:
         if left.kind == "ignored":
             self._on_ignore(left.said)
             return
@@ -161,14 +161,14 @@ class Tally:
             self.counts.passages += taken
             self.counts.reused += taken
 
-    def _take_written(self, run: Written, fragment: str) -> None:
+    def _take_written(self, run: DocumentRows, fragment: str) -> None:
         is_new = self._note(run)
         if is_new is None or run.source in self._left_out:
             self._drop([(fragment, row) for row in range(run.first, run.first + run.rows)])
         elif is_new:
             self._count(run, 1)
 
-    def _note(self, of: Left | Written) -> bool | None:
+    def _note(self, of: NotWritten | DocumentRows) -> bool | None:
         """Whether a document is seen for the first time; None where another has its id."""
         source = of.source
         before = self._seen.first(of.document_id, source.part, source.number)
@@ -182,7 +182,7 @@ class Tally:
             self._skip(f"{of.document_id}: another document has the same id; ids must be unique.")
         return None
 
-    def _count(self, of: Left | Written, documents: int) -> None:
+    def _count(self, of: NotWritten | DocumentRows, documents: int) -> None:
         if of.updated:
             self.counts.updated += documents
             self._updated.add(of.document_id)

@@ -32,7 +32,7 @@ from lclm_rag.ingestion.passages import (
     with_token_ids,
 )
 from lclm_rag.ingestion.ray.attempts import DEATHS, Attempts
-from lclm_rag.ingestion.ray.reports import Left, ShardReport, Written
+from lclm_rag.ingestion.ray.reports import DocumentRows, NotWritten, ShardReport
 from lclm_rag.ingestion.ray.work_rows import Kind, Source, WorkRow, from_table, to_table
 from lclm_rag.storage import open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
@@ -43,7 +43,7 @@ from lclm_rag.types import Document, ReadablePart
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
-    from lclm_rag.indexing.passage_index import ServerPoints
+    from lclm_rag.indexing.server import ServerPoints
 
 __all__ = [
     "EncodeShards",
@@ -228,13 +228,13 @@ class EncodeShards:
 
     def _compressed(
         self, rows: list[WorkRow], attempts: Attempts
-    ) -> tuple[list[tuple[WorkRow, StoredPassage]], list[Left]]:
+    ) -> tuple[list[tuple[WorkRow, StoredPassage]], list[NotWritten]]:
         """Passages with their latents; and what cannot be compressed."""
         if not attempts.careful:
             with suppress(Exception):  # It is one document's, and found below.
                 return self._latents(rows), []
         done: list[tuple[WorkRow, StoredPassage]] = []
-        problems: list[Left] = []
+        problems: list[NotWritten] = []
         errors: list[Exception] = []
         for _, group in groupby(rows, lambda row: row.source):
             document = list(group)
@@ -267,7 +267,9 @@ class EncodeShards:
         first = 0
         for source, group in groupby(compressed, lambda pair: pair[0].source):
             work = [row for row, _ in group]
-            written.append(Written(source, work[0].document_id, work[0].updated, first, len(work)))
+            written.append(
+                DocumentRows(source, work[0].document_id, work[0].updated, first, len(work))
+            )
             first += len(work)
         return ShardReport(
             self._worker,
@@ -296,9 +298,9 @@ def _fragments(
         yield part
 
 
-def _left(row: WorkRow, kind: str, said: str) -> Left:
+def _left(row: WorkRow, kind: str, said: str) -> NotWritten:
     digest = row.document_hash.hex()
-    return Left(kind, row.source, row.document_id, digest, row.updated, said)
+    return NotWritten(kind, row.source, row.document_id, digest, row.updated, said)
 
 
 def _name(rows: list[WorkRow]) -> str:

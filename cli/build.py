@@ -1,0 +1,126 @@
+"""build: compress a corpus into a new knowledge base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lclm_rag.cli.corpus import add_corpus, corpus_options
+from lclm_rag.cli.options import (
+    CODEC,
+)
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["build"]
+
+
+@click.command()
+@corpus_options
+@click.option(
+    "--checkpoint",
+    default=None,
+    help="Folder or hub id, such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled one]",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(CODEC),
+    default="int4",
+    show_default=True,
+    help="How latents are stored, from large and exact to small.",
+)
+@click.option(
+    "--space",
+    type=click.Choice(["encoder", "decoder"]),
+    default="encoder",
+    show_default=True,
+    help="Store latents before the adapter (smaller) or after it (nothing to compute per query).",
+)
+@click.option(
+    "--passage-tokens", type=click.IntRange(min=1), help="Longest passage.  [default: one window]"
+)
+@click.option(
+    "--contextual-headers",
+    is_flag=True,
+    help="Put title and headings in front of each passage, as in 'Guide > Northern line'.",
+)
+@click.option(
+    "--embedder", help="sentence-transformers model: hybrid retrieval instead of BM25 alone."
+)
+@click.option("--qdrant-url", help="Keep the passage index on this Qdrant server.")
+@click.option("--collection", help="Name of the collection on that server.")
+def build(
+    corpus: tuple[str, ...],
+    kb: str,
+    checkpoint: str | None,
+    codec: Any,
+    space: Any,
+    passage_tokens: int | None,
+    contextual_headers: bool,
+    embedder: str | None,
+    qdrant_url: str | None,
+    collection: str | None,
+    wait: float,
+    device: str,
+    dtype: str,
+    token_budget: int | None,
+    compiled: bool,
+    resume: bool,
+    **reading: Any,
+) -> int:
+    """Compress a CORPUS into a new knowledge base.
+
+    Killed, it goes on where it stopped when it is run again. Nothing can be asked before it is done.
+
+    CORPUS, one or more of:
+
+    \b
+      a folder          text, Markdown, HTML, PDF, DOCX; or a Parquet or Arrow data set
+      a quoted glob     'notes/**/*.md', 'dumps/*.jsonl.gz'
+      a file            any of these; JSONL and CSV, also .gz and .zst; Parquet; Arrow
+      a data set        a folder of Dataset.save_to_disk, or hf://OWNER/NAME/CONFIG:SPLIT
+      -                 JSONL on standard input; records must have ids
+
+    Files, folders and globs may lie in an object store: s3://bucket/notes, gs://, abfs://.
+
+    \b
+    Examples:
+      lclm-rag build notes/ --kb kb/ --contextual-headers
+      lclm-rag build articles.jsonl.gz --kb kb/ --text-column body --id-column url
+      lclm-rag build wiki.parquet --kb kb/ --checkpoint latent-context/0.6b-4b-LCLM-16x
+      zcat dump.gz | jq -c '{id, text}' | lclm-rag build - --kb kb/
+      lclm-rag build s3://bucket/wiki/ --kb s3://bucket/kb --engine ray --encoders 8
+    """
+    from lclm_rag.checkpoint import BUNDLED
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    if checkpoint is None:
+        click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+    knowledge_base = KnowledgeBase.create(
+        kb,
+        checkpoint or BUNDLED,
+        codec=codec,
+        space=space,
+        passage_tokens=passage_tokens,
+        contextual_headers=contextual_headers,
+        embedder=embedder,
+        qdrant_url=qdrant_url,
+        collection=collection,
+        device=device,
+        dtype=dtype,
+        compressor_options={"token_budget": token_budget, "compile": compiled},
+        wait=wait,
+        resume=True,
+    )
+    try:
+        return add_corpus(knowledge_base, corpus, resume=resume, **reading)
+    except BaseException:
+        if knowledge_base.abandon():
+            click.echo(
+                f"What was compressed stays in {knowledge_base.folder}: run it again, and it goes on from "
+                "there.",
+                err=True,
+            )
+        raise

@@ -1,0 +1,77 @@
+"""chat: ask one question after another."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lclm_rag.cli.options import (
+    decoder_options,
+    expand_option,
+    kb_option,
+    parsed_filter,
+    retrieval_options,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["chat"]
+
+
+@click.command()
+@kb_option
+@retrieval_options
+@expand_option
+@sampling_options
+@decoder_options
+def chat(
+    kb: str,
+    top_k: int,
+    filters: tuple[str, ...],
+    expand: Any,
+    decoder: str,
+    decoder_options: dict[str, Any],
+    device: str,
+    dtype: str,
+    **sampling: Any,
+) -> None:
+    """Ask one question after another; models stay loaded.
+
+    Every question stands on its own: it is answered from its own passages, without the ones before.
+    An empty line, or Ctrl-D, ends it. Answers are shown while they are written, so --expand auto goes by the
+    question alone here, and model and tool are for lclm-rag query.
+
+    \b
+    Examples:
+      lclm-rag chat --kb kb/
+      lclm-rag chat --kb kb/ --decoder vllm --decoder-option max_model_len=32768
+    """
+    if expand in ("model", "tool"):
+        raise click.BadParameter(
+            f"{expand} takes several rounds; use query.", param_hint="--expand"
+        )
+    from lclm_rag.decoding import Sampling
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    chosen, how = parsed_filter(filters), Sampling(**sampling)
+    with KnowledgeBase.open(
+        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+    ) as knowledge_base:
+        click.echo(f"{len(knowledge_base):,} passages. An empty line ends it.", err=True)
+        while True:
+            click.echo("> ", err=True, nl=False)
+            question = sys.stdin.readline().strip()
+            if not question:
+                return
+            try:
+                for piece in knowledge_base.stream(
+                    question, top_k, chosen, expand=expand, sampling=how
+                ):
+                    click.echo(piece, nl=False)
+                click.echo()
+            except ValueError as error:  # A bad question ends itself, not the session.
+                click.echo(f"Error: {error}", err=True)

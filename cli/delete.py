@@ -1,0 +1,81 @@
+"""delete: remove documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from lclm_rag.cli.options import (
+    as_json,
+    filter_option,
+    kb_option,
+    parsed_filter,
+    wait_option,
+)
+from lclm_rag.errors import KnowledgeBaseError
+
+if TYPE_CHECKING:
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+__all__ = ["delete"]
+
+
+@click.command()
+@click.argument("document_ids", nargs=-1, metavar="[ID]...")
+@kb_option
+@filter_option
+@click.option("--yes", is_flag=True, help="Delete what --filter matches without being asked.")
+@wait_option
+@as_json
+def delete(
+    document_ids: tuple[str, ...],
+    kb: str,
+    filters: tuple[str, ...],
+    yes: bool,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Delete documents by id, all of them or, where one is not there, none; or by a metadata filter.
+
+    With --filter it says how many documents match, and asks; where nobody can be asked, --yes must be given.
+
+    \b
+    Examples:
+      lclm-rag delete notes/old.md --kb kb/
+      lclm-rag delete --filter "year<2020" --kb kb/
+      lclm-rag delete --filter "year<2020" --yes --kb kb/
+    """
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    if bool(document_ids) == bool(filters):
+        raise click.UsageError("Give either ids or --filter.")
+    with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
+        before = knowledge_base.store.count_documents()
+        if filters:
+            document_ids = _chosen(knowledge_base, filters, yes)
+        passages = knowledge_base.delete(document_ids)
+        store = knowledge_base.store
+    gone = before - store.count_documents()
+    if as_json:
+        click.echo(json.dumps({"documents": gone, "passages": passages, "version": store.version}))
+    else:
+        click.echo(f"{kb}: {gone} documents ({passages} passages) deleted.")
+
+
+def _chosen(knowledge_base: KnowledgeBase, filters: tuple[str, ...], yes: bool) -> tuple[str, ...]:
+    """The ids of the documents that match, if they are to be deleted."""
+    condition = parsed_filter(filters)
+    assert condition is not None
+    found = knowledge_base.matching_documents(condition)
+    there = knowledge_base.store.count_documents()
+    if not found:
+        raise KnowledgeBaseError(f"No document of {knowledge_base.folder} matches the filter.")
+    matching = f"{len(found):,} of {there:,} documents match"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{matching}: give --yes to delete them without being asked.")
+        click.confirm(f"{matching}. Delete them?", abort=True, err=True)
+    return tuple(found)

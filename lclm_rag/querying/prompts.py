@@ -1,0 +1,253 @@
+"""Hits and a question → the prompt that a decoder gets; again with some passages verbatim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from lclm_rag.checkpoint import Checkpoint, Space
+from lclm_rag.decoding import Sampling
+from lclm_rag.errors import NoPassagesError
+from lclm_rag.prompting import (
+    AssembledPrompt,
+    ChatMessage,
+    Frame,
+    PromptPassage,
+    PromptTemplate,
+    SoftPrompt,
+    assemble,
+    chat_frame,
+    positions,
+)
+from lclm_rag.querying.expansion import EXPAND_TOOL, EXPANDED_FIRST, Expand, check_expand, offering
+from lclm_rag.querying.grounding import wants_exact_string
+from lclm_rag.querying.query import Query
+from lclm_rag.querying.reader import Retrieved
+from lclm_rag.store import LatentStore, StoredPassage, decode_latents
+from lclm_rag.types import PassageKey
+
+__all__ = ["PromptBuilder", "QueryPrompt"]
+
+Project = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class QueryPrompt:
+    """A question with its prompt, ready to be decoded.
+
+    passages: those that were retrieved, as they are in the prompt when nothing is expanded, best first.
+    budget: decoder positions. skimmed: the prompt with none of them expanded. expanded, no_room: passages
+    that were to go in verbatim, and did or did not. load, assemble: seconds.
+    """
+
+    query: Query
+    retrieved: Retrieved
+    passages: list[PromptPassage]
+    template: PromptTemplate
+    frame: Frame
+    budget: int
+    skimmed: AssembledPrompt
+    assembled: AssembledPrompt
+    load: float
+    assemble: float
+    expanded: tuple[PassageKey, ...] = ()
+    no_room: tuple[PassageKey, ...] = ()
+
+    @property
+    def prompt(self) -> SoftPrompt:
+        return self.assembled.prompt
+
+    @cached_property
+    def used(self) -> list[PromptPassage]:
+        """The passages for which there is room, best first."""
+        keys = set(self.skimmed.used)
+        return [passage for passage in self.passages if passage.key in keys]
+
+    @cached_property
+    def ranked(self) -> list[PassageKey]:
+        """Their keys, best first."""
+        return [passage.key for passage in self.used]
+
+    @cached_property
+    def texts(self) -> dict[PassageKey, str]:
+        """Their text, as it is pasted."""
+        return {passage.key: passage.text for passage in self.used}
+
+    def expand(self, keys: Sequence[PassageKey]) -> QueryPrompt:
+        """The prompt with these of its passages verbatim, best first, as far as there is room for them beside
+        the latents of all others. Only what is there as latents can be expanded."""
+        started = time.perf_counter()
+        assembled, taken, no_room = _expanded(
+            self.template, self.used, self.frame, self.budget, self.skimmed, keys
+        )
+        return replace(
+            self,
+            assembled=assembled,
+            expanded=taken,
+            no_room=no_room,
+            assemble=self.assemble + time.perf_counter() - started,
+        )
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """What a prompt depends on beside its question and passages.
+
+    context_length: decoder positions, those of the answer among them. space: in which the decoder takes
+    latents best. dtype: to which quantized latents are decoded. project: encoder space → decoder space.
+    """
+
+    checkpoint: Checkpoint
+    template: PromptTemplate
+    context_length: int
+    space: Space
+    dtype: torch.dtype
+    project: Project = field(repr=False)
+
+    def require_room(self, query: Query) -> None:
+        """Raise ContextLengthError where the question alone is too long: before anything is looked for."""
+        template = self._template(query.expand)
+        assemble(template, (), template.frame(query.question), self._budget(query.sampling))
+
+    def build(self, query: Query, retrieved: Retrieved) -> QueryPrompt:
+        """The prompt for a question.
+
+        Raises ContextLengthError; NoPassagesError where there are no hits, unless the context is "none": a
+        decoder that is asked all the same makes something up.
+        """
+        if not retrieved.hits and query.context != "none":
+            raise NoPassagesError("No passage was found for this question.")
+        started = time.perf_counter()
+        rows = retrieved.rows
+        space = self._space(rows)
+        latents: Sequence[torch.Tensor | None] = [None] * len(rows)
+        if query.context == "latents":
+            latents = self._latents(rows, space)
+        passages = [
+            PromptPassage(row.passage.key, row.passage.content, vectors)
+            for row, vectors in zip(rows, latents, strict=True)
+        ]
+        loaded = time.perf_counter()
+        template, budget = self._template(query.expand), self._budget(query.sampling)
+        frame = template.frame(query.question)
+        skimmed = assemble(template, passages, frame, budget, space)
+        prompt = QueryPrompt(
+            query=query,
+            retrieved=retrieved,
+            passages=passages,
+            template=template,
+            frame=frame,
+            budget=budget,
+            skimmed=skimmed,
+            assembled=skimmed,
+            load=loaded - started,
+            assemble=time.perf_counter() - loaded,
+        )
+        count = _expanded_first(query.question, query.expand, len(prompt.ranked))
+        return prompt.expand(prompt.ranked[:count]) if count else prompt
+
+    def build_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        passages: Sequence[PromptPassage],
+        store: LatentStore,
+        *,
+        question: str,
+        expand: Expand,
+        max_tokens: int,
+    ) -> AssembledPrompt:
+        """Passages that something else has picked, in a chat; see `KnowledgeBase.assemble_chat`."""
+        check_expand(expand)
+        if expand in ("model", "tool"):
+            raise ValueError(f"expand={expand!r} takes several rounds; a chat is decoded once.")
+        frame = chat_frame(self.checkpoint, self.template, messages)
+        loaded, space = self._loaded(passages, store)
+        budget = self.context_length - max_tokens
+        skimmed = assemble(self.template, loaded, frame, budget, space)
+        keys = set(skimmed.used)
+        used = [p for p in loaded if p.key in keys]
+        ranked = [p.key for p in used if p.latents is not None]
+        best = ranked[: _expanded_first(question, expand, len(ranked))]
+        if not best:
+            return skimmed
+        return _expanded(self.template, used, frame, budget, skimmed, best)[0]
+
+    def _loaded(
+        self, passages: Sequence[PromptPassage], store: LatentStore
+    ) -> tuple[list[PromptPassage], Space]:
+        """The passages with the latents of those that the store has, whose text counts then."""
+        rows = store.read(p.stored for p in passages if p.stored is not None)
+        space = self._space(rows)
+        latents = iter(zip(rows, self._latents(rows, space), strict=True))
+        loaded = []
+        for passage in passages:
+            if passage.stored is not None:
+                row, vectors = next(latents)
+                passage = replace(passage, text=row.passage.content, latents=vectors)
+            loaded.append(passage)
+        return loaded, space
+
+    def _template(self, expand: Expand) -> PromptTemplate:
+        """With the offer to expand, where the decoder decides."""
+        if expand == "tool":
+            return self.template.with_tools(self.checkpoint, [EXPAND_TOOL])
+        if expand == "model":
+            return replace(self.template, instruction=offering(self.template.instruction))
+        return self.template
+
+    def _budget(self, sampling: Sampling) -> int:
+        return self.context_length - sampling.max_tokens
+
+    def _space(self, rows: Sequence[StoredPassage]) -> Space:
+        """Encoder space only where the store keeps it, and the decoder takes it."""
+        stored = {row.layout.space for row in rows}
+        return "encoder" if self.space == "encoder" and stored == {"encoder"} else "decoder"
+
+    def _latents(self, rows: Sequence[StoredPassage], space: Space) -> Sequence[torch.Tensor]:
+        stored = decode_latents(rows, self.dtype)
+        if not rows or rows[0].layout.space == space:
+            return stored
+        # All passages at once.
+        projected = self.project(torch.cat(stored))
+        return list(projected.split([len(vectors) for vectors in stored]))
+
+
+def _expanded(
+    template: PromptTemplate,
+    used: Sequence[PromptPassage],
+    frame: Frame,
+    budget: int,
+    skimmed: AssembledPrompt,
+    keys: Sequence[PassageKey],
+) -> tuple[AssembledPrompt, tuple[PassageKey, ...], tuple[PassageKey, ...]]:
+    """(the prompt with these passages as text, those that are, those for which there is no room). used: the
+    passages of `skimmed`, best first."""
+    room, wanted = budget - skimmed.prompt.positions, set(keys)
+    kept: list[PromptPassage] = []
+    taken: list[PassageKey] = []
+    no_room: list[PassageKey] = []
+    for passage in used:
+        if passage.key in wanted and passage.latents is not None:
+            growth = positions(template, passage.as_text()) - positions(template, passage)
+            if growth <= room:
+                room -= growth
+                taken.append(passage.key)
+                passage = passage.as_text()
+            else:
+                no_room.append(passage.key)
+        kept.append(passage)
+    assembled = assemble(template, kept, frame, budget, skimmed.prompt.space)
+    return replace(assembled, left_out=skimmed.left_out), tuple(taken), tuple(no_room)
+
+
+def _expanded_first(question: str, expand: Expand, passages: int) -> int:
+    """How many of the best passages go in verbatim before anything is decoded."""
+    if isinstance(expand, int):
+        return min(expand, passages)
+    if expand == "always":
+        return passages
+    return EXPANDED_FIRST if expand == "auto" and wants_exact_string(question) else 0

@@ -1,0 +1,263 @@
+"""The store and the passage index of a knowledge base, open at one version: search, read, follow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, PassageIndexError, StoreError
+from lclm_rag.forking import keep_for_ever, watch
+from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex
+from lclm_rag.indexing.session import IndexSession, open_index
+from lclm_rag.retrieval import Filter, Missing, PassageIndex
+from lclm_rag.retrieval.filter_check import filter_keys
+from lclm_rag.store import LatentStore, StoredPassage, newest_version
+from lclm_rag.types import Hit, Passage, PassageKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lclm_rag.config import Settings
+    from lclm_rag.querying.query import Query
+    from lclm_rag.retrieval import Embedder
+    from lclm_rag.storage import Folder
+
+__all__ = ["Reader", "Retrieved", "hits_of"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Hits, best first, and the store's row of each. seconds: that it took to find and read them."""
+
+    hits: list[Hit]
+    rows: list[StoredPassage]
+    seconds: float
+
+
+class Reader:
+    """Threads may share it. A forked child opens its own store and index, at the same version."""
+
+    def __init__(self, folder: Folder, settings: Settings, store: LatentStore) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._version = store.version
+        self._store: LatentStore | None = store
+        self._session: IndexSession | None = None
+        self._opening = threading.RLock()
+        watch(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: what the parent has opened stays the parent's."""
+        keep_for_ever(dict(vars(self)))
+        self._opening = threading.RLock()
+        if self._store is not None and not self._store.closed:
+            self._version, self._store = self._store.version, None
+        self._session = None
+        vars(self).pop("_embedder", None)
+
+    @property
+    def store(self) -> LatentStore:
+        """The version that is read."""
+        if (store := self._store) is not None:
+            return store
+        with self._opening:
+            if self._store is None:
+                self._store = LatentStore.open(self._folder / "store", self._version)
+            return self._store
+
+    @property
+    def index(self) -> PassageIndex:
+        """The passage index, at the store's version: built or brought up to date where it is not. Opened
+        once, whichever thread asks first."""
+        return self.at_one_version()[0]
+
+    def at_one_version(self) -> tuple[PassageIndex, LatentStore]:
+        """Index and store, whatever another thread is writing."""
+        with self._opening:
+            return self._opened(ServerPoints.upsert).index, self.store
+
+    @cached_property
+    def _embedder(self) -> Embedder | None:
+        if self._settings.embedder is None:
+            return None
+        from lclm_rag.retrieval import SentenceTransformerEmbedder
+
+        return SentenceTransformerEmbedder(self._settings.embedder)
+
+    # --- searching and reading ----------------------------------------------------------------------
+
+    def search(self, query: Query) -> Retrieved:
+        """The best passages for a question; none for the context "none"."""
+        if query.context == "none":
+            return Retrieved([], [], 0.0)
+        started = time.perf_counter()
+        while True:
+            index, store = self.at_one_version()
+            try:
+                scored = index.search(query.question, query.top_k, query.filters)
+                rows = store.read(key for key, _ in scored)
+            except (PassageIndexError, KeyError) as error:
+                # Another thread, or another process where the index is on a server, may have made a new
+                # version meanwhile: then that one is asked.
+                if self.at_one_version()[1] is store and not self.follow_server():
+                    if isinstance(error, PassageIndexError):
+                        raise
+                    raise StoreError(
+                        f"The passage index names a passage that is not in the store: {error.args[0]} "
+                        "Run lclm-rag verify."
+                    ) from error
+            else:
+                if self.at_one_version()[1] is store:
+                    hits = hits_of(rows, [score for _, score in scored])
+                    return Retrieved(hits, rows, time.perf_counter() - started)
+
+    def search_to_answer(self, query: Query) -> Retrieved:
+        """As `search`. Where nothing is found, NoPassagesError says why; where something is, a warning in the
+        log says what of the filter cannot hold."""
+        retrieved = self.search(query)
+        if query.context != "none":
+            if not retrieved.hits:
+                raise NoPassagesError(self.why_none(query.filters))
+            self.warn_of(query.filters)
+        return retrieved
+
+    def find(self, condition: Filter) -> list[PassageKey]:
+        """All passages whose metadata match, in the order of their keys."""
+        return self.index.keys(condition)
+
+    def read_passages(self, key: PassageKey, before: int, after: int) -> list[Passage]:
+        """A passage with so many of its neighbours; KnowledgeBaseError where there is none of that key."""
+        document_id, ordinal = key
+        keys = [
+            PassageKey(document_id, i)
+            for i in range(max(0, ordinal - before), ordinal + after + 1)
+            if i == ordinal or PassageKey(document_id, i) in self.store
+        ]
+        try:
+            return [row.passage for row in self.store.read(keys)]
+        except KeyError as error:
+            raise KnowledgeBaseError(f"There is no passage {key} in {self._folder}.") from error
+
+    # --- filters --------------------------------------------------------------------------------------
+
+    def unmatchable(self, condition: Filter | None) -> list[str]:
+        """Sentences on what of a filter cannot hold for any passage."""
+        index, store = self.at_one_version()
+        return index.unmatchable(condition) if condition is not None and len(store) else []
+
+    def warn_of(self, condition: Filter | None) -> None:
+        """Log what of a filter cannot hold."""
+        for sentence in self.unmatchable(condition):
+            _log.warning("%s", sentence)
+
+    def check_keys(self, condition: Filter) -> None:
+        """Raise KnowledgeBaseError where a filter asks for a key, or a kind of value, that no passage has."""
+        if sentences := self.unmatchable(condition):
+            raise KnowledgeBaseError(" ".join(sentences))
+        if (key := _missing_key(self.index, condition)) is not None:
+            raise KnowledgeBaseError(f"No passage has the metadata key {key!r} any more.")
+
+    def why_none(self, condition: Filter | None) -> str:
+        """Why there are no hits: one sentence, or one for each condition that cannot hold."""
+        index, store = self.at_one_version()
+        if not len(store):
+            return f"{self._folder} has no passages in version {store.version}."
+        if sentences := self.unmatchable(condition):
+            return " ".join(sentences)
+        if condition is not None and not index.has(condition):
+            if (key := _missing_key(index, condition)) is not None:
+                return f"No passage has the metadata key {key!r} any more."
+            return "No passage matches the filter."
+        which = "that matches the filter " if condition is not None else ""
+        return (
+            f"No passage {which}shares a word with the question; words such as who, is and the are not "
+            "searched for."
+        )
+
+    # --- versions -------------------------------------------------------------------------------------
+
+    def show(self, store: LatentStore, put_points: PutPoints = ServerPoints.upsert) -> None:
+        """Turn to another version, the passage index with it. put_points: how points come to a server."""
+        with self._opening:
+            old, self._store = self.store, store
+            try:
+                session = self._opened(put_points)
+                if isinstance(session, SharedIndex):
+                    session.put_points = put_points
+                session.follow(store)
+            except BaseException:
+                # Half at one version, half at another: it is opened anew when it is needed.
+                self._session = None
+                raise
+            finally:
+                old.close()
+
+    def show_newest(self) -> None:
+        """Turn to the newest version."""
+        self.show(LatentStore.open(self._folder / "store"))
+
+    def follow_server(self) -> bool:
+        """Turn to the newest version where the passage index is on a server, which shows that one only.
+        False where this is it already, or the index is not on a server."""
+        with self._opening:
+            folder = self._folder / "store"
+            if self._settings.qdrant_url is None or newest_version(folder) == self.store.version:
+                return False
+            old, self._store = self.store, LatentStore.open(folder)
+            old.close()
+            return True
+
+    @contextmanager
+    def session(self) -> Iterator[IndexSession | None]:
+        """The session of the passage index, where it is open, while nobody opens or turns it."""
+        with self._opening:
+            yield self._session
+
+    def close(self) -> None:
+        """Release the index, and the version that is read."""
+        with self._opening:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+            if self._store is not None:
+                self._store.close()
+
+    def _opened(self, put_points: PutPoints) -> IndexSession:
+        if self._session is None:
+            self._session = open_index(
+                self._folder / "index",
+                self.store,
+                embedder=self._embedder,
+                qdrant_url=self._settings.qdrant_url,
+                collection=self._settings.collection,
+                put_points=put_points,
+            )
+        return self._session
+
+
+def hits_of(rows: Sequence[StoredPassage], scores: Sequence[float]) -> list[Hit]:
+    """Rows of the store as hits."""
+    return [
+        Hit(
+            key=row.passage.key,
+            score=score,
+            text=row.passage.text,
+            start=row.passage.start,
+            end=row.passage.end,
+            metadata=row.passage.metadata,
+        )
+        for row, score in zip(rows, scores, strict=True)
+    ]
+
+
+def _missing_key(index: PassageIndex, condition: Filter) -> str | None:
+    """A key of which the index knows, and which no passage has: those that had it were deleted."""
+    return next((key for key in filter_keys(condition) if not index.has(~Missing(key))), None)
