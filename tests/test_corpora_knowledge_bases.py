@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from corpus_files import error_of, read_one, read_skipping, write_files, write_jsonl
-from pyarrow import fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
-from lclm_rag.connectors.corpora.locations import ObjectPath
 from lclm_rag.connectors.corpora.problems import NotRead
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import locate
 from lclm_rag.store.fragment import Layout
 
 LAYOUT = Layout(codec="int4", space="encoder", width=8, fingerprint="f", compression_ratio=4)
@@ -99,34 +99,30 @@ def test_a_folder_called_kb_json_makes_no_knowledge_base(tmp_path: Path) -> None
     assert [d.id for d in read_corpus(tmp_path)] == ["notes/kb.json/a.md"]
 
 
-class CountedFiles:
-    """A file system that notes what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str | fs.FileSelector] = []
-
-    def get_file_info(self, what: str | fs.FileSelector) -> Any:
-        self.asked.append(what)
-        return fs.LocalFileSystem().get_file_info(what)
-
-
 def test_to_find_knowledge_bases_an_object_store_is_asked_for_listings_alone(
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_files(tmp_path, {"a/b/c.jsonl": "{}", "d/e.jsonl": "{}"})
-    write_knowledge_base(tmp_path / "d/kb")
-    files = CountedFiles()
-    root = ObjectPath("s3", cast(fs.FileSystem, files), str(tmp_path))
-    found = list(corpus_files(Files(root, ("**", "*.jsonl"))))
-    names = [item.name for item in found if isinstance(item, CorpusFile)]
+    store = MemoryFileSystem()
+    for name in ("a/b/c.jsonl", "d/e.jsonl", "d/kb/kb.json", "d/kb/store/fragments/x.arrow"):
+        store.pipe_file(f"/lake/{name}", b"{}")
+    requests: list[tuple[str, str]] = []
+    for name in ("info", "ls"):
+        method = getattr(MemoryFileSystem, name)
+
+        def noted(self: Any, path: str, name: str = name, method: Any = method, **more: Any) -> Any:
+            requests.append((name, path))
+            return method(self, path, **more)
+
+        monkeypatch.setattr(MemoryFileSystem, name, noted)
+    items = list(corpus_files(Files(locate("memory://lake"), ("**", "*.jsonl"))))
+    names = [item.name for item in items if isinstance(item, CorpusFile)]
     assert names == ["a/b/c.jsonl", "d/e.jsonl"]
-    told = [item.message for item in found if isinstance(item, NotRead)]
-    assert told == passed_over(f"s3://{tmp_path}/d/kb")
+    messages = [item.message for item in items if isinstance(item, NotRead)]
+    assert messages == passed_over("memory://lake/d/kb")
     folders = ["", "/a", "/a/b", "/d", "/d/kb"]
-    assert files.asked[0] == str(tmp_path)
-    listed = [item.base_dir for item in files.asked[1:] if isinstance(item, fs.FileSelector)]
-    assert listed == [f"{tmp_path}{folder}" for folder in folders]
-    assert len(files.asked) == len(folders) + 1
+    assert requests == [("info", "/lake"), *(("ls", f"/lake{folder}") for folder in folders)]
+    monkeypatch.undo()
+    store.rm("/lake", recursive=True)
 
 
 # --- named ----------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ HEAVY = {
 }
 
 
-def loaded_after(code: str) -> set[str]:
+def loaded_after(code: str, heavy: set[str] = HEAVY) -> set[str]:
     program = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+    return heavy & set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def loaded_after(code: str) -> set[str]:
 )
 def test_no_model_library_is_loaded_by(code: str) -> None:
     assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("module", ["lclm_rag.storage", "lclm_rag.connectors.corpora"])
+def test_neither_arrow_nor_an_object_store_is_loaded_by(module: str) -> None:
+    assert loaded_after(f"import {module}", {"pyarrow", "fsspec", "s3fs", "numpy"}) == set()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ __all__ = ["batch_documents", "count_rows", "read_arrow", "read_parquet"]
 _BATCH_ROWS = 256
 # Read column chunks piece by piece; without it each chunk of a row group is loaded whole.
 _BUFFER_BYTES = 1 << 20
+# From an object store, where a request costs about as much as so many bytes.
+_FETCH_BYTES = 1 << 18
 
 
 def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
@@ -173,7 +175,7 @@ def _source(file: CorpusFile) -> Iterator[Any]:
     """What pyarrow reads from, at any place."""
     path = file.path
     if not isinstance(path, Path):
-        source = path.filesystem.open_input_file(path.path)
+        source = pa.PythonFile(path.open("rb", _FETCH_BYTES), "r")
     elif file.kind == "arrow" and path.stat().st_size:
         # One batch may be the whole file: mapped, the system takes its pages back as it likes.
         source = pa.memory_map(str(path))

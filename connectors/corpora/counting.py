@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lclm_rag.connectors.corpora import delimited, hugging_face, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
-from lclm_rag.connectors.corpora.locations import COMPRESSIONS
 from lclm_rag.connectors.corpora.problems import NotRead
 from lclm_rag.connectors.corpora.sources import Source, find_sources
+from lclm_rag.storage import COMPRESSIONS
 
 __all__ = ["count_documents"]
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
-from lclm_rag.connectors.corpora.locations import Location, open_bytes
 from lclm_rag.connectors.corpora.problems import Item, is_unicode, name_list, shown, unreadable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location, open_unpacked
 from lclm_rag.types import Document
 
 __all__ = ["count_rows", "first_rows", "read_csv"]
@@ -79,7 +79,7 @@ def first_rows(path: Location, count: int) -> Iterator[dict[str, str]]:
 def _open(path: Location) -> TextIO:
     # Bytes that are not UTF-8 are let through as half surrogates, to be told of row by row.
     return io.TextIOWrapper(
-        open_bytes(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        open_unpacked(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
     )
 
 

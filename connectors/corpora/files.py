@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from lclm_rag.connectors.corpora.knowledge_bases import is_knowledge_base
-from lclm_rag.connectors.corpora.locations import COMPRESSIONS, Location
 from lclm_rag.connectors.corpora.problems import NotRead, shown, unreadable
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import COMPRESSIONS, Location
 
 __all__ = [
     "SUFFIXES",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lclm_rag.connectors.corpora.locations import Location
 from lclm_rag.connectors.corpora.problems import Item, first_line, shown
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location
 
 __all__ = [
     "HubDataset",

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lclm_rag.config import SETTINGS
-from lclm_rag.connectors.corpora.locations import Location
 from lclm_rag.connectors.corpora.problems import shown
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location
 
 __all__ = ["is_fragment", "is_knowledge_base", "refuse_knowledge_base"]
 

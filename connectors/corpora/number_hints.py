@@ -9,11 +9,11 @@ from pathlib import Path
 
 from lclm_rag.connectors.corpora.delimited import first_rows
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files, kind_of
-from lclm_rag.connectors.corpora.locations import Location
 from lclm_rag.connectors.corpora.problems import name_list, shown
 from lclm_rag.connectors.corpora.reading import columns_of
 from lclm_rag.connectors.corpora.records import Columns, number_in
 from lclm_rag.connectors.corpora.sources import Source, find_sources
+from lclm_rag.storage import Location
 
 __all__ = ["number_like_columns"]
 

@@ -12,7 +12,7 @@ from lclm_rag.errors import CorpusError
 from lclm_rag.types import Document
 
 if TYPE_CHECKING:
-    from lclm_rag.connectors.corpora.locations import Location
+    from lclm_rag.storage import Location
 
 __all__ = [
     "Item",

@@ -86,7 +86,9 @@ def read_corpus(
       "hf://OWNER/NAME", "hf://OWNER/NAME:SPLIT", "hf://OWNER/NAME/CONFIG:SPLIT", with the extra
       `datasets`. Without a split, all of them.
     - "-": JSONL on standard input, whose records must have ids.
-    - Any of these files, folders and globs (with * alone) in an object store: s3://, gs://, abfs://.
+    - Any of these files, folders and globs in an object store: s3://, gs://, with the extra
+      `object-stores`. Keys and endpoint are given as the store's environment variables; a URL with
+      "?" or "#" is refused, so that the wildcards there are * and [] alone.
 
     Text is UTF-8; a byte order mark is removed.
 

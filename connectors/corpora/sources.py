@@ -24,10 +24,10 @@ from lclm_rag.connectors.corpora.hugging_face import (
     require_datasets,
 )
 from lclm_rag.connectors.corpora.knowledge_bases import refuse_knowledge_base
-from lclm_rag.connectors.corpora.locations import Location, locate
 from lclm_rag.connectors.corpora.problems import NotRead, shown, unreadable
 from lclm_rag.connectors.corpora.texts import require_converter
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location, locate
 
 __all__ = ["Source", "Stdin", "find_sources"]
 
@@ -68,7 +68,10 @@ def _source(text: str) -> Source:
         return Stdin()
     if text.startswith("hf://"):
         return parse_hub_uri(text)
-    path = locate(text)
+    try:
+        path = locate(text)
+    except ValueError as error:
+        raise CorpusError(str(error)) from error
     try:
         if path.is_dir():
             return _folder(path)

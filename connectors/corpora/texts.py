@@ -21,8 +21,7 @@ def read_text(file: CorpusFile) -> Document | CorpusError:
     """
     path = file.path
     try:
-        with path.open("rb") as opened:
-            data = opened.read()
+        data = path.read_bytes()
         text, title = _converted(data, file) if file.kind == "document" else (_decoded(data), None)
     except OSError as error:
         return unreadable(path, error)

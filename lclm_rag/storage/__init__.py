@@ -6,17 +6,23 @@ from pathlib import Path
 
 from lclm_rag.storage.local import TEMPORARY, FileFacts, LocalFolder, MappedFile, is_disk_full
 from lclm_rag.storage.objects import ObjectFolder
+from lclm_rag.storage.paths import COMPRESSIONS, Location, ObjectPath, locate, open_unpacked
 from lclm_rag.storage.urls import path_or_url
 
 __all__ = [
+    "COMPRESSIONS",
     "TEMPORARY",
     "FileFacts",
     "Folder",
     "LocalFolder",
+    "Location",
     "MappedFile",
     "ObjectFolder",
+    "ObjectPath",
     "is_disk_full",
+    "locate",
     "open_folder",
+    "open_unpacked",
 ]
 
 Folder = LocalFolder | ObjectFolder

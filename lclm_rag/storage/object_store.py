@@ -11,6 +11,9 @@ from lclm_rag.forking import keep_for_ever, watch
 
 __all__ = ["ObjectStore"]
 
+# Schemes whose libraries the extra installs.
+_IN_EXTRA = ("s3", "s3a", "gs", "gcs")
+
 # An error of this machine's disk is not one of the store.
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -75,19 +78,27 @@ class ObjectStore:
 
 def _filesystem_and_root(url: str) -> tuple[Any, str]:
     try:
+        from fsspec import available_protocols
         from fsspec.core import url_to_fs
 
         # What others write must be seen.
         filesystem, root = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise ImportError(
-            f"{url} lies in an object store: pip install 'lclm-rag[object-stores]' ({error})"
-        ) from error
-    except ValueError as error:
+        reason = str(error)
+        if _scheme(url) in _IN_EXTRA:
+            reason = f"pip install 'lclm-rag[object-stores]' ({reason})"
+        raise ImportError(f"{url} lies in an object store: {reason}") from error
+    except (ValueError, TypeError) as error:
+        if _scheme(url) in available_protocols():
+            raise ValueError(f"{url} cannot be opened: {_first_line(error)}.") from error
         raise ValueError(
             f"{url}: there is no such kind of store; use s3://, gs:// or a folder of this machine."
         ) from error
     return filesystem, str(root)
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0]
 
 
 def _with_reason(error: OSError, reason: str) -> OSError:

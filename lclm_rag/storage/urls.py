@@ -29,7 +29,7 @@ def path_or_url(location: str | Path) -> Path | str:
             f"The URL of {bare} must not hold keys or options, because it is shown: give them as the "
             "environment variables of the store, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL."
         )
-    return _local_path(text) if scheme[1].lower() == "file" else text
+    return _local_path(text) if scheme[1].lower() in ("file", "local") else text
 
 
 def _local_path(url: str) -> Path:
