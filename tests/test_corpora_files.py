@@ -85,9 +85,9 @@ def test_a_glob_of_records_gives_each_an_id_of_its_own_and_names_the_file(tmp_pa
 
 
 def test_what_a_glob_matches_and_cannot_be_read_is_told(notes: Path) -> None:
-    documents, told = read_skipping(f"{notes}/*/*")
+    documents, messages = read_skipping(f"{notes}/*/*")
     assert [d.id for d in documents] == ["a/one.md", "a/one.txt"]
-    assert told == [f"{notes}/x/p.png: not read, it is of no kind that can be read."]
+    assert messages == [f"{notes}/x/p.png: not read, it is of no kind that can be read."]
 
 
 # --- HTML, PDF, DOCX ------------------------------------------------------------------------------

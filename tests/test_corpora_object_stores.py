@@ -228,9 +228,9 @@ def test_a_corpus_in_an_object_store_goes_on_in_a_forked_child_and_in_another_pr
 
 
 def test_a_knowledge_base_in_an_object_store_is_no_corpus(bucket: str) -> None:
-    documents, told = read_skipping(bucket.format("lake"))
+    documents, messages = read_skipping(bucket.format("lake"))
     assert [d.id for d in documents] == ["notes/a.md"]
-    assert told == ["s3://corpus/lake/kb: not read, it is a knowledge base."]
+    assert messages == ["s3://corpus/lake/kb: not read, it is a knowledge base."]
     assert read_one(bucket.format("lake/kb/notes")).id == "own.md"
     below = ("/kb.json", "/store", "/store/fragments", "/store/fragments/t.arrow", "/**/*.arrow")
     for named in ("", "/", *below):

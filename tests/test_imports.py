@@ -57,9 +57,9 @@ def test_a_connector_without_its_framework_names_the_extra(
 ) -> None:
     code = f"import sys; sys.modules[{framework!r}] = None; import lclm_rag.connectors.{connector}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("ImportError: ")
-    assert f"pip install 'lclm-rag[{extra}]'" in said
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: ")
+    assert f"pip install 'lclm-rag[{extra}]'" in message
 
 
 def test_lclm_rag_mcp_without_its_extra_says_so_in_one_line(small_kb: KnowledgeBase) -> None:
@@ -70,9 +70,9 @@ def test_lclm_rag_mcp_without_its_extra_says_so_in_one_line(small_kb: KnowledgeB
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    (said,) = done.stderr.splitlines()
-    assert said.startswith("Error: ")
-    assert "pip install 'lclm-rag[mcp]'" in said
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("Error: ")
+    assert "pip install 'lclm-rag[mcp]'" in message
 
 
 def test_info_loads_no_model_library(small_kb: KnowledgeBase) -> None:

@@ -20,7 +20,7 @@ __all__ = ["COMPRESSIONS", "Location", "ObjectPath", "locate", "open_unpacked"]
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
-# What is fetched at once from an object store: a request costs about as much as a quarter of a MiB.
+# Fetched at once from an object store, where a request costs about as much as a quarter of a MiB.
 _FETCH_BYTES = 4 << 20
 _UNPACKED_BYTES = 1 << 20
 
@@ -29,8 +29,8 @@ _UNPACKED_BYTES = 1 << 20
 class ObjectPath:
     """A file or folder in an object store, with what readers need of `pathlib.Path`.
 
-    path: as fsspec's file system names it, "bucket/folder/name". is_folder: where a listing has told.
-    Methods raise OSError.
+    path: as fsspec's file system names it, "bucket/folder/name". is_folder: as a listing has it; None where
+    the store must be asked. Methods raise OSError.
     """
 
     url: str
