@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,13 +17,20 @@ from lclm_rag.errors import CorpusError
 from lclm_rag.types import Document
 
 __all__ = [
+    "HTML",
     "error_of",
+    "packed",
     "read_one",
     "read_skipping",
     "write_files",
     "write_jsonl",
     "write_parquet",
 ]
+
+
+HTML = (
+    "<html><head><title> A\n page </title></head><body><h2>Café</h2><p>It opens.</p></body></html>"
+)
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
@@ -65,3 +73,9 @@ def read_skipping(*paths: str | Path, **options: Any) -> tuple[list[Document], l
         )
     )
     return documents, skipped
+
+
+def packed(data: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(data)
+    return bytes(pa.compress(data, "zstd", asbytes=True))

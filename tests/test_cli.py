@@ -299,7 +299,11 @@ ASK = ("query", "--kb", "{kb}", "Who?")
             1,
             "no file that can be read has such a name",
         ),
-        (("build", "nope://x", "--kb", "{tmp}/new"), 1, "nope://x: cannot be read"),
+        (
+            ("build", "nope://x", "--kb", "{tmp}/new"),
+            1,
+            "nope://x: there is no such kind of store; use s3://",
+        ),
         (("build", "{corpus}", "--kb", "{tmp}/new", "--text-field", "x"), 2, "--text-field"),
         (("delete", "nobody", "--kb", "{kb}"), 1, "no document 'nobody'"),
         (("generate",), 2, "either --prompt or --prompts-jsonl"),

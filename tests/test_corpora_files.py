@@ -1,19 +1,13 @@
-"""Which files a path stands for: globs, documents that are converted, packed files, object stores."""
+"""Which files a path stands for: globs, documents that are converted, packed files, URLs."""
 
 from __future__ import annotations
 
-import gzip
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.feather as feather
-import pyarrow.parquet as pq
 import pytest
-from corpus_files import error_of, read_one, read_skipping, write_files, write_jsonl
+from corpus_files import HTML, error_of, packed, read_one, read_skipping, write_files, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,9 +85,9 @@ def test_a_glob_of_records_gives_each_an_id_of_its_own_and_names_the_file(tmp_pa
 
 
 def test_what_a_glob_matches_and_cannot_be_read_is_told(notes: Path) -> None:
-    documents, told = read_skipping(f"{notes}/*/*")
+    documents, messages = read_skipping(f"{notes}/*/*")
     assert [d.id for d in documents] == ["a/one.md", "a/one.txt"]
-    assert told == [f"{notes}/x/p.png: not read, it is of no kind that can be read."]
+    assert messages == [f"{notes}/x/p.png: not read, it is of no kind that can be read."]
 
 
 # --- HTML, PDF, DOCX ------------------------------------------------------------------------------
@@ -118,11 +112,6 @@ def pdf(path: Path, text: str | None) -> None:
     if text:
         document.cell(text=text)
     document.output(str(path))
-
-
-HTML = (
-    "<html><head><title> A\n page </title></head><body><h2>Café</h2><p>It opens.</p></body></html>"
-)
 
 
 def test_html_pdf_and_docx_become_markdown(tmp_path: Path) -> None:
@@ -218,12 +207,6 @@ def test_a_missing_extra_is_named_before_anything_is_read(
 LINES = b"".join(b'{"text": "line %d"}\n' % i for i in range(20_000))
 
 
-def packed(data: bytes, suffix: str) -> bytes:
-    if suffix == ".gz":
-        return gzip.compress(data)
-    return bytes(pa.compress(data, "zstd", asbytes=True))
-
-
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_packed_lines_are_read_to_the_end_of_the_last_member(tmp_path: Path, suffix: str) -> None:
     half = LINES.index(b"\n", len(LINES) // 2) + 1
@@ -257,100 +240,7 @@ def test_only_lines_may_be_packed() -> None:
     assert kind_of("a.parquet.gz") is kind_of("a.md.gz") is kind_of("a.gz") is None
 
 
-# --- object stores --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a bucket with some files, in an S3 server on loopback: with {} for the path."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="corpus")
-        rows = tmp_path_factory.mktemp("rows")
-        table = pa.table({"text": ["p1", "p2"]})
-        pq.write_table(table, rows / "t.parquet")
-        feather.write_feather(table, rows / "t.arrow")
-        files = {
-            "notes/a b.md": b"Some text.",
-            "notes/deep/c.html": HTML.encode(),
-            "notes/photo.png": b"x",
-            "lines/1.jsonl": b'{"text": "one"}\n{"text": "two"}\n',
-            "lines/2.jsonl.gz": packed(b'{"text": "three"}\n', ".gz"),
-            "lines/bad.jsonl.zst": packed(LINES, ".zst")[:-9],
-            "rows/lang=en/t.parquet": (rows / "t.parquet").read_bytes(),
-            "rows/lang=de/t.arrow": (rows / "t.arrow").read_bytes(),
-            "saved/state.json": b"{}",
-            "lake/notes/a.md": b"A note.",
-            "lake/kb/kb.json": b"{}",
-            "lake/kb/store/fragments/t.arrow": (rows / "t.arrow").read_bytes(),
-            "lake/kb/notes/own.md": b"Beside the store.",
-        }
-        for name, content in files.items():
-            client.put_object(Bucket="corpus", Key=name, Body=content)
-        options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        yield "s3://key:secret@corpus/{}" + options
-    server.stop()
-
-
-def test_folders_globs_and_files_in_an_object_store_read_as_they_do_here(bucket: str) -> None:
-    def documents(path: str) -> dict[str, str]:
-        found, _ = read_skipping(bucket.format(path))
-        return {d.id: d.text for d in found}
-
-    page = "## Café\n\nIt opens."
-    assert documents("notes/") == {"a b.md": "Some text.", "deep/c.html": page}
-    assert documents("notes/a b.md") == documents("notes/a%20b.md") == {"a b.md": "Some text."}
-    assert documents("no*/**/*.html") == {"notes/deep/c.html": page}
-    lines = {"1.jsonl:1": "one", "1.jsonl:2": "two", "2.jsonl.gz:1": "three"}
-    assert {k: v for k, v in documents("lines/*").items() if not k.startswith("bad")} == lines
-    assert documents("lines/2.jsonl.gz") == {"2.jsonl.gz:1": "three"}
-    rows = list(read_corpus(bucket.format("rows")))
-    assert [(d.text, d.metadata["lang"]) for d in rows] == [
-        ("p1", "de"),
-        ("p2", "de"),
-        ("p1", "en"),
-        ("p2", "en"),
-    ]
-    assert count_documents(bucket.format("lines/1.jsonl")) is None
-
-
-def test_errors_of_an_object_store_name_the_file_and_show_no_secret(bucket: str) -> None:
-    missing = error_of(bucket.format("nowhere"))
-    assert missing == "s3://corpus/nowhere: no such file or folder; check the path."
-    broken = error_of(bucket.format("lines/bad.jsonl.zst"))
-    assert broken.startswith("s3://corpus/lines/bad.jsonl.zst: cannot be read")
-    assert "Truncated" in broken
-    assert "copy it, or name its files: 's3://corpus/saved/*.arrow'" in error_of(
-        bucket.format("saved")
-    )
-    _, told = read_skipping(bucket.format("notes"))
-    assert told == ["s3://corpus/notes/photo.png: not read, it is of no kind that can be read."]
-    unknown = error_of("nope://me:secret@host/x")
-    assert unknown.startswith(
-        "nope://host/x: cannot be read (Unrecognized filesystem type in URI);"
-    )
-
-
-def test_a_knowledge_base_in_an_object_store_is_no_corpus(bucket: str) -> None:
-    documents, told = read_skipping(bucket.format("lake"))
-    assert [d.id for d in documents] == ["notes/a.md"]
-    assert told == ["s3://corpus/lake/kb: not read, it is a knowledge base."]
-    assert read_one(bucket.format("lake/kb/notes")).id == "own.md"
-    below = ("/kb.json", "/store", "/store/fragments", "/store/fragments/t.arrow", "/**/*.arrow")
-    for named in ("", "/", *below):
-        message = error_of(bucket.format(f"lake/kb{named}"))
-        assert message.startswith(f"s3://corpus/lake/kb{named.rstrip('/')}: ")
-        assert message.endswith(
-            "is a knowledge base, not a corpus; name the documents it was made from."
-        )
+# --- URLs --------------------------------------------------------------------------------------------
 
 
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
@@ -363,11 +253,3 @@ def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
 def test_what_is_no_name_of_a_data_set_is_refused(uri: str) -> None:
     with pytest.raises(CorpusError, match="not the name of a data set; write hf://OWNER/NAME"):
         read_corpus(uri)
-
-
-def test_bad_records_in_object_stores_and_packed_files_name_their_line(
-    bucket: str, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"text_column": "body"}
-    found = error_of(bucket.format("lines/2.jsonl.gz"), **options)
-    assert found.startswith("s3://corpus/lines/2.jsonl.gz, line 1: no field 'body', only 'text'")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from corpus_files import error_of, read_one, read_skipping, write_files, write_jsonl
-from pyarrow import fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lclm_rag.connectors.corpora import corpus_parts, count_documents, read_corpus
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
-from lclm_rag.connectors.corpora.locations import ObjectPath
-from lclm_rag.connectors.corpora.problems import NotRead
+from lclm_rag.connectors.corpora.items import NotRead
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import locate
 from lclm_rag.store.fragment import Layout
 
 LAYOUT = Layout(codec="int4", space="encoder", width=8, fingerprint="f", compression_ratio=4)
@@ -49,44 +49,44 @@ def test_a_knowledge_base_below_a_folder_is_passed_over_in_one_line(tmp_path: Pa
     write_knowledge_base(tmp_path / "kb")
     write_knowledge_base(tmp_path / "z/deep/kb")
     write_files(tmp_path / "kb", {"notes/c.md": "c"})
-    documents, told = read_skipping(tmp_path)
+    documents, messages = read_skipping(tmp_path)
     assert [d.id for d in documents] == ["a.md", "z/b.md"]
-    assert told == passed_over(tmp_path / "kb", tmp_path / "z/deep/kb")
+    assert messages == passed_over(tmp_path / "kb", tmp_path / "z/deep/kb")
     assert count_documents(tmp_path) == 2
     parts = corpus_parts(tmp_path)
     assert parts is not None
     read = [item for part in parts.parts for item in part.read()]
-    assert [item for item in read if isinstance(item, str)] == told
+    assert [item for item in read if isinstance(item, str)] == messages
     assert [item for item in read if not isinstance(item, str)] == documents
 
 
 def test_a_folder_of_a_knowledge_base_alone_has_no_document(tmp_path: Path) -> None:
     write_knowledge_base(tmp_path / "kb")
-    told: list[str] = []
+    messages: list[str] = []
     expected = f"No document was found in '{tmp_path}' (1 files or records were left out)"
-    assert error_of(tmp_path, on_ignore=told.append).startswith(expected)
-    assert told == passed_over(tmp_path / "kb")
+    assert error_of(tmp_path, on_ignore=messages.append).startswith(expected)
+    assert messages == passed_over(tmp_path / "kb")
 
 
 def test_a_knowledge_base_makes_no_data_set_of_a_folder_and_ends_none(tmp_path: Path) -> None:
     write_knowledge_base(tmp_path / "kb")
     lines = write_jsonl(tmp_path / "docs.jsonl", [{"text": "t"}])
-    documents, told = read_skipping(tmp_path, lines)
+    documents, messages = read_skipping(tmp_path, lines)
     assert [d.text for d in documents] == ["t"]
-    assert told[0].startswith(f"{lines}: not read, only texts are read from a folder")
-    assert told[1:] == passed_over(tmp_path / "kb")
+    assert messages[0].startswith(f"{lines}: not read, only texts are read from a folder")
+    assert messages[1:] == passed_over(tmp_path / "kb")
     write_files(tmp_path / "kb", {"notes/c.md": "c"})
     lines.unlink()
     pq.write_table(pa.table({"text": ["p"]}), tmp_path / "t.parquet")
-    assert read_one(tmp_path, on_ignore=told.append).text == "p"
+    assert read_one(tmp_path, on_ignore=messages.append).text == "p"
 
 
 def test_a_knowledge_base_on_the_way_of_a_glob_is_passed_over(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.md": "a", "docs/b.md": "b"})
     write_knowledge_base(tmp_path / "kb")
-    documents, told = read_skipping(f"{tmp_path}/**/*.[am]*")
+    documents, messages = read_skipping(f"{tmp_path}/**/*.[am]*")
     assert [d.id for d in documents] == ["a.md", "docs/b.md"]
-    assert told == passed_over(tmp_path / "kb")
+    assert messages == passed_over(tmp_path / "kb")
     assert read_skipping(f"{tmp_path}/d*/*.md")[1] == []
     glob = f"{tmp_path}/k*/store/**/*.arrow"
     assert error_of(glob) == (
@@ -99,34 +99,30 @@ def test_a_folder_called_kb_json_makes_no_knowledge_base(tmp_path: Path) -> None
     assert [d.id for d in read_corpus(tmp_path)] == ["notes/kb.json/a.md"]
 
 
-class CountedFiles:
-    """A file system that notes what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str | fs.FileSelector] = []
-
-    def get_file_info(self, what: str | fs.FileSelector) -> Any:
-        self.asked.append(what)
-        return fs.LocalFileSystem().get_file_info(what)
-
-
 def test_to_find_knowledge_bases_an_object_store_is_asked_for_listings_alone(
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_files(tmp_path, {"a/b/c.jsonl": "{}", "d/e.jsonl": "{}"})
-    write_knowledge_base(tmp_path / "d/kb")
-    files = CountedFiles()
-    root = ObjectPath("s3", cast(fs.FileSystem, files), str(tmp_path))
-    found = list(corpus_files(Files(root, ("**", "*.jsonl"))))
-    names = [item.name for item in found if isinstance(item, CorpusFile)]
+    store = MemoryFileSystem()
+    for name in ("a/b/c.jsonl", "d/e.jsonl", "d/kb/kb.json", "d/kb/store/fragments/x.arrow"):
+        store.pipe_file(f"/lake/{name}", b"{}")
+    requests: list[tuple[str, str]] = []
+    for name in ("info", "ls"):
+        method = getattr(MemoryFileSystem, name)
+
+        def noted(self: Any, path: str, name: str = name, method: Any = method, **more: Any) -> Any:
+            requests.append((name, path))
+            return method(self, path, **more)
+
+        monkeypatch.setattr(MemoryFileSystem, name, noted)
+    items = list(corpus_files(Files(locate("memory://lake"), ("**", "*.jsonl"))))
+    names = [item.name for item in items if isinstance(item, CorpusFile)]
     assert names == ["a/b/c.jsonl", "d/e.jsonl"]
-    told = [item.message for item in found if isinstance(item, NotRead)]
-    assert told == passed_over(f"s3://{tmp_path}/d/kb")
+    messages = [item.message for item in items if isinstance(item, NotRead)]
+    assert messages == passed_over("memory://lake/d/kb")
     folders = ["", "/a", "/a/b", "/d", "/d/kb"]
-    assert files.asked[0] == str(tmp_path)
-    listed = [item.base_dir for item in files.asked[1:] if isinstance(item, fs.FileSelector)]
-    assert listed == [f"{tmp_path}{folder}" for folder in folders]
-    assert len(files.asked) == len(folders) + 1
+    assert requests == [("info", "/lake"), *(("ls", f"/lake{folder}") for folder in folders)]
+    monkeypatch.undo()
+    store.rm("/lake", recursive=True)
 
 
 # --- named ----------------------------------------------------------------------------------------
@@ -201,8 +197,8 @@ def test_a_fragment_that_was_copied_is_refused_wherever_it_lies(tmp_path: Path) 
     for named in (path, tmp_path / "rows", f"{tmp_path}/**/*.arrow"):
         assert error_of(named) == expected
     feather.write_feather(pa.table({"text": ["t"], "codec": ["c"]}), tmp_path / "rows/y.arrow")
-    documents, told = read_skipping(tmp_path / "rows")
-    assert ([d.text for d in documents], told) == (["t"], [expected])
+    documents, messages = read_skipping(tmp_path / "rows")
+    assert ([d.text for d in documents], messages) == (["t"], [expected])
 
 
 def test_a_knowledge_base_that_was_only_begun_has_no_document(tmp_path: Path) -> None:
@@ -211,6 +207,6 @@ def test_a_knowledge_base_that_was_only_begun_has_no_document(tmp_path: Path) ->
     (tmp_path / "kb/kb.json").unlink()
     (tmp_path / "kb/store/fragments/x.arrow").unlink()
     write_files(tmp_path, {"a.md": "a"})
-    documents, told = read_skipping(tmp_path)
+    documents, messages = read_skipping(tmp_path)
     assert [d.id for d in documents] == ["a.md"]
-    assert all(message.endswith("it is of no kind that can be read.") for message in told)
+    assert all(message.endswith("it is of no kind that can be read.") for message in messages)

@@ -17,11 +17,11 @@ HEAVY = {
 }
 
 
-def loaded_after(code: str) -> set[str]:
+def loaded_after(code: str, heavy: set[str] = HEAVY) -> set[str]:
     program = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+    return heavy & set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def loaded_after(code: str) -> set[str]:
 )
 def test_no_model_library_is_loaded_by(code: str) -> None:
     assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("module", ["lclm_rag.storage", "lclm_rag.connectors.corpora"])
+def test_neither_arrow_nor_an_object_store_is_loaded_by(module: str) -> None:
+    assert loaded_after(f"import {module}", {"pyarrow", "fsspec", "s3fs", "numpy"}) == set()
 
 
 @pytest.mark.parametrize(
@@ -52,9 +57,9 @@ def test_a_connector_without_its_framework_names_the_extra(
 ) -> None:
     code = f"import sys; sys.modules[{framework!r}] = None; import lclm_rag.connectors.{connector}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("ImportError: ")
-    assert f"pip install 'lclm-rag[{extra}]'" in said
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: ")
+    assert f"pip install 'lclm-rag[{extra}]'" in message
 
 
 def test_lclm_rag_mcp_without_its_extra_says_so_in_one_line(small_kb: KnowledgeBase) -> None:
@@ -65,9 +70,9 @@ def test_lclm_rag_mcp_without_its_extra_says_so_in_one_line(small_kb: KnowledgeB
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    (said,) = done.stderr.splitlines()
-    assert said.startswith("Error: ")
-    assert "pip install 'lclm-rag[mcp]'" in said
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("Error: ")
+    assert "pip install 'lclm-rag[mcp]'" in message
 
 
 def test_info_loads_no_model_library(small_kb: KnowledgeBase) -> None:

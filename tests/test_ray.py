@@ -361,7 +361,7 @@ def test_workers_put_the_passages_on_a_qdrant_server(tmp_path: Path) -> None:
 # --- in an object store -----------------------------------------------------------------------------
 
 
-def test_workers_write_to_an_object_store(
+def test_workers_read_from_an_object_store_and_write_to_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[object, object]
 ) -> None:
     """By a command of its own, on a Ray of its own, because workers take their environment from that."""
@@ -378,13 +378,13 @@ def test_workers_write_to_an_object_store(
     for name, value in account.items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # Another module's server may be gone.
-    corpus = tmp_path / "corpus.jsonl"
     documents = made_documents(0, 90)
     lines = [json.dumps({"id": d.id, "text": d.text, **d.metadata}) for d in documents]
-    corpus.write_text("\n".join(lines))
     try:
-        boto3.client("s3").create_bucket(Bucket="lake")
-        command = [sys.executable, "-m", "lclm_rag.cli", "build", str(corpus)]
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="lake")
+        client.put_object(Bucket="lake", Key="corpus/a.jsonl", Body="\n".join(lines).encode())
+        command = [sys.executable, "-m", "lclm_rag.cli", "build", "s3://lake/corpus/*.jsonl"]
         command += ["--kb", "s3://lake/kb", "--engine", "ray", "--passage-tokens", "200"]
         done = subprocess.run([*command, "--codec", "fp16"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

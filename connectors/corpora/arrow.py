@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from lclm_rag.connectors.corpora.arrow_columns import needed_columns
 from lclm_rag.connectors.corpora.files import CorpusFile
+from lclm_rag.connectors.corpora.items import Item
 from lclm_rag.connectors.corpora.knowledge_bases import is_fragment
-from lclm_rag.connectors.corpora.problems import Item, first_line, shown
+from lclm_rag.connectors.corpora.messages import first_line, printable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.errors import CorpusError
 from lclm_rag.types import Document
@@ -26,6 +27,8 @@ __all__ = ["batch_documents", "count_rows", "read_arrow", "read_parquet"]
 _BATCH_ROWS = 256
 # Read column chunks piece by piece; without it each chunk of a row group is loaded whole.
 _BUFFER_BYTES = 1 << 20
+# From an object store, where a request costs about as much as so many bytes.
+_FETCH_BYTES = 1 << 18
 
 
 def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
@@ -36,7 +39,7 @@ def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
             _source(file) as source,
             pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as opened,
         ):
-            needed = needed_columns(opened.schema_arrow, columns, shown(file.path), partition)
+            needed = needed_columns(opened.schema_arrow, columns, printable(file.path), partition)
             yield from opened.iter_batches(batch_size=_BATCH_ROWS, columns=needed)
 
     partition = _partition(file.name)
@@ -51,10 +54,10 @@ def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
             schema = _ipc_reader(source).schema
             if is_fragment(schema.metadata):
                 raise CorpusError(
-                    f"{shown(file.path)}: it is a fragment of a latent store, not a corpus; name the "
+                    f"{printable(file.path)}: it is a fragment of a latent store, not a corpus; name the "
                     "documents that the store was made from."
                 )
-            needed = needed_columns(schema, columns, shown(file.path), partition)
+            needed = needed_columns(schema, columns, printable(file.path), partition)
             options = pa.ipc.IpcReadOptions(
                 included_fields=[schema.get_field_index(name) for name in needed]
             )
@@ -85,7 +88,7 @@ def _file_documents(
     partition: dict[str, object],
     format_name: str,
 ) -> Iterator[Item]:
-    where = shown(file.path)
+    where = printable(file.path)
     row = 0
     try:
         for batch in batches:
@@ -173,7 +176,7 @@ def _source(file: CorpusFile) -> Iterator[Any]:
     """What pyarrow reads from, at any place."""
     path = file.path
     if not isinstance(path, Path):
-        source = path.filesystem.open_input_file(path.path)
+        source = pa.PythonFile(path.open("rb", _FETCH_BYTES), "r")
     elif file.kind == "arrow" and path.stat().st_size:
         # One batch may be the whole file: mapped, the system takes its pages back as it likes.
         source = pa.memory_map(str(path))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from lclm_rag.connectors.corpora.problems import name_list
+from lclm_rag.connectors.corpora.messages import name_list
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.errors import CorpusError
 
@@ -48,8 +48,8 @@ def needed_columns(
                 f"{where}: column {name!r} is to hold numbers (--numbers) but is {known[name]}; "
                 "name columns of texts or numbers."
             )
-    unasked = [name for name, kind in types.items() if _is_kept_unasked(kind)]
-    wanted = unasked if columns.metadata is None else columns.metadata
+    by_default = [name for name, kind in types.items() if _is_kept_by_default(kind)]
+    wanted = by_default if columns.metadata is None else columns.metadata
     needed = {columns.text, columns.id, *wanted, *(("metadata",) if inner else ())}
     return [name for name in types if name in needed]
 
@@ -84,7 +84,7 @@ def _struct_fields(kind: pa.DataType | None) -> list[pa.Field]:
     return list(kind) if kind is not None and pa.types.is_struct(kind) else []
 
 
-def _is_kept_unasked(kind: pa.DataType) -> bool:
+def _is_kept_by_default(kind: pa.DataType) -> bool:
     """Scalars and lists of them; not lists of decimal numbers, which are vectors of some model."""
     item = _list_item(kind)
     return _is_scalar(kind) or (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lclm_rag.connectors.corpora import delimited, hugging_face, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
-from lclm_rag.connectors.corpora.locations import COMPRESSIONS
-from lclm_rag.connectors.corpora.problems import NotRead
+from lclm_rag.connectors.corpora.items import NotRead
 from lclm_rag.connectors.corpora.sources import Source, find_sources
+from lclm_rag.storage import COMPRESSIONS
 
 __all__ = ["count_documents"]
 
@@ -40,13 +40,13 @@ def _count(source: Source) -> int | None:
     if not isinstance(source, Files) or not isinstance(source.root, Path):
         return None
     total = 0
-    for found in corpus_files(source):
-        if isinstance(found, CorpusFile):
-            count = _count_file(found, source.root / found.name)
+    for item in corpus_files(source):
+        if isinstance(item, CorpusFile):
+            count = _count_file(item, source.root / item.name)
             if count is None:
                 return None
             total += count
-        elif not isinstance(found, NotRead):
+        elif not isinstance(item, NotRead):
             return None
     return total
 

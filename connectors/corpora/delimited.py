@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
-from lclm_rag.connectors.corpora.locations import Location, open_bytes
-from lclm_rag.connectors.corpora.problems import Item, is_unicode, name_list, shown, unreadable
+from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.messages import is_unicode, name_list, printable, unreadable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location, open_unpacked
 from lclm_rag.types import Document
 
 __all__ = ["count_rows", "first_rows", "read_csv"]
@@ -33,13 +34,13 @@ def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
     try:
         with _open(path) as text:
             rows = _rows(text, path)
-            header = _header(rows, columns, shown(path))
+            header = _header(rows, columns, printable(path))
             while True:
                 line = rows.line_num + 1
                 try:
                     row = next(rows)
                     if row:
-                        where = f"{shown(path)}, line {line}"
+                        where = f"{printable(path)}, line {line}"
                         yield line, _document(row, header, columns, f"{name}:{line}", where)
                 except StopIteration:
                     return
@@ -77,9 +78,9 @@ def first_rows(path: Location, count: int) -> Iterator[dict[str, str]]:
 
 
 def _open(path: Location) -> TextIO:
-    # Bytes that are not UTF-8 are let through as half surrogates, to be told of row by row.
+    # Bytes that are not UTF-8 are let through as half surrogates, to be reported row by row.
     return io.TextIOWrapper(
-        open_bytes(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        open_unpacked(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
     )
 
 
@@ -132,6 +133,6 @@ def _document(
 
 def _not_csv(path: Location, line: int, error: csv.Error) -> CorpusError:
     return CorpusError(
-        f"{shown(path)}, line {line}: not valid CSV ({error}); a quote within a value is written twice, "
+        f"{printable(path)}, line {line}: not valid CSV ({error}); a quote within a value is written twice, "
         "and one that opens a value must close it."
     )

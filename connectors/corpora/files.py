@@ -9,10 +9,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
+from lclm_rag.connectors.corpora.items import NotRead
 from lclm_rag.connectors.corpora.knowledge_bases import is_knowledge_base
-from lclm_rag.connectors.corpora.locations import COMPRESSIONS, Location
-from lclm_rag.connectors.corpora.problems import NotRead, shown, unreadable
+from lclm_rag.connectors.corpora.messages import printable, unreadable
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import COMPRESSIONS, Location
 
 __all__ = [
     "SUFFIXES",
@@ -77,7 +78,7 @@ class Files:
     def __str__(self) -> str:
         """As the user wrote it."""
         below = (self.single,) if self.single else self.pattern or ()
-        return shown(self.root / "/".join(below) if below else self.root)
+        return printable(self.root / "/".join(below) if below else self.root)
 
 
 def kind_of(name: str) -> Kind | None:
@@ -121,23 +122,23 @@ def corpus_files(files: Files) -> Iterator[CorpusFile | CorpusError | NotRead]:
     wanted = frozenset[Kind](SUFFIXES.values())
     if files.pattern is None:
         wanted = _TABLES if _is_data_set(files) else _TEXTS
-    for found in _walk(files):
-        if isinstance(found, str):
-            kind = kind_of(found)
+    for item in _walk(files):
+        if isinstance(item, str):
+            kind = kind_of(item)
             if kind in wanted:
-                yield CorpusFile(files.root, found, kind)
+                yield CorpusFile(files.root, item, kind)
             else:
-                reason = _why_not(files.root, found, wanted)
-                yield NotRead(f"{shown(files.root / found)}: not read, {reason}.")
+                reason = _why_not(files.root, item, wanted)
+                yield NotRead(f"{printable(files.root / item)}: not read, {reason}.")
         else:
-            yield found
+            yield item
 
 
 def _is_data_set(folder: Files) -> bool:
     """Whether the folder's files are Parquet and Arrow, with no text among them."""
     tables = False
-    for found in _walk(folder):
-        kind = kind_of(found) if isinstance(found, str) else None
+    for item in _walk(folder):
+        kind = kind_of(item) if isinstance(item, str) else None
         if kind in _TEXTS:
             return False
         tables = tables or kind in _TABLES
@@ -154,11 +155,11 @@ def _walk(files: Files) -> Iterator[str | CorpusError | NotRead]:
             if relative and not _is_meant(files.pattern, relative, is_folder):
                 continue
             if relative and (reason := _why_passed_over(path, is_folder, files.pattern is None)):
-                yield NotRead(f"{shown(path)}: not read, {reason}.")
+                yield NotRead(f"{printable(path)}: not read, {reason}.")
             elif is_folder:
                 entries: list[Location] = list(path.iterdir())
                 if is_knowledge_base(entries):
-                    message = f"{shown(path)}: not read, it is a knowledge base."
+                    message = f"{printable(path)}: not read, it is a knowledge base."
                     yield NotRead(message, is_knowledge_base=True)
                     continue
                 above = f"{relative}/" if relative else ""
@@ -218,5 +219,5 @@ def _why_not(root: Location, name: str, wanted: frozenset[Kind]) -> str:
         return "it is of no kind that can be read"
     if wanted == _TABLES:
         return "only Parquet and Arrow files are read from a folder of these: name this file"
-    glob = shown(root / f"**/*{Path(name).suffix}")
+    glob = printable(root / f"**/*{Path(name).suffix}")
     return f"only texts are read from a folder: name this file, or all such as '{glob}'"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lclm_rag.connectors.corpora.locations import Location
-from lclm_rag.connectors.corpora.problems import Item, first_line, shown
+from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.messages import first_line, printable
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location
 
 __all__ = [
     "HubDataset",
@@ -32,7 +33,7 @@ class SavedDataset:
     path: Path
 
     def __str__(self) -> str:
-        return shown(self.path)
+        return printable(self.path)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from lclm_rag.connectors.corpora.locations import Location, open_bytes
-from lclm_rag.connectors.corpora.problems import Item, not_utf8, shown, unreadable
+from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.messages import not_utf8, printable, unreadable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location, open_unpacked
 from lclm_rag.types import Document
 
 __all__ = ["count_lines", "read_jsonl", "read_lines"]
@@ -20,8 +21,8 @@ def read_jsonl(path: Location, name: str, columns: Columns) -> Iterator[Item]:
     """A document for each line that is not blank; without an id its id is "<name>:<line>"."""
     number = 0
     try:
-        with open_bytes(path) as lines:
-            for number, item in read_lines(lines, name, shown(path), columns):
+        with open_unpacked(path) as lines:
+            for number, item in read_lines(lines, name, printable(path), columns):
                 yield number, item
     except OSError as error:
         yield 0, unreadable(path, error, f" after line {number}" if number else "")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lclm_rag.config import SETTINGS
-from lclm_rag.connectors.corpora.locations import Location
-from lclm_rag.connectors.corpora.problems import shown
+from lclm_rag.connectors.corpora.messages import printable
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location
 
 __all__ = ["is_fragment", "is_knowledge_base", "refuse_knowledge_base"]
 
@@ -28,11 +28,11 @@ def refuse_knowledge_base(path: Location, named: Location) -> None:
 
     named: what the user wrote, of which `path` may be the part before the first wildcard.
     """
-    found = _knowledge_base(path)
-    if found is not None:
-        subject = "it" if found == named else shown(found)
+    knowledge_base = _knowledge_base(path)
+    if knowledge_base is not None:
+        subject = "it" if knowledge_base == named else printable(knowledge_base)
         raise CorpusError(
-            f"{shown(named)}: {subject} is a knowledge base, not a corpus; name the documents it was "
+            f"{printable(named)}: {subject} is a knowledge base, not a corpus; name the documents it was "
             "made from."
         )
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from lclm_rag.connectors.corpora.delimited import first_rows
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files, kind_of
-from lclm_rag.connectors.corpora.locations import Location
-from lclm_rag.connectors.corpora.problems import name_list, shown
+from lclm_rag.connectors.corpora.messages import name_list, printable
 from lclm_rag.connectors.corpora.reading import columns_of
 from lclm_rag.connectors.corpora.records import Columns, number_in
 from lclm_rag.connectors.corpora.sources import Source, find_sources
+from lclm_rag.storage import Location
 
 __all__ = ["number_like_columns"]
 
@@ -39,12 +39,12 @@ def number_like_columns(
     standard input is left alone. Raises as `read_corpus` does at once.
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
-    found: dict[tuple[str, ...], list[Location]] = {}
+    files_by_columns: dict[tuple[str, ...], list[Location]] = {}
     files = (file for source in find_sources(paths) for file in _csv_files(source))
     for file in islice(files, _CSV_FILES):
         if names := _number_like(file.path, columns):
-            found.setdefault(names, []).append(file.path)
-    return [_sentence(names, places) for names, places in found.items()]
+            files_by_columns.setdefault(names, []).append(file.path)
+    return [_sentence(names, places) for names, places in files_by_columns.items()]
 
 
 def _csv_files(source: Source) -> Iterator[CorpusFile]:
@@ -99,5 +99,8 @@ def _is_kept_as_text(name: str, columns: Columns) -> bool:
 def _sentence(names: tuple[str, ...], places: list[Location]) -> str:
     more = len(places) - 1
     others = f" and {more} more {'files' if more > 1 else 'file'}" if more else ""
-    lets = f"--numbers {shlex.quote(','.join(names))} lets filters compare them."
-    return f"{shown(places[0])}{others}: the values of {name_list(names)} are numbers, kept as text; {lets}"
+    option = f"--numbers {shlex.quote(','.join(names))}"
+    return (
+        f"{printable(places[0])}{others}: the values of {name_list(names)} are numbers, kept as text; "
+        f"{option} lets filters compare them."
+    )

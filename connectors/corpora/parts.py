@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
-from lclm_rag.connectors.corpora.problems import NotRead
+from lclm_rag.connectors.corpora.items import NotRead
 from lclm_rag.connectors.corpora.reading import columns_of, read_file
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.connectors.corpora.sources import find_sources
@@ -57,11 +57,11 @@ def corpus_parts(
     for source in find_sources(paths):
         if not isinstance(source, Files):
             return None
-        for found in corpus_files(_absolute(source)):
-            if isinstance(found, CorpusFile) and found.kind not in ("text", "document"):
-                parts.append(CorpusPart((found,), columns))
+        for item in corpus_files(_absolute(source)):
+            if isinstance(item, CorpusFile) and item.kind not in ("text", "document"):
+                parts.append(CorpusPart((item,), columns))
                 continue
-            texts.append(found.message if isinstance(found, NotRead) else found)
+            texts.append(item.message if isinstance(item, NotRead) else item)
             if len(texts) >= _FILES_AT_ONCE:
                 parts.append(CorpusPart(tuple(texts), columns))
                 texts = []

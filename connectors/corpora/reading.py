@@ -12,7 +12,8 @@ from typing import Literal
 from lclm_rag.connectors.corpora import delimited, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, corpus_files
 from lclm_rag.connectors.corpora.hugging_face import HubDataset, SavedDataset, read_splits
-from lclm_rag.connectors.corpora.problems import Item, name_list, shown
+from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.messages import name_list, printable
 from lclm_rag.connectors.corpora.records import Columns, read_records
 from lclm_rag.connectors.corpora.sources import Source, Stdin, find_sources
 from lclm_rag.connectors.corpora.texts import read_text
@@ -25,7 +26,7 @@ __all__ = ["columns_of", "documents_from_records", "read_corpus", "read_file"]
 _logger = logging.getLogger(__name__)
 
 OnError = Literal["fail", "skip"]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class _Origin:
 
     def place(self, document_id: str, number: int) -> str:
         if self.unit is None:
-            return shown(self.where + document_id)
+            return printable(self.where + document_id)
         return f"{self.where}, {self.unit} {number}"
 
 
@@ -52,8 +53,8 @@ def read_corpus(
     metadata_columns: Sequence[str] | None = None,
     number_columns: Sequence[str] | None = None,
     on_error: OnError = "fail",
-    on_skip: Tell | None = None,
-    on_ignore: Tell | None = None,
+    on_skip: Report | None = None,
+    on_ignore: Report | None = None,
 ) -> Iterator[Document]:
     """Stream the documents of folders, globs, files, data sets, object stores and standard input.
 
@@ -86,7 +87,9 @@ def read_corpus(
       "hf://OWNER/NAME", "hf://OWNER/NAME:SPLIT", "hf://OWNER/NAME/CONFIG:SPLIT", with the extra
       `datasets`. Without a split, all of them.
     - "-": JSONL on standard input, whose records must have ids.
-    - Any of these files, folders and globs (with * alone) in an object store: s3://, gs://, abfs://.
+    - Any of these files, folders and globs in an object store: s3://, gs://, with the extra
+      `object-stores`. Keys and endpoint are given as the store's environment variables; a URL with
+      "?" or "#" is refused, so that the wildcards there are * and [] alone.
 
     Text is UTF-8; a byte order mark is removed.
 
@@ -102,10 +105,10 @@ def read_corpus(
     argument, and ImportError, at once, where an extra is missing.
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
-    tell = _teller(on_error, on_skip)
+    report = _error_report(on_error, on_skip)
     sources = find_sources(paths)
     parts = (part for source in sources for part in _parts(source, columns))
-    return _documents(parts, name_list(map(str, sources)), tell, on_ignore or _warn)
+    return _documents(parts, name_list(map(str, sources)), report, on_ignore or _warn)
 
 
 def documents_from_records(
@@ -117,7 +120,7 @@ def documents_from_records(
     number_columns: Sequence[str] | None = None,
     name: str | None = None,
     on_error: OnError = "fail",
-    on_skip: Tell | None = None,
+    on_skip: Report | None = None,
 ) -> Iterator[Document]:
     """Stream the documents of records in memory: a `datasets.Dataset`, rows of a database, dicts.
 
@@ -127,7 +130,7 @@ def documents_from_records(
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     part = (_Origin(name or "records", "record"), read_records(records, name, columns))
-    return _documents(iter([part]), name or "the records", _teller(on_error, on_skip), _warn)
+    return _documents(iter([part]), name or "the records", _error_report(on_error, on_skip), _warn)
 
 
 def columns_of(
@@ -151,8 +154,8 @@ def columns_of(
     return Columns(text, id, None if metadata is None else tuple(metadata), tuple(numbers or ()))
 
 
-def _teller(on_error: OnError, on_skip: Tell | None) -> Tell | None:
-    """What is told of an error; None where it is raised."""
+def _error_report(on_error: OnError, on_skip: Report | None) -> Report | None:
+    """Who takes the message of an error; None where it is raised."""
     if on_error not in ("fail", "skip"):
         raise ValueError(f'on_error is "fail" or "skip", not {on_error!r}.')
     return (on_skip or _warn) if on_error == "skip" else None
@@ -166,11 +169,11 @@ def _parts(source: Source, columns: Columns) -> Iterator[Part]:
         for where, items in read_splits(source, columns):
             yield _Origin(where, "row"), items
     else:
-        for found in corpus_files(source):
-            if isinstance(found, CorpusFile):
-                yield read_file(found, columns)
+        for item in corpus_files(source):
+            if isinstance(item, CorpusFile):
+                yield read_file(item, columns)
             else:
-                yield _Origin(shown(source.root), None), iter([(0, found)])
+                yield _Origin(printable(source.root), None), iter([(0, item)])
 
 
 def read_file(file: CorpusFile, columns: Columns) -> Part:
@@ -178,23 +181,23 @@ def read_file(file: CorpusFile, columns: Columns) -> Part:
     match file.kind:
         case "jsonl":
             lines = jsonl.read_jsonl(file.path, file.name, columns)
-            return _Origin(shown(file.path), "line"), lines
+            return _Origin(printable(file.path), "line"), lines
         case "csv":
             rows = delimited.read_csv(file.path, file.name, columns)
-            return _Origin(shown(file.path), "line"), rows
+            return _Origin(printable(file.path), "line"), rows
         case "parquet" | "arrow":
             # pyarrow comes in only here: most commands and many corpora do without it.
             from lclm_rag.connectors.corpora import arrow
 
             read = arrow.read_parquet if file.kind == "parquet" else arrow.read_arrow
-            return _Origin(shown(file.path), "row"), read(file, columns)
+            return _Origin(printable(file.path), "row"), read(file, columns)
         case "text" | "document":
             root = "" if file.root == Path() else f"{file.root}/"
             return _Origin(root, None), iter([(0, read_text(file))])
 
 
 def _documents(
-    parts: Iterator[Part], named: str, skip: Tell | None, ignore: Tell
+    parts: Iterator[Part], named: str, skip: Report | None, ignore: Report
 ) -> Iterator[Document]:
     seen = UniqueIds()
     origins: list[_Origin] = []

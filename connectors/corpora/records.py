@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 
-from lclm_rag.connectors.corpora.problems import Item, is_unicode, kind_of_value, name_list
+from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.messages import is_unicode, kind_of_value, name_list
 from lclm_rag.errors import CorpusError
 from lclm_rag.types import Document, MetadataValue
 
@@ -120,7 +121,7 @@ def _metadata(
 ) -> dict[str, MetadataValue]:
     values = _with_numbers(_metadata_candidates(record, columns), columns, where)
     if columns.metadata is None:
-        wanted = {name: value for name, value in values.items() if _is_kept_unasked(value)}
+        wanted = {name: value for name, value in values.items() if _is_kept_by_default(value)}
     else:
         wanted = {name: values[name] for name in columns.metadata if name in values}
     for name in wanted:
@@ -160,13 +161,13 @@ def _number(value: object, name: str, where: str) -> object:
             if number is not None or not value.strip():
                 return number
             rest = "…" if len(value) > _VALUE_SHOWN else ""
-            found = f"{value[:_VALUE_SHOWN]!r}{rest}"
+            actual = f"{value[:_VALUE_SHOWN]!r}{rest}"
         case int() | float() | Decimal() if not isinstance(value, bool):
             return value
         case _:
-            found = kind_of_value(value)
+            actual = kind_of_value(value)
     raise CorpusError(
-        f"{where}: field {name!r} is to be a number and is {found}; write it as in 2020 or -3.5, leave "
+        f"{where}: field {name!r} is to be a number and is {actual}; write it as in 2020 or -3.5, leave "
         "it empty, or take the field out of --numbers."
     )
 
@@ -186,7 +187,7 @@ def number_in(text: str) -> int | float | None:
         return None
 
 
-def _is_kept_unasked(value: object) -> bool:
+def _is_kept_by_default(value: object) -> bool:
     """Scalars and lists of them; not lists with decimal numbers, which are vectors of some model."""
     if isinstance(value, list):
         return all(

@@ -23,11 +23,12 @@ from lclm_rag.connectors.corpora.hugging_face import (
     parse_hub_uri,
     require_datasets,
 )
+from lclm_rag.connectors.corpora.items import NotRead
 from lclm_rag.connectors.corpora.knowledge_bases import refuse_knowledge_base
-from lclm_rag.connectors.corpora.locations import Location, locate
-from lclm_rag.connectors.corpora.problems import NotRead, shown, unreadable
+from lclm_rag.connectors.corpora.messages import printable, unreadable
 from lclm_rag.connectors.corpora.texts import require_converter
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location, locate
 
 __all__ = ["Source", "Stdin", "find_sources"]
 
@@ -68,7 +69,10 @@ def _source(text: str) -> Source:
         return Stdin()
     if text.startswith("hf://"):
         return parse_hub_uri(text)
-    path = locate(text)
+    try:
+        path = locate(text)
+    except ValueError as error:
+        raise CorpusError(str(error)) from error
     try:
         if path.is_dir():
             return _folder(path)
@@ -78,7 +82,7 @@ def _source(text: str) -> Source:
             return _glob(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    raise CorpusError(f"{shown(path)}: no such file or folder; check the path.")
+    raise CorpusError(f"{printable(path)}: no such file or folder; check the path.")
 
 
 def _folder(path: Location) -> Source:
@@ -87,8 +91,8 @@ def _folder(path: Location) -> Source:
         return Files(path)
     if not isinstance(path, Path):
         raise CorpusError(
-            f"{shown(path)}: a data set written by save_to_disk is read from a local folder only; copy "
-            f"it, or name its files: '{shown(path)}/*.arrow'."
+            f"{printable(path)}: a data set written by save_to_disk is read from a local folder only; copy "
+            f"it, or name its files: '{printable(path)}/*.arrow'."
         )
     return SavedDataset(path)
 
@@ -97,7 +101,7 @@ def _single(path: Location) -> Source:
     refuse_knowledge_base(path, path)
     if kind_of(path.name) is None:
         raise CorpusError(
-            f"{shown(path)}: not a kind of file that can be read; give a folder or a file whose name "
+            f"{printable(path)}: not a kind of file that can be read; give a folder or a file whose name "
             f"ends in {', '.join(SUFFIXES)}; .jsonl, .ndjson, .csv and .tsv also with .gz or .zst."
         )
     return Files(path.parent, single=path.name)
@@ -107,11 +111,11 @@ def _glob(path: Location) -> Source:
     files = split_glob(path)
     refuse_knowledge_base(files.root, path)
     outside = ""
-    for found in corpus_files(files):
-        if isinstance(found, CorpusFile):
+    for item in corpus_files(files):
+        if isinstance(item, CorpusFile):
             return files
-        if isinstance(found, NotRead) and found.is_knowledge_base:
+        if isinstance(item, NotRead) and item.is_knowledge_base:
             outside = " outside of knowledge bases"
     raise CorpusError(
-        f"{shown(path)}: no file that can be read has such a name{outside}; check the path."
+        f"{printable(path)}: no file that can be read has such a name{outside}; check the path."
     )

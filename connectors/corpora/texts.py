@@ -7,7 +7,13 @@ from importlib import util
 from pathlib import Path
 
 from lclm_rag.connectors.corpora.files import CorpusFile
-from lclm_rag.connectors.corpora.problems import first_line, is_unicode, not_utf8, shown, unreadable
+from lclm_rag.connectors.corpora.messages import (
+    first_line,
+    is_unicode,
+    not_utf8,
+    printable,
+    unreadable,
+)
 from lclm_rag.errors import CorpusError
 from lclm_rag.types import Document
 
@@ -21,24 +27,23 @@ def read_text(file: CorpusFile) -> Document | CorpusError:
     """
     path = file.path
     try:
-        with path.open("rb") as opened:
-            data = opened.read()
+        data = path.read_bytes()
         text, title = _converted(data, file) if file.kind == "document" else (_decoded(data), None)
     except OSError as error:
         return unreadable(path, error)
     except UnicodeDecodeError as error:
-        return CorpusError(f"{shown(path)}: {not_utf8(error)}; convert the file to UTF-8.")
+        return CorpusError(f"{printable(path)}: {not_utf8(error)}; convert the file to UTF-8.")
     except CorpusError as error:
         return error
     if not text.strip():
         if file.kind == "document" and data:
             return CorpusError(
-                f"{shown(path)}: there is no text in it (a scan, perhaps); leave it out, or give a "
+                f"{printable(path)}: there is no text in it (a scan, perhaps); leave it out, or give a "
                 "version that has text."
             )
-        return CorpusError(f"{shown(path)}: the file is empty; remove it or give it text.")
+        return CorpusError(f"{printable(path)}: the file is empty; remove it or give it text.")
     if not is_unicode(file.name):
-        return CorpusError(f"{shown(path)}: the file's name is not UTF-8; rename the file.")
+        return CorpusError(f"{printable(path)}: the file's name is not UTF-8; rename the file.")
     metadata = {"source": file.name} | ({"title": title} if title else {})
     return Document(id=file.name, text=text, metadata=metadata)
 
@@ -50,9 +55,7 @@ def require_converter(file: CorpusFile) -> None:
 
 
 def _missing(file: CorpusFile) -> str:
-    return (
-        f"{shown(file.path)}: HTML, PDF and DOCX need markitdown: pip install 'lclm-rag[documents]'"
-    )
+    return f"{printable(file.path)}: HTML, PDF and DOCX need markitdown: pip install 'lclm-rag[documents]'"
 
 
 def _decoded(data: bytes) -> str:
@@ -79,7 +82,7 @@ def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
         raise ImportError(_missing(file)) from error
     except Exception as error:  # Whatever the parsers below it raise on what is no such file.
         raise CorpusError(
-            f"{shown(file.path)}: cannot be read as {suffix[1:].upper()} ({first_line(error)}); "
+            f"{printable(file.path)}: cannot be read as {suffix[1:].upper()} ({first_line(error)}); "
             "mend the file or leave it out."
         ) from error
     return result.markdown, " ".join((result.title or "").split()) or None

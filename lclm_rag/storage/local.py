@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile", "is_disk_full", "nothing_needed"]
 
@@ -72,19 +73,19 @@ class LocalFolder:
 
     def files(self) -> list[FileFacts]:
         """The files in this folder, by name; none where there is no folder. Not those below it."""
-        found = []
         try:
             entries = list(os.scandir(self.path))
         except FileNotFoundError:
             return []
+        files = []
         for entry in entries:
             try:
                 if entry.is_file():
                     facts = entry.stat()
-                    found.append(FileFacts(entry.name, facts.st_size, facts.st_mtime))
+                    files.append(FileFacts(entry.name, facts.st_size, facts.st_mtime))
             except FileNotFoundError:  # Gone meanwhile, as other processes' temporary files do.
                 continue
-        return sorted(found, key=lambda facts: facts.name)
+        return sorted(files, key=lambda facts: facts.name)
 
     def read(self, name: str) -> bytes:
         with open(_open_file(self.path / name), "rb") as f:
@@ -105,6 +106,8 @@ class LocalFolder:
         return pieces
 
     def map(self, name: str) -> MappedFile:
+        import pyarrow as pa  # Here, because corpora of text alone do without it.
+
         # Not pyarrow's memory_map: it asks for the whole file to be read ahead, whatever is looked at.
         with open(_open_file(self.path / name), "rb") as f:
             mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)

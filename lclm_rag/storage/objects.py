@@ -6,16 +6,16 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.storage.local import TEMPORARY, FileFacts, MappedFile
+from lclm_rag.storage.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from lclm_rag.storage.range_cache import RangeCache
@@ -27,32 +27,7 @@ _CONDITIONAL = ("s3", "s3a", "gs", "gcs")
 
 _CACHE_GB = 10.0
 
-# What is said of this machine's disk is not said of the store.
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 T = TypeVar("T")
-
-
-class _Store:
-    """A file system of fsspec, with its connections: a forked child opens its own."""
-
-    def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs
-
-        self._url = url
-        # What others write must be seen.
-        self._filesystem, self.root = url_to_fs(url, use_listings_cache=False)
-        watch(self)
-
-    def after_fork(self) -> None:
-        keep_for_ever(self._filesystem)
-        self._filesystem = None
-
-    @property
-    def filesystem(self) -> Any:
-        if self._filesystem is None:
-            self._filesystem = _Store(self._url).filesystem
-        return self._filesystem
 
 
 @dataclass(frozen=True)
@@ -65,22 +40,12 @@ class ObjectFolder:
 
     url: str
     root: str
-    store: _Store = field(compare=False)
+    store: ObjectStore = field(compare=False)
 
     @classmethod
     def of_url(cls, url: str) -> ObjectFolder:
-        """Raises ImportError where fsspec, or its part for this scheme, is not installed; ValueError for an
-        unknown scheme."""
-        try:
-            store = _Store(url)
-        except ImportError as error:
-            raise ImportError(
-                f"{url} lies in an object store: pip install 'lclm-rag[object-stores]' ({error})"
-            ) from error
-        except ValueError as error:
-            raise ValueError(
-                f"{url}: there is no such kind of store; use s3://, gs:// or a folder of this machine."
-            ) from error
+        """Raises ImportError and ValueError as `ObjectStore` does."""
+        store = ObjectStore(url)
         return cls(url.rstrip("/"), store.root.rstrip("/"), store)
 
     local = None
@@ -122,12 +87,12 @@ class ObjectFolder:
         """The files in this folder, by name; none where there is no folder. Not those below it."""
         try:
             with self._errors():
-                found = self.filesystem.ls(self.root, detail=True)
+                entries = self.filesystem.ls(self.root, detail=True)
         except FileNotFoundError:
             return []
         facts = [
             FileFacts(str(entry["name"]).rpartition("/")[2], int(entry["size"]), _modified(entry))
-            for entry in found
+            for entry in entries
             if entry["type"] == "file" and str(entry["name"]).rstrip("/") != self.root
         ]
         return sorted(facts, key=lambda entry: entry.name)
@@ -234,26 +199,8 @@ class ObjectFolder:
     def _cache() -> RangeCache:
         return _range_cache(cache_folder() / "files", _cache_bytes())
 
-    @contextmanager
-    def _errors(self, name: str = "") -> Iterator[None]:
-        """The store's libraries raise much that is no OSError, and little that names the object."""
-        where = f"{self.url}/{name}".rstrip("/")
-        try:
-            yield
-        except Exception as error:
-            said = _said(error)
-            if "NoSuchBucket" in said or "bucket does not exist" in said:
-                bucket = self.root.partition("/")[0]
-                raise OSError(f"There is no bucket {bucket} for {where}: make it first.") from error
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f"{where}: there is no such object.") from error
-            if isinstance(error, FileExistsError):
-                raise FileExistsError(f"{where} is there already.") from error
-            if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
-                raise
-            if "credentials" in said.lower():
-                said += "; set the variables of the store: AWS_ACCESS_KEY_ID, or AWS_PROFILE, say"
-            raise OSError(f"{where} cannot be read or written: {said}.") from error
+    def _errors(self, name: str = "") -> AbstractContextManager[None]:
+        return self.store.errors(f"{self.url}/{name}".rstrip("/"))
 
 
 def cache_folder() -> Path:
@@ -277,11 +224,6 @@ def _cache_bytes() -> int:
         return int(float(named) * 1e9)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"LCLM_RAG_CACHE_GB must be a number, not {named!r}.") from error
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__
 
 
 def _is_not_implemented(error: OSError) -> bool:

@@ -1,54 +1,32 @@
-"""What can be wrong with a corpus, and how it is said: one sentence that names the place."""
+"""The parts of error messages: paths, names, kinds of values, what a library complains of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from lclm_rag.errors import CorpusError
-from lclm_rag.types import Document
-
-if TYPE_CHECKING:
-    from lclm_rag.connectors.corpora.locations import Location
+from lclm_rag.storage import Location
 
 __all__ = [
-    "Item",
-    "NotRead",
     "first_line",
     "is_unicode",
     "kind_of_value",
     "name_list",
     "not_utf8",
-    "shown",
+    "printable",
     "unreadable",
 ]
 
 _NAMES_SHOWN = 12
 
 
-@dataclass(frozen=True)
-class NotRead:
-    """A file or folder that is left out by rule, not because it is broken: "path: reason"."""
-
-    message: str
-    is_knowledge_base: bool = False
-
-
-Item = tuple[int, Document | CorpusError | NotRead]
-"""What a reader finds: the line or row, from 1 (0: a whole file), and what came of it.
-
-Errors are handed on as values, because a generator that raises cannot go on to the next record.
-"""
-
-
 def unreadable(path: Location, error: OSError, after: str = "") -> CorpusError:
     """after: what was read before, such as " after line 12"."""
     reason = error.strerror or first_line(error)
     return CorpusError(
-        f"{shown(path)}: cannot be read{after} ({reason}); check the file and its rights."
+        f"{printable(path)}: cannot be read{after} ({reason}); check the file and its rights."
     )
 
 
@@ -72,7 +50,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def shown(path: Location | str) -> str:
+def printable(path: Location | str) -> str:
     """The path as text that can always be printed, whatever bytes the file name is made of."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 

@@ -1,0 +1,111 @@
+"""The connection to an object store, through fsspec, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lclm_rag.forking import keep_for_ever, watch
+
+__all__ = ["ObjectStore"]
+
+# Schemes whose libraries the extra installs.
+_IN_EXTRA = ("s3", "s3a", "gs", "gcs")
+
+# An error of this machine's disk is not one of the store.
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ObjectStore:
+    """A file system of fsspec, with its connections: a forked child opens its own, and so does another
+    process that this is pickled for.
+
+    root: how the file system names what the URL names, "bucket/folder".
+
+    Raises ImportError where fsspec, or its part for this scheme, is not installed; ValueError for an unknown
+    scheme.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._filesystem, self.root = _filesystem_and_root(url)
+        watch(self)
+
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
+        return ObjectStore, (self._url,)
+
+    def after_fork(self) -> None:
+        keep_for_ever(self._filesystem)
+        self._filesystem = None
+
+    @property
+    def filesystem(self) -> Any:
+        """Of fsspec."""
+        if self._filesystem is None:
+            self._filesystem, _ = _filesystem_and_root(self._url)
+        return self._filesystem
+
+    @contextmanager
+    def errors(self, where: str) -> Iterator[None]:
+        """OSError in place of what is raised within: a sentence that names `where`, its `strerror` the reason
+        alone. The store's libraries raise much that is no OSError, and little that names the object."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+                raise
+            raise self._translated(error, where) from error
+
+    def _translated(self, error: Exception, where: str) -> OSError:
+        reason = _first_line(error)
+        if "NoSuchBucket" in reason or "bucket does not exist" in reason:
+            bucket = self.root.partition("/")[0]
+            sentence = f"There is no bucket {bucket} for {where}: make it first."
+            return _with_reason(OSError(sentence), f"there is no bucket {bucket}")
+        if isinstance(error, FileNotFoundError):
+            sentence = f"{where}: there is no such object."
+            return _with_reason(FileNotFoundError(sentence), "there is no such object")
+        if isinstance(error, FileExistsError):
+            return _with_reason(
+                FileExistsError(f"{where} is there already."), "it is there already"
+            )
+        if "credentials" in reason.lower():
+            reason += "; set the variables of the store: AWS_ACCESS_KEY_ID, or AWS_PROFILE, say"
+        return _with_reason(OSError(f"{where} cannot be read or written: {reason}."), reason)
+
+
+def _filesystem_and_root(url: str) -> tuple[Any, str]:
+    try:
+        from fsspec import available_protocols
+        from fsspec.core import url_to_fs
+
+        # What others write must be seen.
+        filesystem, root = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        reason = str(error)
+        if _scheme(url) in _IN_EXTRA:
+            reason = f"pip install 'lclm-rag[object-stores]' ({reason})"
+        raise ImportError(f"{url} lies in an object store: {reason}") from error
+    except (ValueError, TypeError) as error:
+        if _scheme(url) in available_protocols():
+            raise ValueError(f"{url} cannot be opened: {_first_line(error)}.") from error
+        raise ValueError(
+            f"{url}: there is no such kind of store; use s3://, gs:// or a folder of this machine."
+        ) from error
+    return filesystem, str(root)
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def _with_reason(error: OSError, reason: str) -> OSError:
+    error.strerror = reason
+    return error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(error).__name__
