@@ -83,7 +83,7 @@ def build(
       a data set        a folder of Dataset.save_to_disk, or hf://OWNER/NAME/CONFIG:SPLIT
       -                 JSONL on standard input; records must have ids
 
-    Files, folders and globs may lie in an object store: s3://bucket/notes, gs://, abfs://.
+    Files, folders and globs may lie in an object store: s3://bucket/notes, gs://.
 
     \b
     Examples:

@@ -21,7 +21,7 @@ _OPTIONAL = {
     "vllm": ("vllm", "vllm", "decoding with vLLM"),
     "openai": ("openai", "client", "decoding on a vLLM server"),
     "markitdown": ("markitdown", "documents", "corpora of HTML, PDF and DOCX"),
-    "s3fs": ("s3fs", "object-stores", "knowledge bases in s3:// and gs://"),
+    "s3fs": ("s3fs", "object-stores", "knowledge bases and corpora in s3:// and gs://"),
     "datasets": ("datasets", "datasets", "Hugging Face data sets"),
     "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
     "langchain_core": ("langchain-core", "langchain", "the LangChain connector"),
