@@ -10,7 +10,7 @@ from lclm_rag.errors import DamagedError
 from lclm_rag.store.codecs import decode
 from lclm_rag.store.fragment import Fragment, StoredPassage, key_hash
 from lclm_rag.store.manifest import FragmentEntry, Totals
-from lclm_rag.store.store import Place
+from lclm_rag.store.store import Place, row_totals
 from lclm_rag.types import Document, PassageKey
 
 __all__ = [
@@ -101,7 +101,7 @@ class SoundRows:
         key = row.passage.key
         self._pieces[-1][self._filled] = key_hash(key), place[1]
         self._filled += 1
-        self.totals += Totals(int(key.ordinal == 0), 1, row.tokens, len(row.encoded))
+        self.totals += row_totals(row)
 
     def sorted_hashes(self) -> np.ndarray:
         self._trim()

@@ -27,7 +27,15 @@ from lclm_rag.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from lclm_rag.store.store import FRAGMENTS, MANIFESTS, UNCOMMITTED, LatentStore, visible_rows
+from lclm_rag.store.store import (
+    FRAGMENTS,
+    MANIFESTS,
+    UNCOMMITTED,
+    LatentStore,
+    row_totals,
+    totals_at,
+    visible_rows,
+)
 from lclm_rag.store.verify import StoreFindings
 
 __all__ = ["drop_unusable", "go_back_to_an_intact_manifest", "repair_store"]
@@ -137,16 +145,16 @@ def _entry_of(folder: Folder, name: str, layout: Layout) -> FragmentEntry:
     except (OSError, ValueError) as error:
         raise DamagedError(f"Fragment {folder / name} cannot be read: {error}.") from error
     fragment = Fragment(file, str(folder / name), layout)
-    latents = tokens = 0
+    totals = Totals()
     for number, row in enumerate(fragment.read_all()):
         if trouble := row_trouble(row, fragment.key_hash(number)):
             raise DamagedError(f"Row {number} of fragment {folder / name}: {trouble}.")
-        latents, tokens = latents + len(row.encoded), tokens + row.tokens
+        totals += row_totals(row)
     return FragmentEntry(
         name=name,
         rows=fragment.rows,
-        latents=latents,
-        tokens=tokens,
+        latents=totals.latents,
+        tokens=totals.tokens,
         bytes=file.buffer.size,
         sha256=hashlib.sha256(file.buffer).hexdigest(),
         keys_offset=fragment.keys_offset,
@@ -157,8 +165,6 @@ def _entry_of(folder: Folder, name: str, layout: Layout) -> FragmentEntry:
 def _counted(store: LatentStore) -> Totals:
     totals = Totals()
     for entry in store.manifest.fragments:
-        fragment = store.fragment(entry.name)
         for row in np.flatnonzero(visible_rows(entry)).tolist():
-            first = int(fragment.key(row).ordinal == 0)
-            totals += Totals(first, 1, fragment.tokens(row), fragment.latent_count(row))
+            totals += totals_at(store, (entry.name, row))
     return totals

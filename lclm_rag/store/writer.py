@@ -35,6 +35,8 @@ from lclm_rag.store.store import (
     LatentStore,
     Place,
     newest_version,
+    row_totals,
+    totals_at,
     visible_rows,
 )
 
@@ -42,7 +44,6 @@ __all__ = [
     "FRAGMENT_BYTES",
     "FRAGMENT_TOKENS",
     "StoreWriter",
-    "row_totals",
     "uncommitted_entries",
     "write_uncommitted",
     "writing",
@@ -137,7 +138,7 @@ class StoreWriter:
             if place[1] not in rows:
                 rows.add(place[1])
                 gone += 1
-                self._totals -= _totals_at(self.base, place)
+                self._totals -= totals_at(self.base, place)
         return gone
 
     def take_over(self, document_id: str, document_hash: bytes) -> int:
@@ -146,7 +147,7 @@ class StoreWriter:
         places = self.compressed.finished(document_id, document_hash)
         for name, row in places:
             self._taken_over.setdefault(name, set()).add(row)
-            self._totals += _totals_at(self.compressed.left, (name, row))
+            self._totals += totals_at(self.compressed.left, (name, row))
         return len(places)
 
     def adopt(self, entry: FragmentEntry, totals: Totals) -> None:
@@ -161,7 +162,7 @@ class StoreWriter:
         gone: dict[str, set[int]] = {}
         for name, row in places:
             gone.setdefault(name, set()).add(row)
-            self._totals -= _totals_at(view, (name, row))
+            self._totals -= totals_at(view, (name, row))
         self._new = [entry.without(gone.get(entry.name, ())) for entry in self._new]
 
     def adopted_places(self, document_ids: Collection[str]) -> list[Place]:
@@ -380,16 +381,6 @@ def _in_layout(row: StoredPassage, layout: Layout) -> StoredPassage:
     return StoredPassage.encode(
         row.passage, row.tokens, row.document_hash, row.last, row.latents, layout
     )
-
-
-def row_totals(row: StoredPassage) -> Totals:
-    return Totals(int(row.passage.key.ordinal == 0), 1, row.tokens, len(row.encoded))
-
-
-def _totals_at(store: LatentStore, place: Place) -> Totals:
-    fragment, row = store.fragment(place[0]), place[1]
-    first = fragment.key(row).ordinal == 0
-    return Totals(int(first), 1, fragment.tokens(row), fragment.latent_count(row))
 
 
 @contextmanager
