@@ -403,17 +403,6 @@ class SharedIndex:
 OpenIndex = EmbeddedIndex | SharedIndex
 
 
-def rebuild_snapshot(folder: Folder, store: LatentStore, embedder: str | None) -> None:
-    """Make the embedded index anew and publish it, whatever is published. embedder: a model's name."""
-    from lclm_rag.retrieval import SentenceTransformerEmbedder
-
-    SnapshotFolder(folder).remove_all()
-    model = SentenceTransformerEmbedder(embedder) if embedder else None
-    index = EmbeddedIndex(folder, store, model)
-    index.publish(store)
-    index.close(store)
-
-
 def sync_index(index: PassageIndex, store: LatentStore, indexed: LatentStore | None) -> int:
     """Apply what changed between the version that `index` shows (None: nothing) and `store`; returns how many
     passages that were. Interrupted, it can be run again: every step gives the same result twice."""

@@ -44,6 +44,8 @@ __all__ = [
     "FRAGMENT_BYTES",
     "FRAGMENT_TOKENS",
     "StoreWriter",
+    "named_fragments",
+    "note_uncommitted",
     "uncommitted_entries",
     "write_uncommitted",
     "writing",
@@ -315,9 +317,14 @@ def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool)
     over, should this one be killed."""
     entry = _write(folder, rows)
     if noted:
-        note = {"layout": asdict(rows[0].layout), "entry": pack_entry(entry)}
-        (folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
+        note_uncommitted(folder, entry, rows[0].layout)
     return entry
+
+
+def note_uncommitted(folder: Folder, entry: FragmentEntry, layout: Layout) -> None:
+    """Let the next writer know of a fragment that no version names."""
+    note = {"layout": asdict(layout), "entry": pack_entry(entry)}
+    (folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
 
 
 def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[FragmentEntry]:
@@ -334,12 +341,12 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
         if layout is None or noted == layout:
             entries.append(entry)
     # A writer that is killed just after its commit leaves notes of what some version needs.
-    named = _named_fragments(folder) if entries else set()
+    named = named_fragments(folder) if entries else set()
     there = {(facts.name, facts.size) for facts in (folder / FRAGMENTS).files()}
     return [e for e in entries if e.name not in named and (e.name, e.bytes) in there]
 
 
-def _named_fragments(folder: Folder) -> set[str]:
+def named_fragments(folder: Folder) -> set[str]:
     """The fragments of all versions, less damaged ones, which nobody can open."""
     named = set()
     for version in committed_versions(folder / MANIFESTS):
