@@ -97,6 +97,32 @@ def _hidden_hashes(
     return np.sort(np.concatenate(hidden))
 
 
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def _map_file(folder: Folder, name: str) -> MappedFile:
+    """A file as it lies there: of one in an object store not what was kept of it on this disk."""
+    return folder.map(name) if folder.local else MappedFile(pa.py_buffer(folder.read(name)))
+
+
+def open_fragment(folder: Folder, name: str, layout: Layout) -> tuple[MappedFile, Fragment]:
+    """Raises DamagedError where it cannot be read."""
+    try:
+        file = _map_file(folder, name)
+        return file, Fragment(file, str(folder / name), layout)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"Fragment {folder / name} cannot be read: {error}.") from error
+
+
+def _damage(file: MappedFile, entry: FragmentEntry) -> str | None:
+    """What is not as it was written."""
+    if file.buffer.size != entry.bytes:
+        return f"it has {file.buffer.size:,} bytes, not {entry.bytes:,}"
+    if hashlib.sha256(file.buffer).hexdigest() != entry.sha256:
+        return "its checksum does not match"
+    return None
+
+
 # --- the version that is checked ------------------------------------------------------------------------
 
 
@@ -133,28 +159,6 @@ def _fragment_problems(
         document_id = stored.passage.key.document_id if stored else surviving_id(fragment, row)
         sentence = f"Row {row} of fragment {where}: {wrong}." if damage is None else ""
         yield Problem("passage", entry.name, sentence, document_id, (row,))
-
-
-def _map_file(folder: Folder, name: str) -> MappedFile:
-    """A file as it lies there: of one in an object store not what was kept of it on this disk."""
-    return folder.map(name) if folder.local else MappedFile(pa.py_buffer(folder.read(name)))
-
-
-def open_fragment(folder: Folder, name: str, layout: Layout) -> tuple[MappedFile, Fragment]:
-    """Raises DamagedError where it cannot be read."""
-    try:
-        file = _map_file(folder, name)
-        return file, Fragment(file, str(folder / name), layout)
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"Fragment {folder / name} cannot be read: {error}.") from error
-
-
-def _damage(file: MappedFile, entry: FragmentEntry) -> str | None:
-    if file.buffer.size != entry.bytes:
-        return f"it has {file.buffer.size:,} bytes, not {entry.bytes:,}"
-    if hashlib.sha256(file.buffer).hexdigest() != entry.sha256:
-        return "its checksum does not match"
-    return None
 
 
 # --- everything else ------------------------------------------------------------------------------------
