@@ -198,39 +198,43 @@ def verify(kb: str, repair: bool, wait: float, as_json: bool) -> int:
     from lclm_rag.verify import verify as check
 
     with _bar("verifying") as on_bytes:
-        found = check(kb, repair=repair, wait=wait, on_bytes=on_bytes)
+        findings = check(kb, repair=repair, wait=wait, on_bytes=on_bytes)
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        click.echo(json.dumps(asdict(findings)))
     else:
-        _say_found(kb, found)
-    if not found.problems:
+        _print_findings(kb, findings)
+    if not findings.problems:
         return 0
     if not repair:
         return EXIT_FAILED
-    return EXIT_IN_PART if found.damaged_documents or found.nameless_passages else 0
+    return EXIT_IN_PART if findings.damaged_documents or findings.nameless_passages else 0
 
 
-def _say_found(kb: str, found: Findings) -> None:
-    for problem in found.problems:
+def _print_findings(kb: str, findings: Findings) -> None:
+    for problem in findings.problems:
         click.echo(problem)
-    if found.damaged_documents:
-        click.echo(f"Damaged documents ({len(found.damaged_documents):,}):")
-        for document_id in found.damaged_documents:
+    if findings.damaged_documents:
+        click.echo(f"Damaged documents ({len(findings.damaged_documents):,}):")
+        for document_id in findings.damaged_documents:
             click.echo(f"  {document_id}")
-    if found.nameless_passages:
-        click.echo(f"Damaged passages of unknown documents: {found.nameless_passages:,}")
-    for sentence in found.earlier:
+    if findings.nameless_passages:
+        click.echo(f"Damaged passages of unknown documents: {findings.nameless_passages:,}")
+    for sentence in findings.earlier:
         click.echo(f"Before the last repair: {sentence}")
-    for sentence in found.repaired:
+    for sentence in findings.repaired:
         click.echo(f"Repaired: {sentence}")
     click.echo(
-        f"{kb}: version {found.version}, {found.documents:,} documents, {found.passages:,} passages, "
-        f"{_megabytes(found.bytes)} MB: "
-        + (f"{len(found.problems)} problems." if found.problems else "all is as it was written.")
+        f"{kb}: version {findings.version}, {findings.documents:,} documents, "
+        f"{findings.passages:,} passages, {_megabytes(findings.bytes)} MB: "
+        + (
+            f"{len(findings.problems)} problems."
+            if findings.problems
+            else "all is as it was written."
+        )
     )
-    if found.reclaimable_bytes:
+    if findings.reclaimable_bytes:
         click.echo(
-            f"Killed runs left {_megabytes(found.reclaimable_bytes)} MB: the same command goes on from "
+            f"Killed runs left {_megabytes(findings.reclaimable_bytes)} MB: the same command goes on from "
             "there, lclm-rag vacuum removes it."
         )
 

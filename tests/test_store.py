@@ -296,8 +296,7 @@ class StoreAgainstADictionary(RuleBasedStateMachine):
             assert_equals(store, model)
 
     def teardown(self) -> None:
-        findings = verify_store(LatentStore.open(self.path))
-        assert findings.problems == []
+        assert list(verify_store(LatentStore.open(self.path))) == []
         shutil.rmtree(self.path)
 
 

@@ -29,6 +29,7 @@ from lclm_rag.compression import Compressor
 from lclm_rag.errors import DamagedError
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.indexing.snapshots import SnapshotFolder
+from lclm_rag.problem import sentences
 from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, writing
 from lclm_rag.store.verify import verify_store
@@ -180,7 +181,7 @@ def _findings(kb: Path) -> list[str]:
     try:
         store = LatentStore.open(kb / "store")
         try:
-            return verify_store(store).problems
+            return sentences(verify_store(store))
         finally:
             store.close()
     except StoreError as error:
@@ -562,9 +563,9 @@ def test_rows_that_were_written_wrong_are_named(
     a, b = two
     LatentStore.create(tmp_path, LAYOUT)
     store = _written(tmp_path, [*_wrong(a, what), *b])
-    found = verify_store(store)
-    assert any(re.search(sentence, problem) for problem in found.problems), found.problems
-    assert found.documents == {"a"}
+    problems = list(verify_store(store))
+    assert any(re.search(sentence, problem.sentence) for problem in problems), problems
+    assert {problem.document_id for problem in problems} == {"a"}
     store.close()
 
 
@@ -577,7 +578,7 @@ def test_documents_may_lie_in_any_order(
     LatentStore.create(tmp_path, LAYOUT)
     _written(tmp_path, rows[:2])
     store = _written(tmp_path, rows[2:])
-    assert verify_store(store).problems == []
+    assert list(verify_store(store)) == []
     store.close()
 
 
@@ -586,8 +587,8 @@ def test_totals_and_foreign_rows(tmp_path: Path, two: list[list[StoredPassage]])
     store = _written(tmp_path, [row for document in two for row in document])
     totals = replace(store.manifest.totals, documents=3)
     wrong = LatentStore(store.folder, replace(store.manifest, totals=totals))
-    (problem,) = verify_store(wrong).problems
-    assert "Version 1 says that it has" in problem
+    (problem,) = verify_store(wrong)
+    assert "Version 1 says that it has" in problem.sentence
     store.close()
 
 

@@ -17,7 +17,7 @@ from lclm_rag.retrieval.edge import OPTIMIZE_FROM
 from lclm_rag.storage import Folder, is_disk_full
 from lclm_rag.store import LatentStore, newest_version
 
-__all__ = ["EmbeddedIndex", "rebuild_snapshot"]
+__all__ = ["EmbeddedIndex"]
 
 # So many changes are published at once; fewer when the knowledge base is closed. Whoever opens it in between
 # makes them again, privately.
@@ -199,17 +199,6 @@ class EmbeddedIndex:
             )
         else:
             self._unpublished = 0
-
-
-def rebuild_snapshot(folder: Folder, store: LatentStore, embedder: str | None) -> None:
-    """Make the embedded index anew and publish it, whatever is published. embedder: a model's name."""
-    from lclm_rag.retrieval import SentenceTransformerEmbedder
-
-    SnapshotFolder(folder).remove_all()
-    model = SentenceTransformerEmbedder(embedder) if embedder else None
-    index = EmbeddedIndex(folder, store, model)
-    index.publish()
-    index.close()
 
 
 @contextmanager

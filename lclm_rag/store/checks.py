@@ -2,64 +2,51 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
 from lclm_rag.errors import DamagedError
+from lclm_rag.problem import Problem
 from lclm_rag.store.codecs import decode
 from lclm_rag.store.fragment import Fragment, StoredPassage, key_hash
-from lclm_rag.store.manifest import FragmentEntry, Totals
-from lclm_rag.store.store import Place
-from lclm_rag.types import Document, PassageKey
+from lclm_rag.store.manifest import Totals
+from lclm_rag.store.store import LatentStore, Place, row_totals
+from lclm_rag.types import Document
 
-__all__ = [
-    "NO_HASHES",
-    "Documents",
-    "SoundRows",
-    "document_trouble",
-    "read_rows",
-    "row_trouble",
-    "sure_name",
-]
+__all__ = ["SoundPassages", "checked_rows", "row_problem", "surviving_id"]
 
-NO_HASHES = np.empty(0, np.uint64)
+_ROWS_AT_ONCE = 64
 
 
-def read_rows(
+# --- rows -----------------------------------------------------------------------------------------------
+
+
+def checked_rows(
     fragment: Fragment, rows: Sequence[int]
-) -> list[tuple[int, StoredPassage | None, str | None]]:
+) -> Iterator[tuple[int, StoredPassage | None, str | None]]:
     """Each row, what it holds where its checksum matches, and what is wrong with it."""
-    result: list[tuple[int, StoredPassage | None, str | None]] = []
-    for row in rows:
-        try:
-            stored = fragment.read(row)
-        except DamagedError as error:
-            result.append((row, None, str(error)))
-        else:
-            result.append((row, stored, row_trouble(stored, fragment.key_hash(row))))
-    encoded = [stored for _, stored, _ in result if stored is not None and len(stored.encoded)]
-    if not encoded or _finite(encoded):
-        return result
-    return [
-        (row, stored, wrong or (None if _finite([stored]) else "its latents are not finite"))
-        if stored is not None and len(stored.encoded)
-        else (row, stored, wrong)
-        for row, stored, wrong in result
-    ]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        checked = [(row, *_checked(fragment, row)) for row in rows[start : start + _ROWS_AT_ONCE]]
+        # Decoded in one go; one by one only where something is wrong.
+        finite = _are_finite([stored for _, stored, _ in checked if stored])
+        for row, stored, wrong in checked:
+            if stored and not finite and not _are_finite([stored]):
+                wrong = wrong or "its latents are not finite"
+            yield row, stored, wrong
 
 
-def _finite(rows: Sequence[StoredPassage]) -> bool:
-    import torch
-
-    layout = rows[0].layout
-    joined = np.concatenate([row.encoded for row in rows])
-    latents = decode(joined, layout.codec, layout.width)
-    # NaN passes through both, which take a tenth of the time of isfinite.
-    return bool(torch.isfinite(torch.stack([latents.min(), latents.max()])).all())
+def _checked(fragment: Fragment, row: int) -> tuple[StoredPassage | None, str | None]:
+    try:
+        stored = fragment.read(row)
+    except DamagedError as error:
+        return None, str(error)
+    return stored, row_problem(stored, fragment.key_hash(row))
 
 
-def row_trouble(row: StoredPassage, noted_hash: int) -> str | None:
+def row_problem(row: StoredPassage, noted_hash: int) -> str | None:
     """What contradicts itself in a row, as it was written. noted_hash: by which it is looked up."""
     p = row.passage
     if noted_hash != key_hash(p.key):
@@ -71,8 +58,20 @@ def row_trouble(row: StoredPassage, noted_hash: int) -> str | None:
     return None
 
 
-def sure_name(fragment: Fragment, row: int) -> str | None:
-    """The document of a damaged row, where its key still fits its hash."""
+def _are_finite(rows: Sequence[StoredPassage]) -> bool:
+    import torch
+
+    encoded = [row.encoded for row in rows if len(row.encoded)]
+    if not encoded:
+        return True
+    layout = rows[0].layout
+    latents = decode(np.concatenate(encoded), layout.codec, layout.width)
+    # NaN passes through both, which take a tenth of the time of isfinite.
+    return bool(torch.isfinite(torch.stack([latents.min(), latents.max()])).all())
+
+
+def surviving_id(fragment: Fragment, row: int) -> str | None:
+    """The id of a damaged row's document, where its key still fits its hash."""
     try:
         key = fragment.key(row)
         return key.document_id if key_hash(key) == fragment.key_hash(row) else None
@@ -80,75 +79,72 @@ def sure_name(fragment: Fragment, row: int) -> str | None:
         return None
 
 
-class SoundRows:
-    """Key hash and place of every sound row: 12 bytes each."""
-
-    def __init__(self) -> None:
-        self.totals = Totals()
-        self._names: list[str] = []
-        self._pieces: list[np.ndarray] = []
-        self._filled = 0
-
-    _KIND = np.dtype([("hash", "u8"), ("row", "i4")])
-
-    def begin(self, entry: FragmentEntry) -> None:
-        self._trim()
-        self._names.append(entry.name)
-        self._pieces.append(np.empty(entry.rows - len(entry.deleted), self._KIND))
-        self._filled = 0
-
-    def add(self, place: Place, row: StoredPassage) -> None:
-        key = row.passage.key
-        self._pieces[-1][self._filled] = key_hash(key), place[1]
-        self._filled += 1
-        self.totals += Totals(int(key.ordinal == 0), 1, row.tokens, len(row.encoded))
-
-    def sorted_hashes(self) -> np.ndarray:
-        self._trim()
-        return np.sort(np.concatenate([NO_HASHES, *(piece["hash"] for piece in self._pieces)]))
-
-    def places(self, hashes: np.ndarray) -> Iterator[Place]:
-        """Where the rows of these key hashes are."""
-        for name, piece in zip(self._names, self._pieces, strict=True):
-            for row in piece["row"][np.isin(piece["hash"], hashes)]:
-                yield name, int(row)
-
-    def _trim(self) -> None:
-        if self._pieces:
-            self._pieces[-1] = self._pieces[-1][: self._filled]
+# --- documents ------------------------------------------------------------------------------------------
 
 
-class Documents:
-    """Puts rows together as documents. Most follow one another, and are checked on the way; the places of
-    others are noted: 20 bytes each, and the fragment's name once.
+class SoundPassages:
+    """Takes the sound rows of a version in the order in which they lie, and puts them together as documents.
 
-    scattered: hash of the document, and place of the row.
+    Of each it keeps key hash and place, 16 bytes. Documents whose passages follow one another are checked on
+    the way; of the others the places are kept, and read again in the end. totals: of all.
     """
 
     def __init__(self) -> None:
-        self.scattered: list[tuple[int, Place]] = []
+        self.totals = Totals()
+        self._hashes, self._rows, self._fragments = array("Q"), array("i"), array("i")
+        self._names: list[str] = []
         self._open: list[tuple[Place, StoredPassage]] = []
+        self._scattered: list[tuple[str, Place]] = []  # document id, place of the row
 
     def add(self, place: Place, row: StoredPassage) -> None:
         key = row.passage.key
+        if self._names[-1:] != [place[0]]:
+            self._names.append(place[0])
+        self._hashes.append(key_hash(key))
+        self._rows.append(place[1])
+        self._fragments.append(len(self._names) - 1)
+        self.totals += row_totals(row)
         if self._open:
             before = self._open[-1][1].passage.key
             if key != (before.document_id, before.ordinal + 1):
-                self.close()
+                self._close()
         self._open.append((place, row))
         if row.last:
-            self.close()
+            self._close()
 
-    def close(self) -> None:
+    def hashes(self) -> np.ndarray:
+        """Of the keys, sorted (uint64)."""
+        return np.sort(np.array(self._hashes, np.uint64))
+
+    def repeated(self, store: LatentStore) -> Iterator[Problem]:
+        """Passages that are there twice."""
+        hashes, seen = self.hashes(), set()
+        twice = hashes[1:][hashes[1:] == hashes[:-1]]
+        for at in np.flatnonzero(np.isin(np.array(self._hashes, np.uint64), twice)):
+            name = self._names[self._fragments[at]]
+            key = store.fragment(name).key(self._rows[at])
+            if key in seen:
+                yield Problem("passage", name, f"Passage {key} is there twice.", key.document_id)
+            seen.add(key)
+
+    def incomplete(self, store: LatentStore) -> Iterator[Problem]:
+        """Documents that are not what was added. No row follows."""
+        self._close()
+        for document_id, scattered in groupby(sorted(self._scattered), key=lambda pair: pair[0]):
+            rows = [store.fragment(name).read(row) for _, (name, row) in scattered]
+            if wrong := _document_problem(sorted(rows, key=lambda row: row.passage.key)):
+                sentence = f"Document {document_id!r} is not whole: {wrong}."
+                yield Problem("document", str(store.folder), sentence, document_id)
+
+    def _close(self) -> None:
         """No row follows that belongs to those before."""
-        if self._open and document_trouble([row for _, row in self._open]) is not None:
-            name = self._open[0][1].passage.key.document_id
-            document = key_hash(PassageKey(name, 0))
-            self.scattered += [(document, place) for place, _ in self._open]
+        if self._open and _document_problem([row for _, row in self._open]) is not None:
+            document_id = self._open[0][1].passage.key.document_id
+            self._scattered += [(document_id, place) for place, _ in self._open]
         self._open = []
 
 
-def document_trouble(rows: list[StoredPassage]) -> str | None:
+def _document_problem(rows: Sequence[StoredPassage]) -> str | None:
     """What keeps these passages, in order, from being the document that was added."""
     for expected, row in enumerate(rows):
         if row.passage.key.ordinal != expected:

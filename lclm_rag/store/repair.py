@@ -6,66 +6,62 @@ Every function here is called with the store's write lock held.
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
 
 import numpy as np
 
-from lclm_rag.checksummed_json import seal
 from lclm_rag.errors import DamagedError, StoreError
+from lclm_rag.problem import Problem, damaged_documents, nameless_passages
 from lclm_rag.storage import Folder, LocalFolder
-from lclm_rag.store.checks import row_trouble
-from lclm_rag.store.fragment import Fragment, Layout, write_fragment
+from lclm_rag.store.checks import row_problem
+from lclm_rag.store.fragment import Layout
 from lclm_rag.store.manifest import (
     FragmentEntry,
     Totals,
     committed_versions,
-    manifest_name,
-    pack_entry,
     read_manifest,
     write_manifest,
 )
-from lclm_rag.store.store import FRAGMENTS, MANIFESTS, UNCOMMITTED, LatentStore, visible_rows
-from lclm_rag.store.verify import StoreFindings
+from lclm_rag.store.store import (
+    FRAGMENTS,
+    MANIFESTS,
+    UNCOMMITTED,
+    LatentStore,
+    row_totals,
+    totals_at,
+    visible_rows,
+)
+from lclm_rag.store.verify import open_fragment
+from lclm_rag.store.writer import named_fragments, note_uncommitted, write_uncommitted
 
-__all__ = ["drop_unusable", "go_back_to_an_intact_manifest", "repair_store"]
+__all__ = ["go_back_to_an_intact_manifest", "repair_store"]
 
-
-def repair_store(
-    folder: LocalFolder, found: StoreFindings, documents: Iterable[str]
-) -> LatentStore:
-    """Commit a version without the damaged rows and without what is left of `documents`; what is sound in
-    damaged files is written anew. Earlier versions, and who reads them, keep what they have."""
-    base = LatentStore.open(folder)
-    gone = _rows_of(base, set(documents), found.damaged)
-    entries = []
-    for entry in base.manifest.fragments:
-        left = entry.without(gone[entry.name])
-        if len(left.deleted) == left.rows:
-            continue
-        entries.append(_written_anew(base, left) if entry.name in found.spoiled else left)
-    totals = _counted(LatentStore(folder, replace(base.manifest, fragments=tuple(entries))))
-    write_manifest(folder / MANIFESTS, base.manifest.next(entries, totals, "repair", base.layout))
-    base.close()
-    return LatentStore.open(folder)
+# What only a version without it mends.
+_NEED_A_VERSION = {"fragment", "passage", "document", "totals", "other version"}
+_UNUSABLE = {"manifest", "uncommitted work"}
 
 
 def go_back_to_an_intact_manifest(folder: LocalFolder) -> list[str]:
     """Where the newest manifests are damaged, commit the newest intact version once more, as the newest.
 
-    Returns sentences on what was done. StoreError where no manifest is intact.
+    Returns sentences on what was done. StoreError where there are manifests, and none is intact.
     """
     manifests = folder / MANIFESTS
-    versions = committed_versions(manifests)
-    for version in reversed(versions):
-        with suppress(DamagedError):
+    lost: list[int] = []
+    for version in reversed(committed_versions(manifests)):
+        try:
             intact = read_manifest(manifests, version)
             break
+        except DamagedError:
+            lost.insert(0, version)
     else:
-        raise StoreError(f"No manifest in {manifests} is intact: build the knowledge base anew.")
-    lost = [version for version in versions if version > intact.version]
+        if lost:
+            raise StoreError(
+                f"No manifest in {manifests} is intact: build the knowledge base anew."
+            )
     if lost:
         # Not under a number that was there before: an index may show what that was.
         last = replace(intact, version=lost[-1])
@@ -79,86 +75,107 @@ def go_back_to_an_intact_manifest(folder: LocalFolder) -> list[str]:
     ]
 
 
-def drop_unusable(folder: LocalFolder, layout: Layout) -> None:
+def repair_store(folder: LocalFolder, problems: Sequence[Problem]) -> list[str]:
+    """Commit a version of what is sound, where the newest is not, and put aside what nobody can use.
+
+    Earlier versions, and who reads them, keep what they have. Returns sentences on what was done.
+    """
+    kinds = {problem.kind for problem in problems}
+    documents, nameless = damaged_documents(problems), nameless_passages(problems)
+    done = []
+    with closing(LatentStore.open(folder)) as base:
+        if kinds & _NEED_A_VERSION:
+            _commit_sound(base, problems)
+            outcome = (
+                f"the {len(documents):,} damaged documents: add them again, and only they are compressed."
+                if documents
+                else "what was damaged, and lacks no document that can be named."
+            )
+            done.append(f"Version {base.version + 1} is without {outcome}")
+        if nameless:
+            done.append(
+                f"{nameless:,} of the damaged passages are of documents whose ids are lost: add the whole "
+                "corpus again, what is there costs a hash."
+            )
+        if kinds & {*_UNUSABLE, "lost version"}:
+            _put_aside(folder, problems, base.layout)
+        if "lost version" in kinds:
+            done.append(
+                f"What the lost version had changed is undone, and version {base.version} the newest: do it "
+                "again. Latents that it had added are taken over then."
+            )
+        if kinds & _UNUSABLE:
+            done.append(
+                "Damaged manifests and notes on uncommitted work were put aside; what is sound of such work "
+                "is taken over by the next add."
+            )
+    return done
+
+
+def _commit_sound(base: LatentStore, problems: Sequence[Problem]) -> None:
+    """A version without the damaged rows and without what is left of damaged documents; what is sound in
+    damaged files is written anew."""
+    documents = set(damaged_documents(problems))
+    files = {problem.where for problem in problems if problem.kind == "fragment"}
+    damaged: dict[str, set[int]] = defaultdict(set)
+    for problem in problems:
+        damaged[problem.where].update(problem.rows)
+    entries, totals = [], Totals()
+    for entry in base.manifest.fragments:
+        sound = _without(base, entry.without(damaged[entry.name]), documents)
+        rows = np.flatnonzero(visible_rows(sound)).tolist()
+        if not rows:
+            continue
+        totals = sum((totals_at(base, (entry.name, row)) for row in rows), totals)
+        if entry.name in files:
+            passages = [base.fragment(entry.name).read(row) for row in rows]
+            sound = write_uncommitted(base.folder, passages, noted=False)
+        entries.append(sound)
+    manifest = base.manifest.next(entries, totals, "repair", base.layout)
+    write_manifest(base.folder / MANIFESTS, manifest)
+
+
+def _without(store: LatentStore, entry: FragmentEntry, documents: set[str]) -> FragmentEntry:
+    rows = np.flatnonzero(visible_rows(entry)).tolist()
+    if not documents or not rows:  # One that is lost as a whole cannot be opened.
+        return entry
+    fragment = store.fragment(entry.name)
+    return entry.without(row for row in rows if fragment.key(row).document_id in documents)
+
+
+def _put_aside(folder: LocalFolder, problems: Sequence[Problem], layout: Layout) -> None:
     """Put damaged manifests aside as `<version>.damaged`, drop damaged notes on uncommitted work, and keep
     sound fragments that no version names as uncommitted work, which adding the same documents takes over."""
-    manifests, uncommitted = folder / MANIFESTS, folder / UNCOMMITTED
-    named: set[str] = set()
-    for version in committed_versions(manifests):
-        try:
-            named |= {entry.name for entry in read_manifest(manifests, version).fragments}
-        except DamagedError:
-            path = manifests.path / manifest_name(version)
+    for problem in problems:
+        if problem.kind == "manifest":
+            path = (folder / MANIFESTS).path / problem.where
             path.rename(path.with_suffix(".damaged"))
-    kept = set()
+    named, kept = named_fragments(folder), set()
     for facts in (folder / FRAGMENTS).files():
         if facts.name.endswith(".arrow") and facts.name not in named:
             with suppress(DamagedError):
-                entry = _entry_of(folder / FRAGMENTS, facts.name, layout)
-                note = {"layout": asdict(layout), "entry": pack_entry(entry)}
-                uncommitted.replace(f"{facts.name}.json", seal(note))
+                note_uncommitted(folder, _entry_of(folder / FRAGMENTS, facts.name, layout), layout)
                 kept.add(f"{facts.name}.json")
-    for facts in uncommitted.files():
+    for facts in (folder / UNCOMMITTED).files():
         if facts.name not in kept:
-            uncommitted.remove(facts.name)
-
-
-def _rows_of(
-    store: LatentStore, documents: set[str], damaged: dict[str, set[int]]
-) -> dict[str, set[int]]:
-    """By fragment: the damaged rows, and the other rows of these documents."""
-    gone = {}
-    for entry in store.manifest.fragments:
-        rows = set(damaged.get(entry.name, ()))
-        left = entry.without(rows)
-        if documents and len(left.deleted) < left.rows:
-            fragment = store.fragment(entry.name)
-            for row in np.flatnonzero(visible_rows(left)).tolist():
-                if fragment.key(row).document_id in documents:
-                    rows.add(row)
-        gone[entry.name] = rows
-    return gone
-
-
-def _written_anew(store: LatentStore, entry: FragmentEntry) -> FragmentEntry:
-    """A new file of what is visible in a fragment."""
-    fragment = store.fragment(entry.name)
-    rows = [fragment.read(row) for row in np.flatnonzero(visible_rows(entry)).tolist()]
-    name = f"{uuid.uuid4().hex}.arrow"
-    fragments = store.folder / FRAGMENTS
-    write_fragment(fragments, name, rows)
-    return _entry_of(fragments, name, store.layout)
+            (folder / UNCOMMITTED).remove(facts.name)
 
 
 def _entry_of(folder: Folder, name: str, layout: Layout) -> FragmentEntry:
     """What a manifest would say of a fragment. DamagedError where a row is not sound."""
-    try:
-        file = folder.map(name)
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"Fragment {folder / name} cannot be read: {error}.") from error
-    fragment = Fragment(file, str(folder / name), layout)
-    latents = tokens = 0
+    file, fragment = open_fragment(folder, name, layout)
+    totals = Totals()
     for number, row in enumerate(fragment.read_all()):
-        if trouble := row_trouble(row, fragment.key_hash(number)):
-            raise DamagedError(f"Row {number} of fragment {folder / name}: {trouble}.")
-        latents, tokens = latents + len(row.encoded), tokens + row.tokens
+        if wrong := row_problem(row, fragment.key_hash(number)):
+            raise DamagedError(f"Row {number} of fragment {folder / name}: {wrong}.")
+        totals += row_totals(row)
     return FragmentEntry(
         name=name,
         rows=fragment.rows,
-        latents=latents,
-        tokens=tokens,
+        latents=totals.latents,
+        tokens=totals.tokens,
         bytes=file.buffer.size,
         sha256=hashlib.sha256(file.buffer).hexdigest(),
         keys_offset=fragment.keys_offset,
         keys_checksum=fragment.keys_checksum,
     )
-
-
-def _counted(store: LatentStore) -> Totals:
-    totals = Totals()
-    for entry in store.manifest.fragments:
-        fragment = store.fragment(entry.name)
-        for row in np.flatnonzero(visible_rows(entry)).tolist():
-            first = int(fragment.key(row).ordinal == 0)
-            totals += Totals(first, 1, fragment.tokens(row), fragment.latent_count(row))
-    return totals

@@ -17,6 +17,7 @@ from lclm_rag.store.locks import Lease, reading
 from lclm_rag.store.manifest import (
     FragmentEntry,
     Manifest,
+    Totals,
     committed_versions,
     read_manifest,
     write_manifest,
@@ -32,6 +33,9 @@ __all__ = [
     "Place",
     "newest_version",
     "read_versions",
+    "row_totals",
+    "totals_at",
+    "visible_rows",
 ]
 
 FRAGMENTS, MANIFESTS, LEASES, UNCOMMITTED = "fragments", "manifests", "readers", "uncommitted"
@@ -247,6 +251,18 @@ def visible_rows(entry: FragmentEntry) -> np.ndarray:
     visible = np.ones(entry.rows, bool)
     visible[list(entry.deleted)] = False
     return visible
+
+
+def row_totals(row: StoredPassage) -> Totals:
+    """What a row adds to the totals of a version."""
+    return Totals(int(row.passage.key.ordinal == 0), 1, row.tokens, len(row.encoded))
+
+
+def totals_at(store: LatentStore, place: Place) -> Totals:
+    """The same for a row in a store; neither its text nor its latents are read."""
+    fragment, row = store.fragment(place[0]), place[1]
+    first = fragment.key(row).ordinal == 0
+    return Totals(int(first), 1, fragment.tokens(row), fragment.latent_count(row))
 
 
 def _manifest(folder: Folder, version: int | None) -> Manifest:

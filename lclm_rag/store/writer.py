@@ -35,6 +35,8 @@ from lclm_rag.store.store import (
     LatentStore,
     Place,
     newest_version,
+    row_totals,
+    totals_at,
     visible_rows,
 )
 
@@ -42,7 +44,8 @@ __all__ = [
     "FRAGMENT_BYTES",
     "FRAGMENT_TOKENS",
     "StoreWriter",
-    "row_totals",
+    "named_fragments",
+    "note_uncommitted",
     "uncommitted_entries",
     "write_uncommitted",
     "writing",
@@ -137,7 +140,7 @@ class StoreWriter:
             if place[1] not in rows:
                 rows.add(place[1])
                 gone += 1
-                self._totals -= _totals_at(self.base, place)
+                self._totals -= totals_at(self.base, place)
         return gone
 
     def take_over(self, document_id: str, document_hash: bytes) -> int:
@@ -146,7 +149,7 @@ class StoreWriter:
         places = self.compressed.finished(document_id, document_hash)
         for name, row in places:
             self._taken_over.setdefault(name, set()).add(row)
-            self._totals += _totals_at(self.compressed.left, (name, row))
+            self._totals += totals_at(self.compressed.left, (name, row))
         return len(places)
 
     def adopt(self, entry: FragmentEntry, totals: Totals) -> None:
@@ -161,7 +164,7 @@ class StoreWriter:
         gone: dict[str, set[int]] = {}
         for name, row in places:
             gone.setdefault(name, set()).add(row)
-            self._totals -= _totals_at(view, (name, row))
+            self._totals -= totals_at(view, (name, row))
         self._new = [entry.without(gone.get(entry.name, ())) for entry in self._new]
 
     def adopted_places(self, document_ids: Collection[str]) -> list[Place]:
@@ -314,9 +317,14 @@ def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool)
     over, should this one be killed."""
     entry = _write(folder, rows)
     if noted:
-        note = {"layout": asdict(rows[0].layout), "entry": pack_entry(entry)}
-        (folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
+        note_uncommitted(folder, entry, rows[0].layout)
     return entry
+
+
+def note_uncommitted(folder: Folder, entry: FragmentEntry, layout: Layout) -> None:
+    """Let the next writer know of a fragment that no version names."""
+    note = {"layout": asdict(layout), "entry": pack_entry(entry)}
+    (folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
 
 
 def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[FragmentEntry]:
@@ -333,12 +341,12 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
         if layout is None or noted == layout:
             entries.append(entry)
     # A writer that is killed just after its commit leaves notes of what some version needs.
-    named = _named_fragments(folder) if entries else set()
+    named = named_fragments(folder) if entries else set()
     there = {(facts.name, facts.size) for facts in (folder / FRAGMENTS).files()}
     return [e for e in entries if e.name not in named and (e.name, e.bytes) in there]
 
 
-def _named_fragments(folder: Folder) -> set[str]:
+def named_fragments(folder: Folder) -> set[str]:
     """The fragments of all versions, less damaged ones, which nobody can open."""
     named = set()
     for version in committed_versions(folder / MANIFESTS):
@@ -380,16 +388,6 @@ def _in_layout(row: StoredPassage, layout: Layout) -> StoredPassage:
     return StoredPassage.encode(
         row.passage, row.tokens, row.document_hash, row.last, row.latents, layout
     )
-
-
-def row_totals(row: StoredPassage) -> Totals:
-    return Totals(int(row.passage.key.ordinal == 0), 1, row.tokens, len(row.encoded))
-
-
-def _totals_at(store: LatentStore, place: Place) -> Totals:
-    fragment, row = store.fragment(place[0]), place[1]
-    first = fragment.key(row).ordinal == 0
-    return Totals(int(first), 1, fragment.tokens(row), fragment.latent_count(row))
 
 
 @contextmanager

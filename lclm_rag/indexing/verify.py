@@ -1,0 +1,113 @@
+"""Whether the passage index of a knowledge base is that of its store; where it is not, make it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import compress
+
+import numpy as np
+
+from lclm_rag.config import Settings
+from lclm_rag.errors import PassageIndexError
+from lclm_rag.indexing.session import open_index
+from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
+from lclm_rag.indexing.versions import indexed_store
+from lclm_rag.problem import Problem
+from lclm_rag.retrieval import SentenceTransformerEmbedder
+from lclm_rag.storage import Folder
+from lclm_rag.store import LatentStore
+from lclm_rag.store.fragment import key_hash
+from lclm_rag.store.verify import Contents
+from lclm_rag.types import PassageKey
+
+__all__ = ["rebuild_index", "verify_index"]
+
+
+def verify_index(
+    folder: Folder, settings: Settings, store: LatentStore, contents: Contents
+) -> Iterator[Problem]:
+    """Check the index, and name what the store has lost, as far as the index knows it. contents: of the
+    store."""
+    try:
+        if settings.qdrant_url is None:
+            yield from _snapshot_problems(SnapshotFolder(folder), store, contents)
+        else:
+            from lclm_rag.retrieval.server import collection_keys
+
+            collection = str(settings.collection)
+            keys = collection_keys(settings.qdrant_url, collection)
+            yield from _differences(keys, store, contents, collection, is_current=True)
+    except PassageIndexError as error:
+        yield Problem("index", settings.collection or str(folder), str(error))
+
+
+def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> None:
+    """Make the index anew, whatever there is."""
+    if settings.qdrant_url is None:
+        SnapshotFolder(folder).remove_all()
+    else:
+        from lclm_rag.retrieval.server import drop_collection
+
+        drop_collection(settings.qdrant_url, str(settings.collection))
+        folder.remove("state.json")
+    index = open_index(
+        folder,
+        store,
+        embedder=SentenceTransformerEmbedder(settings.embedder) if settings.embedder else None,
+        qdrant_url=settings.qdrant_url,
+        collection=settings.collection,
+    )
+    index.close()
+
+
+def _snapshot_problems(
+    snapshots: SnapshotFolder, store: LatentStore, contents: Contents
+) -> Iterator[Problem]:
+    for path in snapshots.unreadable():
+        yield _damaged(str(path), ": it cannot be read")
+    nearest = snapshots.nearest(store.version)
+    usable = (s for s in nearest if indexed_store(store, s.version, s.manifest) is not None)
+    snapshot = next(usable, None)
+    if snapshot is None:
+        return
+    where = str(snapshot.path)
+    if damage := snapshot.damage():
+        yield _damaged(where, f" ({', '.join(damage[:3])})")
+        return
+    keys = snapshot_keys(snapshots, snapshot)
+    # One of an earlier version is brought up to date by whoever opens it.
+    yield from _differences(keys, store, contents, where, snapshot.version == store.version)
+
+
+def _damaged(where: str, what: str) -> Problem:
+    sentence = f"The passage index in {where} is damaged{what}; --repair makes it anew."
+    return Problem("index", where, sentence)
+
+
+def _differences(
+    keys: Collection[PassageKey],
+    store: LatentStore,
+    contents: Contents,
+    where: str,
+    is_current: bool,
+) -> Iterator[Problem]:
+    """Whether an index of these keys holds the sound passages of the store (where it `is_current`), and the
+    passages that only the index has: damaged ones."""
+    hashes = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
+    is_extra = ~_are_among(contents.hashes, hashes)
+    extra = np.count_nonzero(is_extra)
+    missing = len(contents.hashes) - (len(keys) - extra)
+    if is_current and (missing > 0 or extra > contents.damaged):
+        sentence = (
+            f"The passage index {where} lacks {missing:,} passages of version {store.version}, and has "
+            f"{extra:,} that are not in it; --repair makes it anew."
+        )
+        yield Problem("index", where, sentence)
+    if contents.damaged:
+        for key in compress(keys, is_extra & ~_are_among(contents.hidden, hashes)):
+            yield Problem("indexed passage", where, "", key.document_id)
+
+
+def _are_among(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """known: sorted."""
+    return np.searchsorted(known, hashes, "left") < np.searchsorted(known, hashes, "right")
