@@ -14,11 +14,13 @@ from lclm_rag import __version__
 from lclm_rag.cli.add import add
 from lclm_rag.cli.build import build
 from lclm_rag.cli.chat import chat
+from lclm_rag.cli.compact import compact
+from lclm_rag.cli.convert import convert
 from lclm_rag.cli.delete import delete
 from lclm_rag.cli.demo import demo
 from lclm_rag.cli.doctor import doctor
 from lclm_rag.cli.estimate import estimate
-from lclm_rag.cli.evaluate import evaluate
+from lclm_rag.cli.eval import evaluate
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
 from lclm_rag.cli.generate import generate
 from lclm_rag.cli.info import info
@@ -26,7 +28,9 @@ from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.query import query
 from lclm_rag.cli.show import show
 from lclm_rag.cli.sync import sync
-from lclm_rag.cli.upkeep import compact, convert, vacuum, verify, versions
+from lclm_rag.cli.vacuum import vacuum
+from lclm_rag.cli.verify import verify
+from lclm_rag.cli.versions import versions
 from lclm_rag.errors import LclmRagError, LockedError
 
 __all__ = ["cli", "main"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.types import Document
 
-__all__ = ["add_with_progress", "progress_bar", "stderr", "stdout"]
+__all__ = ["add_with_progress", "counting_bar", "progress_bar", "stderr", "stdout"]
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
@@ -59,3 +59,11 @@ def add_with_progress(knowledge_base: KnowledgeBase, documents: Sequence[Documen
         if report.unchanged:
             note += f", {report.unchanged} documents were there already"
         progress.update(task, completed=len(documents), note=note)
+
+
+@contextmanager
+def counting_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, fed with what is done and what there is."""
+    with progress_bar() as progress:
+        task = progress.add_task(description, total=None, note="")
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -152,7 +152,7 @@ def evaluate(
         return
     if not questions or not out:
         raise click.UsageError("Say what to ask, and --out: a folder for the run.")
-    from lclm_rag.cli.evaluate_tables import print_report
+    from lclm_rag.cli.eval_tables import print_report
     from lclm_rag.evaluation.contexts import parse_context
 
     try:
@@ -261,7 +261,7 @@ def _opened(
 
 
 def _compare(a: Path, b: Path, as_json: bool) -> None:
-    from lclm_rag.cli.evaluate_tables import print_comparison
+    from lclm_rag.cli.eval_tables import print_comparison
     from lclm_rag.evaluation.report import compare, read_report
 
     comparison = compare(read_report(a), read_report(b))

@@ -1,0 +1,56 @@
+"""compact: merge fragments, free the disk of what was deleted."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from lclm_rag.cli.options import as_json, kb_option, wait_option
+from lclm_rag.cli.vacuum import print_vacuumed
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["compact"]
+
+
+@click.command()
+@kb_option
+@click.option(
+    "--keep-versions",
+    is_flag=True,
+    help="Leave earlier versions, and the disk that they take, to a later vacuum.",
+)
+@wait_option
+@as_json
+def compact(kb: str, keep_versions: bool, wait: float, as_json: bool) -> None:
+    """Merge small fragments, drop deleted passages, and free their disk.
+
+    Fragments are written anew where they are small, or a tenth of them is deleted. Questions are answered
+    meanwhile. Then versions that nobody has open are removed, as by vacuum.
+
+    \b
+    Example:
+      lclm-rag compact --kb kb/
+    """
+    from lclm_rag.cli.progress import counting_bar
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
+        before = len(knowledge_base.store.manifest.fragments)
+        with counting_bar("compacting") as on_row:
+            knowledge_base.compact(on_row=on_row)
+        vacuumed = None if keep_versions else knowledge_base.vacuum()
+        manifest = knowledge_base.store.manifest
+    if as_json:
+        freed = vacuumed.bytes if vacuumed else 0
+        facts = {"version": manifest.version, "fragments": len(manifest.fragments), "freed": freed}
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(
+            f"{kb}: {before} fragments became {len(manifest.fragments)}, version {manifest.version}."
+        )
+        if vacuumed:
+            print_vacuumed(kb, vacuumed)

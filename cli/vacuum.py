@@ -1,0 +1,60 @@
+"""vacuum: free the disk that earlier versions and killed runs take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from lclm_rag.cli.formatting import megabytes
+from lclm_rag.cli.options import as_json, kb_option, wait_option
+
+if TYPE_CHECKING:
+    from lclm_rag.store import Vacuumed
+
+__all__ = ["print_vacuumed", "vacuum"]
+
+_LISTED = 20
+
+
+@click.command()
+@kb_option
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="So many of the newest versions stay.",
+)
+@wait_option
+@as_json
+def vacuum(kb: str, keep: int, wait: float, as_json: bool) -> None:
+    """Free the disk that earlier versions and killed runs take.
+
+    Versions that a process has open stay. What a killed build had finished goes as well: run the build again
+    first, if it is to go on from there.
+
+    \b
+    Example:
+      lclm-rag vacuum --kb kb/ --keep 3
+    """
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
+        vacuumed = knowledge_base.vacuum(keep=keep)
+    if as_json:
+        click.echo(json.dumps(asdict(vacuumed)))
+    else:
+        print_vacuumed(kb, vacuumed)
+
+
+def print_vacuumed(kb: str, vacuumed: Vacuumed) -> None:
+    kept = ", ".join(map(str, vacuumed.kept[-_LISTED:]))
+    click.echo(
+        f"{kb}: {len(vacuumed.removed)} versions removed, {megabytes(vacuumed.bytes)} MB freed; kept: "
+        f"{kept}."
+    )
+    if "://" in kb and len(vacuumed.kept) > 1:
+        click.echo("In an object store versions stay for a day after they were superseded.")

@@ -1,0 +1,80 @@
+"""verify: read every byte of a knowledge base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_IN_PART
+from lclm_rag.cli.formatting import megabytes
+from lclm_rag.cli.options import as_json, kb_option, wait_option
+
+if TYPE_CHECKING:
+    from lclm_rag.verify import Findings
+
+__all__ = ["verify"]
+
+
+@click.command()
+@kb_option
+@click.option("--repair", is_flag=True, help="Make room for adding what is damaged again.")
+@wait_option
+@as_json
+def verify(kb: str, repair: bool, wait: float, as_json: bool) -> int:
+    """Read every byte of a knowledge base and say what is not as it was written.
+
+    With --repair the damaged documents are left out of a new version and listed: lclm-rag add heals them, and
+    compresses nothing but them. A damaged passage index is made anew. Exit code 1 where something is wrong, 3
+    where it was repaired but for documents to be added again.
+
+    \b
+    Examples:
+      lclm-rag verify --kb kb/
+      lclm-rag verify --kb kb/ --repair
+    """
+    from lclm_rag.cli.progress import counting_bar
+    from lclm_rag.verify import verify as check
+
+    with counting_bar("verifying") as on_bytes:
+        findings = check(kb, repair=repair, wait=wait, on_bytes=on_bytes)
+    if as_json:
+        click.echo(json.dumps(asdict(findings)))
+    else:
+        _print_findings(kb, findings)
+    if not findings.problems:
+        return 0
+    if not repair:
+        return EXIT_FAILED
+    return EXIT_IN_PART if findings.damaged_documents or findings.nameless_passages else 0
+
+
+def _print_findings(kb: str, findings: Findings) -> None:
+    for problem in findings.problems:
+        click.echo(problem)
+    if findings.damaged_documents:
+        click.echo(f"Damaged documents ({len(findings.damaged_documents):,}):")
+        for document_id in findings.damaged_documents:
+            click.echo(f"  {document_id}")
+    if findings.nameless_passages:
+        click.echo(f"Damaged passages of unknown documents: {findings.nameless_passages:,}")
+    for sentence in findings.earlier:
+        click.echo(f"Before the last repair: {sentence}")
+    for sentence in findings.repaired:
+        click.echo(f"Repaired: {sentence}")
+    click.echo(
+        f"{kb}: version {findings.version}, {findings.documents:,} documents, "
+        f"{findings.passages:,} passages, {megabytes(findings.bytes)} MB: "
+        + (
+            f"{len(findings.problems)} problems."
+            if findings.problems
+            else "all is as it was written."
+        )
+    )
+    if findings.reclaimable_bytes:
+        click.echo(
+            f"Killed runs left {megabytes(findings.reclaimable_bytes)} MB: the same command goes on from "
+            "there, lclm-rag vacuum removes it."
+        )
