@@ -54,7 +54,7 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
     from lclm_rag.evaluation.scoring import recall
 
     sheets = list(itertools.islice(fact_sheets(seed=2026, held_out=True), _DOCUMENTS))
-    asked = held_out_questions(questions, sheets, seed=2026)
+    sample = held_out_questions(questions, sheets, seed=2026)
     stderr.print(
         f"[bold]1[/]  {_DOCUMENTS} fact sheets, made up from a seed, become a knowledge base in {kb}/"
     )
@@ -62,13 +62,13 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
         stderr.print(
             f"[bold]2[/]  {_SHOWN} questions, answered from the latents of {top_k} passages each"
         )
-        answers = [knowledge_base.query(q.question, top_k, expand="never") for q in asked[:_SHOWN]]
+        answers = [knowledge_base.query(q.question, top_k, expand="never") for q in sample[:_SHOWN]]
         if not as_json:
-            for answer, question in zip(answers, asked, strict=False):
+            for answer, question in zip(answers, sample, strict=False):
                 _show(answer, question)
         stderr.print(f"[bold]3[/]  {questions} questions, three ways, same decoder, same passages")
-        scores = _score(knowledge_base, asked, top_k)
-        found = recall(knowledge_base, asked, top_k)
+        scores = _score(knowledge_base, sample, top_k)
+        found = recall(knowledge_base, sample, top_k)
         manifest = knowledge_base.store.manifest
         store = {
             "bytes": manifest.bytes,
@@ -81,7 +81,7 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
         _table(scores, found, store, top_k, questions)
         click.echo(
             f"\nThe knowledge base stays in {kb}. Go on with:\n"
-            f'  lclm-rag query --kb {kb} "{asked[0].question}"\n'
+            f'  lclm-rag query --kb {kb} "{sample[0].question}"\n'
             f"  lclm-rag info --kb {kb}"
         )
 

@@ -107,8 +107,8 @@ def _import_trouble(module: str) -> str | None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    said = done.stderr.strip().splitlines()
-    return said[-1] if said else f"exit code {done.returncode}"
+    output = done.stderr.strip().splitlines()
+    return output[-1] if output else f"exit code {done.returncode}"
 
 
 def _device() -> dict[str, str]:

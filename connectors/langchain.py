@@ -28,7 +28,7 @@ from lclm_rag.types import DEFAULT_TOP_K, Answer, Document, Hit
 __all__ = ["LatentAnswer", "LatentRetriever", "to_documents"]
 
 Filters = Filter | dict[str, Any] | None
-Asked = str | dict[str, Any]
+Request = str | dict[str, Any]
 
 
 class LatentRetriever(BaseRetriever):
@@ -55,7 +55,7 @@ class LatentRetriever(BaseRetriever):
         return await asyncio.to_thread(self._get_relevant_documents, query, **own)
 
 
-class LatentAnswer(RunnableSerializable[Asked, str]):
+class LatentAnswer(RunnableSerializable[Request, str]):
     """Question in, text of the answer out; a stream gives it in pieces as they are written.
 
     It retrieves by itself. The question is a string, or a dict with "question" and this one question's
@@ -71,37 +71,39 @@ class LatentAnswer(RunnableSerializable[Asked, str]):
     expand: Expand = "auto"
     sampling: Sampling | None = None
 
-    def with_sources(self) -> Runnable[Asked, Answer]:
+    def with_sources(self) -> Runnable[Request, Answer]:
         """The same as a Runnable that gives the `Answer`: text, sources, usage, timings."""
         return RunnableLambda(self._query, self._aquery, name="LatentAnswerWithSources")
 
-    def invoke(self, input: Asked, config: RunnableConfig | None = None, **own: Any) -> str:
+    def invoke(self, input: Request, config: RunnableConfig | None = None, **own: Any) -> str:
         return self._call_with_config(lambda a: self._query(a, **own).text, input, config)
 
-    async def ainvoke(self, input: Asked, config: RunnableConfig | None = None, **own: Any) -> str:
-        async def text(asked: Asked) -> str:
-            return (await self._aquery(asked, **own)).text
+    async def ainvoke(
+        self, input: Request, config: RunnableConfig | None = None, **own: Any
+    ) -> str:
+        async def text(request: Request) -> str:
+            return (await self._aquery(request, **own)).text
 
         return await self._acall_with_config(text, input, config)
 
     def stream(
-        self, input: Asked, config: RunnableConfig | None = None, **own: Any
+        self, input: Request, config: RunnableConfig | None = None, **own: Any
     ) -> Iterator[str]:
-        def pieces(inputs: Iterator[Asked]) -> Iterator[str]:
-            for asked in inputs:
-                yield from self.knowledge_base.stream(**self._arguments(asked, own))
+        def pieces(inputs: Iterator[Request]) -> Iterator[str]:
+            for request in inputs:
+                yield from self.knowledge_base.stream(**self._arguments(request, own))
 
         yield from self._transform_stream_with_config(iter([input]), pieces, config)
 
     async def astream(
-        self, input: Asked, config: RunnableConfig | None = None, **own: Any
+        self, input: Request, config: RunnableConfig | None = None, **own: Any
     ) -> AsyncIterator[str]:
-        async def inputs() -> AsyncIterator[Asked]:
+        async def inputs() -> AsyncIterator[Request]:
             yield input
 
-        async def pieces(inputs: AsyncIterator[Asked]) -> AsyncIterator[str]:
-            async for asked in inputs:
-                stream = self.knowledge_base.astream(**self._arguments(asked, own))
+        async def pieces(inputs: AsyncIterator[Request]) -> AsyncIterator[str]:
+            async for request in inputs:
+                stream = self.knowledge_base.astream(**self._arguments(request, own))
                 async with aclosing(stream):  # type: ignore[type-var]  # It is a generator.
                     async for piece in stream:
                         yield piece
@@ -111,25 +113,25 @@ class LatentAnswer(RunnableSerializable[Asked, str]):
             async for piece in stream:
                 yield piece
 
-    def _query(self, asked: Asked, **own: Any) -> Answer:
-        return self.knowledge_base.query(**self._arguments(asked, own))
+    def _query(self, request: Request, **own: Any) -> Answer:
+        return self.knowledge_base.query(**self._arguments(request, own))
 
-    async def _aquery(self, asked: Asked, **own: Any) -> Answer:
-        return await self.knowledge_base.aquery(**self._arguments(asked, own))
+    async def _aquery(self, request: Request, **own: Any) -> Answer:
+        return await self.knowledge_base.aquery(**self._arguments(request, own))
 
-    def _arguments(self, asked: Asked, own: Mapping[str, Any]) -> dict[str, Any]:
-        given = {**(asked if isinstance(asked, dict) else {"question": asked}), **own}
+    def _arguments(self, request: Request, own: Mapping[str, Any]) -> dict[str, Any]:
+        named = {**(request if isinstance(request, dict) else {"question": request}), **own}
         defaults = {
             "top_k": self.top_k,
             "filters": self.filters,
             "expand": self.expand,
             "sampling": self.sampling,
         }
-        if alien := next((key for key in given if key not in {"question", *defaults}), None):
+        if alien := next((key for key in named if key not in {"question", *defaults}), None):
             raise ValueError(f"LatentAnswer takes question, {', '.join(defaults)}; not {alien!r}.")
-        if not isinstance(given.get("question"), str):
+        if not isinstance(named.get("question"), str):
             raise ValueError('LatentAnswer takes a string, or a dict with the string "question".')
-        return {**defaults, **given}
+        return {**defaults, **named}
 
 
 def to_documents(documents: Iterable[LangChainDocument]) -> Iterator[Document]:

@@ -402,8 +402,8 @@ def log_probabilities(
 
 def _generation(request: Instance, max_gen_toks: int) -> tuple[Sampling, list[str]]:
     """How the harness wants an answer: sampling, and the strings before which it ends."""
-    asked = normalize_gen_kwargs(request.args[1], max_gen_toks)
-    for key, value in asked.items():
+    requested = normalize_gen_kwargs(request.args[1], max_gen_toks)
+    for key, value in requested.items():
         if key not in _UNDERSTOOD and (key, value) != ("num_beams", 1):
             raise _named(
                 request,
@@ -411,16 +411,16 @@ def _generation(request: Instance, max_gen_toks: int) -> tuple[Sampling, list[st
                 f"{', '.join(_UNDERSTOOD)}.",
             )
     # As in transformers: sampling without a temperature is at 1.
-    temperature = asked.get("temperature", 1.0) if asked["do_sample"] else 0.0
+    temperature = requested.get("temperature", 1.0) if requested["do_sample"] else 0.0
     try:
         sampling = Sampling(
-            max_tokens=asked["max_gen_toks"],
+            max_tokens=requested["max_gen_toks"],
             temperature=float(temperature),
-            top_p=float(asked.get("top_p", 1.0)),
+            top_p=float(requested.get("top_p", 1.0)),
         )
     except ValueError as error:
         raise _named(request, error) from error
-    return sampling, [stop for stop in asked["until"] if stop]
+    return sampling, [stop for stop in requested["until"] if stop]
 
 
 def _cut_at_stop(text: str, stops: Sequence[str]) -> str:

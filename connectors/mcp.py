@@ -110,14 +110,14 @@ def mcp_server(
     @server.tool(annotations=reading)
     async def search(query: str, top_k: TopK = default_top_k, filters: Filters = []) -> Found:  # noqa: B006
         """Find the passages of the knowledge base that fit a query best, with their whole text."""
-        with _said():
+        with _errors_to_client():
             hits = await asyncio.to_thread(kb.retrieve, query, top_k, _all(filters))
         return {"passages": [{**_place(hit), "text": hit.text} for hit in hits]}
 
     @server.tool(annotations=reading)
     async def ask(question: str, top_k: TopK = default_top_k, filters: Filters = []) -> Answered:  # noqa: B006
         """Answer a question from the knowledge base, and name the passages that the answer rests on."""
-        with _said():
+        with _errors_to_client():
             answer = await kb.aquery(question, top_k, _all(filters), sampling=sampling)
         return {
             "answer": answer.text,
@@ -135,7 +135,7 @@ def mcp_server(
     ) -> Expanded:
         """Read a passage verbatim, with so many passages before and after it, as one text."""
         key = PassageKey(document_id, ordinal)
-        with _said():
+        with _errors_to_client():
             passages = await asyncio.to_thread(kb.read_passages, key, before, after)
         first, last = passages[0], passages[-1]
         return {
@@ -151,7 +151,7 @@ def mcp_server(
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def _errors_to_client() -> Iterator[None]:
     """Errors that a person can act on reach the client in their own words."""
     try:
         yield

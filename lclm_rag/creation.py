@@ -148,12 +148,12 @@ def check_unfinished(
     """Raise KnowledgeBaseError where a build cannot be gone on with."""
     if store.version:
         raise finished_already(folder, store)
-    there, given = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
-    other = [name for name in given if there[name] != given[name]]
+    there, requested = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
+    other = [name for name in requested if there[name] != requested[name]]
     if other:
         name = other[0]
         raise KnowledgeBaseError(
-            f"{folder} was begun with {name} {there[name]!r}, not {given[name]!r}: use the same, choose "
+            f"{folder} was begun with {name} {there[name]!r}, not {requested[name]!r}: use the same, choose "
             "another folder, or remove this one."
         )
 

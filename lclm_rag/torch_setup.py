@@ -79,9 +79,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch raised it for want of memory; on a CPU it says so by the text of a RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in said or "not enough memory" in said
+        "can't allocate memory" in message or "not enough memory" in message
     )
 
 

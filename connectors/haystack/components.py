@@ -96,17 +96,17 @@ class LatentGenerator(OverKnowledgeBase):
         top_k: int | None = None,
         filters: Options = None,
     ) -> Json:
-        tell = select_streaming_callback(None, streaming_callback, requires_async=False)
+        callback = select_streaming_callback(None, streaming_callback, requires_async=False)
         try:
             prompt, output = self._prepare(query, documents, top_k, filters)
         except NoPassagesError as error:
             return without_reply(str(error))
-        if tell is None:
+        if callback is None:
             return with_reply(self.kb.decoder.complete([prompt], self._sampling), output)
         text = ""
         for piece in stripped(self.kb.decoder.stream(prompt, self._sampling)):
             text += piece
-            tell(StreamingChunk(piece))
+            callback(StreamingChunk(piece))
         return {"replies": [text], **output}
 
     @component.output_types(replies=list[str], documents=list[Document], meta=list[Json])
@@ -118,25 +118,25 @@ class LatentGenerator(OverKnowledgeBase):
         top_k: int | None = None,
         filters: Options = None,
     ) -> Json:
-        tell = select_streaming_callback(None, streaming_callback, requires_async=True)
+        callback = select_streaming_callback(None, streaming_callback, requires_async=True)
         try:
             prompt, output = await asyncio.to_thread(
                 self._prepare, query, documents, top_k, filters
             )
         except NoPassagesError as error:
             return without_reply(str(error))
-        if tell is None:
+        if callback is None:
             return with_reply(await self.kb.decoder.acomplete([prompt], self._sampling), output)
         text = ""
         async with aclosing(self.kb.decoder.astream(prompt, self._sampling)) as stream:
             async for piece in astripped(stream):
                 text += piece
-                if (told := tell(StreamingChunk(piece))) is not None:
-                    await told
+                if (pending := callback(StreamingChunk(piece))) is not None:
+                    await pending
         return {"replies": [text], **output}
 
-    def _prepare(self, query: str, given: Documents, *chosen: Any) -> tuple[SoftPrompt, Json]:
-        documents = given
+    def _prepare(self, query: str, passed: Documents, *chosen: Any) -> tuple[SoftPrompt, Json]:
+        documents = passed
         if documents is None:
             documents = self._retrieve(query, *chosen)["documents"]
             if not documents:

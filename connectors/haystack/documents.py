@@ -41,8 +41,8 @@ class OverKnowledgeBase:
     @property
     def kb(self) -> KnowledgeBase:
         if self._kb is None:
-            given, options = self._parameters["knowledge_base"], self._parameters["open_options"]
-            self._kb = KnowledgeBase.open(given, **(options or {}))
+            named, options = self._parameters["knowledge_base"], self._parameters["open_options"]
+            self._kb = KnowledgeBase.open(named, **(options or {}))
         return self._kb
 
     def warm_up(self) -> None:

@@ -24,21 +24,21 @@ def to_filter(filters: dict[str, Any] | None) -> Filter | None:
     return _condition(filters) if filters else None
 
 
-def _condition(given: dict[str, Any]) -> Filter:
-    operator = given.get("operator")
+def _condition(condition: dict[str, Any]) -> Filter:
+    operator = condition.get("operator")
     if operator not in _OPERATORS:
         raise FilterError(
             f"The filter operator {operator!r} is not known; use {', '.join(_OPERATORS)}."
         )
     parts = ("conditions",) if operator.isupper() else ("field", "value")
-    if missing := [part for part in parts if part not in given]:
+    if missing := [part for part in parts if part not in condition]:
         raise FilterError(f"A filter with the operator {operator!r} needs {' and '.join(missing)}.")
     if operator.isupper():
-        conditions = tuple(_condition(part) for part in given["conditions"])
+        conditions = tuple(_condition(part) for part in condition["conditions"])
         if operator == "OR":
             return Or(conditions)
         return And(conditions) if operator == "AND" else Not(And(conditions))
-    return _comparison(_key(given["field"]), operator, given["value"])
+    return _comparison(_key(condition["field"]), operator, condition["value"])
 
 
 def _comparison(key: str, operator: Any, value: Any) -> Filter:

@@ -61,8 +61,8 @@ def to_filter(filters: MetadataFilters | None) -> Filter | None:
     raise ValueError(f"Metadata filters cannot be joined by {filters.condition!r}.")
 
 
-def _one(given: MetadataFilter) -> Filter:
-    key, value, operator = given.key, given.value, given.operator
+def _one(single: MetadataFilter) -> Filter:
+    key, value, operator = single.key, single.value, single.operator
     if operator == FilterOperator.IS_EMPTY:
         return field(key).is_missing()
     if operator in _ONE:

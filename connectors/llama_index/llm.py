@@ -248,17 +248,17 @@ class LatentLLM(LLM):
             raise ValueError(
                 "This LatentLLM has no knowledge base to find nodes in: LatentLLM(knowledge_base=…)."
             )
-        given = _given(nodes, self._kb)
-        passages = list(given.values())
+        by_node = _passages_of(nodes, self._kb)
+        passages = list(by_node.values())
         assembled = self._kb.assemble_chat(
             chat, passages, question=question, expand=expand, max_tokens=sampling.max_tokens
         )
         used, as_latents = set(assembled.used), {span.key for span in assembled.prompt.spans}
-        told: dict[str, list[str]] = {"latents": [], "text": [], "left_out": []}
-        for node_id, passage in given.items():
+        placed: dict[str, list[str]] = {"latents": [], "text": [], "left_out": []}
+        for node_id, passage in by_node.items():
             form = "latents" if passage.key in as_latents else "text"
-            told[form if passage.key in used else "left_out"].append(node_id)
-        return _Prepared(assembled.prompt, sampling, told)
+            placed[form if passage.key in used else "left_out"].append(node_id)
+        return _Prepared(assembled.prompt, sampling, placed)
 
     def _end(self, prepared: _Prepared, text: str) -> ChatResponse:
         """The last response of a stream, with the usage; the answer's tokens are counted in its text."""
@@ -266,7 +266,7 @@ class LatentLLM(LLM):
         return _piece(text, "", _raw(prepared, len(tokens.ids)))
 
 
-def _given(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, PromptPassage]:
+def _passages_of(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, PromptPassage]:
     """Node id → passage, best first. In the prompt they stand as in their documents, whatever their rank, so
     that the same nodes are the same prefix."""
     best_first = {scored.node.node_id: scored.node for scored in nodes}
@@ -275,12 +275,12 @@ def _given(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, Promp
         key=lambda n: (n.ref_doc_id or n.node_id, getattr(n, "start_char_idx", 0) or 0, n.node_id),
     )
     places = {node.node_id: PassageKey("", i) for i, node in enumerate(reading_order)}
-    given = {}
+    by_node = {}
     for node_id, node in best_first.items():
         stored = known_key(node, kb)
         text = node.get_content(metadata_mode=MetadataMode.LLM)
-        given[node_id] = PromptPassage(places[node_id], text, stored=stored)
-    return given
+        by_node[node_id] = PromptPassage(places[node_id], text, stored=stored)
+    return by_node
 
 
 def _words(message: ChatMessage) -> str:

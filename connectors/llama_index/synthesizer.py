@@ -85,11 +85,11 @@ class LatentSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
-        told: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         response = super().synthesize(
-            query, nodes, additional_source_nodes, nodes_=nodes, told_=told, **response_kwargs
+            query, nodes, additional_source_nodes, nodes_=nodes, report_=report, **response_kwargs
         )
-        return _with(response, told)
+        return _with(response, report)
 
     async def asynthesize(
         self,
@@ -98,45 +98,50 @@ class LatentSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
-        told: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         response = await super().asynthesize(
-            query, nodes, additional_source_nodes, nodes_=nodes, told_=told, **response_kwargs
+            query, nodes, additional_source_nodes, nodes_=nodes, report_=report, **response_kwargs
         )
-        return _with(response, told)
+        return _with(response, report)
 
     def get_response(
         self,
         query_str: str,
         text_chunks: Sequence[str],
         nodes_: Sequence[NodeWithScore] = (),
-        told_: dict[str, Any] | None = None,
+        report_: dict[str, Any] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """nodes_: references, as `synthesize` hands them on. told_: filled with what became of them."""
         messages = self._messages(query_str, response_kwargs)
-        told = {} if told_ is None else told_
+        report = {} if report_ is None else report_
         if self._streaming:
             return _texts(
-                self._latent_llm.stream_chat(messages, **self._given(query_str, nodes_)), told
+                self._latent_llm.stream_chat(messages, **self._chat_options(query_str, nodes_)),
+                report,
             )
-        return _text(self._latent_llm.chat(messages, **self._given(query_str, nodes_)), told)
+        return _text(
+            self._latent_llm.chat(messages, **self._chat_options(query_str, nodes_)), report
+        )
 
     async def aget_response(
         self,
         query_str: str,
         text_chunks: Sequence[str],
         nodes_: Sequence[NodeWithScore] = (),
-        told_: dict[str, Any] | None = None,
+        report_: dict[str, Any] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         messages = self._messages(query_str, response_kwargs)
-        told = {} if told_ is None else told_
+        report = {} if report_ is None else report_
         if self._streaming:
-            given = self._given(query_str, nodes_)
-            return _atexts(await self._latent_llm.astream_chat(messages, **given), told)
-        return _text(await self._latent_llm.achat(messages, **self._given(query_str, nodes_)), told)
+            options = self._chat_options(query_str, nodes_)
+            return _atexts(await self._latent_llm.astream_chat(messages, **options), report)
+        return _text(
+            await self._latent_llm.achat(messages, **self._chat_options(query_str, nodes_)), report
+        )
 
-    def _given(self, question: str, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
+    def _chat_options(self, question: str, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
         return {"nodes": nodes, "question": question, "expand": self._expand}
 
     def _messages(self, query_str: str, template_values: dict[str, Any]) -> Any:
@@ -151,35 +156,35 @@ def _default_template(llm: LatentLLM) -> PromptTemplate:
     return PromptTemplate(llm.words("{context_str}", "{query_str}"))
 
 
-def _text(response: ChatResponse, told: dict[str, Any]) -> str:
-    _tell(response, told)
+def _text(response: ChatResponse, report: dict[str, Any]) -> str:
+    _note(response, report)
     return response.message.content or ""
 
 
 def _texts(
-    responses: Generator[ChatResponse, None, None], told: dict[str, Any]
+    responses: Generator[ChatResponse, None, None], report: dict[str, Any]
 ) -> Generator[str, None, None]:
     for response in responses:
-        _tell(response, told)
+        _note(response, report)
         if response.delta:
             yield response.delta
 
 
 async def _atexts(
-    responses: AsyncGenerator[ChatResponse, None], told: dict[str, Any]
+    responses: AsyncGenerator[ChatResponse, None], report: dict[str, Any]
 ) -> AsyncGenerator[str, None]:
     async for response in responses:
-        _tell(response, told)
+        _note(response, report)
         if response.delta:
             yield response.delta
 
 
-def _tell(response: ChatResponse, told: dict[str, Any]) -> None:
+def _note(response: ChatResponse, report: dict[str, Any]) -> None:
     if response.raw is not None:
-        told.update(response.raw["passages"], usage=response.raw["usage"])
+        report.update(response.raw["passages"], usage=response.raw["usage"])
 
 
-def _with(response: RESPONSE_TYPE, told: dict[str, Any]) -> RESPONSE_TYPE:
+def _with(response: RESPONSE_TYPE, report: dict[str, Any]) -> RESPONSE_TYPE:
     if response.metadata is not None:  # There is none where there were no nodes.
-        response.metadata["lclm_rag"] = told
+        response.metadata["lclm_rag"] = report
     return response

@@ -167,7 +167,7 @@ def _flash(
     """[positions, heads, head_dim] → the same; ends: int32 [windows + 1], from 0."""
     # The kernel itself: `torch.nn.attention.varlen`, which wraps it, had another signature in each of torch
     # 2.10, 2.11 and 2.12, and is not there in 2.9. Grouped heads it takes as they are.
-    left = None if sliding_window is None else sliding_window - 1
+    remaining = None if sliding_window is None else sliding_window - 1
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,
@@ -180,7 +180,7 @@ def _flash(
         True,  # causal
         False,  # no mask for debugging
         scale=scaling,
-        window_size_left=left,
-        window_size_right=None if left is None else 0,
+        window_size_left=remaining,
+        window_size_right=None if remaining is None else 0,
     )[0]
     return out

@@ -86,7 +86,7 @@ class ServerDecoder(EventLoopDecoder):
 
     async def _served(self, model: str | None) -> tuple[str, int]:
         """(model name, context length) of what the server serves."""
-        page: Any = await self._asked(self._client.models.list())
+        page: Any = await self._requests(self._client.models.list())
         served = {entry.id: entry for entry in page.data}
         if model is None and len(served) == 1:
             model = next(iter(served))
@@ -166,30 +166,30 @@ class ServerDecoder(EventLoopDecoder):
             asking = self._client.chat.completions.create(messages=[message], **how)
         else:
             asking = self._client.completions.create(prompt=prompt.token_ids, **how)
-        chunks: Any = await self._asked(asking)
+        chunks: Any = await self._requests(asking)
         try:
             async for chunk in chunks:
                 yield chunk
         except (httpx.TransportError, openai.APIConnectionError) as error:
-            told = f"The connection to {self.url} broke while the answer came: {error}"
-            raise _BrokenOffError(told) from error
+            report = f"The connection to {self.url} broke while the answer came: {error}"
+            raise _BrokenOffError(report) from error
         except openai.APIError as error:
-            told = f"{self.url} ended its answer with an error: {_message_of(error)}"
-            raise DecoderError(told) from error
+            report = f"{self.url} ended its answer with an error: {_message_of(error)}"
+            raise DecoderError(report) from error
         finally:
             await chunks.close()
 
-    async def _asked(self, asking: Coroutine[Any, Any, T] | Any) -> T:
+    async def _requests(self, asking: Coroutine[Any, Any, T] | Any) -> T:
         """The server's answer; its refusals with its own words."""
         import openai
 
         try:
             answer: T = await asking
         except openai.APIStatusError as error:
-            told = f"{self.url} answered {error.status_code}: {_message_of(error)}"
+            report = f"{self.url} answered {error.status_code}: {_message_of(error)}"
             if error.status_code in (400, 413, 422):
-                raise PromptError(told) from error
-            raise DecoderError(told) from error
+                raise PromptError(report) from error
+            raise DecoderError(report) from error
         except openai.APITimeoutError as error:
             raise DecoderError(f"{self.url} did not answer in time.") from error
         except openai.APIConnectionError as error:

@@ -38,8 +38,8 @@ def bm25_settings(store: LatentStore) -> Bm25Settings:
 
 
 def check_embedder(made_with: str | None, embedder: Embedder | None, folder: Folder) -> None:
-    given = embedder.name if embedder else None
-    if made_with != given:
+    named = embedder.name if embedder else None
+    if made_with != named:
         raise KnowledgeBaseError(
-            f"The passage index in {folder} was made with embedder {made_with}, not with {given}."
+            f"The passage index in {folder} was made with embedder {made_with}, not with {named}."
         )

@@ -64,11 +64,11 @@ def next_turn(
     role, words = message
     _, _, between, closing = render_chat(checkpoint, ["user", "assistant", role], tools)
     ending = template.markup_ids(between)
-    said = list(reply[:-1] if reply and reply[-1] == ending[0] else reply)
+    sentence = list(reply[:-1] if reply and reply[-1] == ending[0] else reply)
     return replace(
         prompt,
         token_ids=prompt.token_ids
-        + said
+        + sentence
         + ending
         + plain_ids(template.inert, words)
         + template.markup_ids(closing),

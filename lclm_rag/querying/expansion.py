@@ -138,17 +138,17 @@ def parse_reply(text: str, passages: int) -> Reply:
     there are several, the last one counts. What is neither is an answer.
     """
     spoken = _THOUGHT.sub("", text).strip()
-    asked = list(_tool_calls(spoken))
-    asked += [(m.start(), _listed(m.group("numbers"))) for m in _EXPAND.finditer(spoken)]
+    requested = list(_tool_calls(spoken))
+    requested += [(m.start(), _listed(m.group("numbers"))) for m in _EXPAND.finditer(spoken)]
     answers = [(m.start(), m.end()) for m in _ANSWER.finditer(spoken)]
-    last_asked = max((start for start, _ in asked), default=-1)
+    last_asked = max((start for start, _ in requested), default=-1)
     last_answer = max(answers, default=(-1, 0))
     if last_asked < 0 or last_answer[0] > last_asked:
         answer = spoken[last_answer[1] :] if answers else spoken
         return Reply((), (), answer.strip().removesuffix("**").strip())
     # Two calls on end, "EXPAND(3) EXPAND(5)", are one wish; an answer between them begins a new one.
     since = max((start for start, _ in answers if start < last_asked), default=-1)
-    numbers = dict.fromkeys(n for start, found in asked if start > since for n in found)
+    numbers = dict.fromkeys(n for start, found in requested if start > since for n in found)
     known = tuple(n for n in numbers if 1 <= n <= passages)
     return Reply(known, tuple(n for n in numbers if n not in known), "")
 

@@ -55,11 +55,11 @@ def ground(answer: str, question: str, sources: Iterable[str]) -> Grounding:
     without separators of thousands, quoted strings in any case and spacing, everything else as it is.
     """
     texts = [_plain(text) for text in sources]
-    asked = _plain(question)
+    requested = _plain(question)
     found: list[str] = []
     missing: list[str] = []
     for string in exact_strings(answer):
-        if _stands_in(string, asked):
+        if _stands_in(string, requested):
             continue
         there = any(_stands_in(string, text) for text in texts)
         (found if there else missing).append(string)

@@ -142,9 +142,9 @@ class EdgeIndex(QdrantIndex):
             finally:
                 self._shard = _load(self._path)
         if worker.returncode != 0:
-            said = worker.stderr.strip().splitlines()[-1:] or [f"exit code {worker.returncode}"]
+            output = worker.stderr.strip().splitlines()[-1:] or [f"exit code {worker.returncode}"]
             raise PassageIndexError(
-                f"The passage index at {self._path} could not be optimized: {said[0]}"
+                f"The passage index at {self._path} could not be optimized: {output[0]}"
             )
 
     def close(self) -> None:

@@ -199,25 +199,25 @@ def field(key: str) -> Field:
     return Field(key)
 
 
-def as_filter(given: Filter | Mapping[str, Any] | None) -> Filter | None:
+def as_filter(condition: Filter | Mapping[str, Any] | None) -> Filter | None:
     """A filter from what a caller may give; a dict asks for all of its keys to be equal.
 
     A list, tuple or set in the dict means any of its values. None and {} give None: no filter.
 
     Raises ValueError for anything else.
     """
-    if given is None or isinstance(given, Filter):
-        return given
-    if not isinstance(given, Mapping):
+    if condition is None or isinstance(condition, Filter):
+        return condition
+    if not isinstance(condition, Mapping):
         raise ValueError(
-            f"Filters are a dict or a filter expression, not a {type(given).__name__}: "
+            f"Filters are a dict or a filter expression, not a {type(condition).__name__}: "
             "{'lang': 'en'} or field('year') >= 2000."
         )
     conditions = tuple(
         In(key, tuple(value))
         if isinstance(value, list | tuple | set | frozenset)
         else Compare(key, "==", value)
-        for key, value in given.items()
+        for key, value in condition.items()
     )
     return And(conditions) if conditions else None
 

@@ -204,9 +204,9 @@ def check_dense_width(where: str, stored: int | None, embedder: Embedder | None)
             f"{embedder.name}."
         )
     if stored is not None and (embedder is None or embedder.width != stored):
-        given = "no embedder" if embedder is None else f"{embedder.name} of width {embedder.width}"
+        named = "no embedder" if embedder is None else f"{embedder.name} of width {embedder.width}"
         raise PassageIndexError(
-            f"{where} has dense vectors of width {stored}, but was opened with {given}; open it "
+            f"{where} has dense vectors of width {stored}, but was opened with {named}; open it "
             "with the embedder that built it, or build it again."
         )
 

@@ -74,19 +74,19 @@ class Encoding:
         """latents: [n, width] floats, n ≥ 1. On a GPU nothing is waited for."""
         import torch
 
-        given = latents.detach()
-        on_gpu = given.device.type == "cuda"
+        source = latents.detach()
+        on_gpu = source.device.type == "cuda"
         if not on_gpu:
-            given = given.to("cpu")
-        finite = torch.isfinite(given).all()
+            source = source.to("cpu")
+        finite = torch.isfinite(source).all()
         if codec in _FLOATS:
-            stored = given.to(getattr(torch, _FLOATS[codec])).contiguous()
+            stored = source.to(getattr(torch, _FLOATS[codec])).contiguous()
             fits = torch.isfinite(stored).all()
         else:
             from lclm_rag.store.quantization import LARGEST_NORM, norms, quantize
 
-            stored = quantize(given, codec)
-            fits = (norms(given) <= LARGEST_NORM).all()
+            stored = quantize(source, codec)
+            fits = (norms(source) <= LARGEST_NORM).all()
         stored = stored.view(torch.uint8)
         if not on_gpu:
             return cls(codec, stored, fits, finite, None)
@@ -94,7 +94,7 @@ class Encoding:
         ready = torch.cuda.Event()
         # On the stream of the tensor's own device: the current device may be another one, and an event on
         # its stream would come before the copies are there.
-        ready.record(torch.cuda.current_stream(given.device))
+        ready.record(torch.cuda.current_stream(source.device))
         return cls(codec, stored, fits, finite, ready)
 
     def result(self) -> Bytes:

@@ -16,28 +16,28 @@ __all__ = ["Compressed"]
 
 
 class Compressed:
-    """base: a version. left: fragments on top of it that no version names, as if they were one."""
+    """base: a version. uncommitted: fragments on top of it that no version names, as if they were one."""
 
-    def __init__(self, base: LatentStore, left: Sequence[FragmentEntry]) -> None:
+    def __init__(self, base: LatentStore, uncommitted: Sequence[FragmentEntry]) -> None:
         self.base = base
-        sound = tuple(entry for entry in left if _is_sound(base, entry))
-        self.left = LatentStore(base.folder, replace(base.manifest, fragments=sound))
+        sound = tuple(entry for entry in uncommitted if _is_sound(base, entry))
+        self.uncommitted = LatentStore(base.folder, replace(base.manifest, fragments=sound))
 
     def finished(self, document_id: str, document_hash: bytes) -> list[Place]:
-        """Where in `left` the passages of this version of a document are: all of them, or none."""
+        """Where in `uncommitted` the passages of this version of a document are: all of them, or none."""
         places: list[Place] = []
         while True:
-            found = self._left_row(PassageKey(document_id, len(places)), document_hash)
+            found = self._uncommitted_row(PassageKey(document_id, len(places)), document_hash)
             if found is None:
                 return []
             places.append(found)
-            if self.left.fragment(found[0]).is_last(found[1]):
+            if self.uncommitted.fragment(found[0]).is_last(found[1]):
                 return places
 
     def passages(self, document_id: str) -> dict[str, StoredPassage]:
         """The passages of any version of a document, by their content."""
         known: dict[str, StoredPassage] = {}
-        stores = [(self.base, self.base.places), (self.left, self._left_places)]
+        stores = [(self.base, self.base.places), (self.uncommitted, self._uncommitted_places)]
         for store, places in stores:
             ordinal = 0
             while found := list(places(PassageKey(document_id, ordinal))):
@@ -49,18 +49,18 @@ class Compressed:
                 ordinal += 1
         return known
 
-    def _left_row(self, key: PassageKey, document_hash: bytes) -> Place | None:
+    def _uncommitted_row(self, key: PassageKey, document_hash: bytes) -> Place | None:
         """A finished and sound passage of this version of its document; None where there is none."""
-        for name, row in self._left_places(key):
+        for name, row in self._uncommitted_places(key):
             with suppress(DamagedError):  # Then it is compressed anew.
-                if self.left.fragment(name).read(row).document_hash == document_hash:
+                if self.uncommitted.fragment(name).read(row).document_hash == document_hash:
                     return name, row
         return None
 
-    def _left_places(self, key: PassageKey) -> Iterator[Place]:
-        if self.left.manifest.fragments:
+    def _uncommitted_places(self, key: PassageKey) -> Iterator[Place]:
+        if self.uncommitted.manifest.fragments:
             with suppress(DamagedError):  # Then it is compressed anew.
-                yield from self.left.places(key)
+                yield from self.uncommitted.places(key)
 
 
 def _is_sound(store: LatentStore, entry: FragmentEntry) -> bool:

@@ -113,8 +113,8 @@ class StoreWriter:
         self._folder = base.folder
         self._operation = operation
         self.resumable = resumable
-        left = uncommitted_entries(base.folder, base.layout) if resumable else []
-        self.compressed = Compressed(base, left)
+        uncommitted = uncommitted_entries(base.folder, base.layout) if resumable else []
+        self.compressed = Compressed(base, uncommitted)
         self._taken_over: dict[str, set[int]] = {}
         self._rows: list[StoredPassage] = []
         self._bytes = 0
@@ -149,7 +149,7 @@ class StoreWriter:
         places = self.compressed.finished(document_id, document_hash)
         for name, row in places:
             self._taken_over.setdefault(name, set()).add(row)
-            self._totals += totals_at(self.compressed.left, (name, row))
+            self._totals += totals_at(self.compressed.uncommitted, (name, row))
         return len(places)
 
     def adopt(self, entry: FragmentEntry, totals: Totals) -> None:
@@ -205,7 +205,7 @@ class StoreWriter:
         ]
         taken = [
             entry.without(set(range(entry.rows)) - self._taken_over[entry.name])
-            for entry in self.compressed.left.manifest.fragments
+            for entry in self.compressed.uncommitted.manifest.fragments
             if entry.name in self._taken_over
         ]
         entries = [e for e in (*kept, *taken, *self._new) if len(e.deleted) < e.rows]

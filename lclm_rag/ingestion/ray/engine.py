@@ -75,7 +75,7 @@ class RayEngine:
     cpus: int = 1
     address: str | None = None
     on_error: Literal["fail", "skip"] = "fail"
-    on_ignore: Callable[[str], None] = field(default=lambda said: None, repr=False)
+    on_ignore: Callable[[str], None] = field(default=lambda sentence: None, repr=False)
 
     def __post_init__(self) -> None:
         least, most = self.bounds
@@ -141,7 +141,7 @@ def add_documents_on_ray(
     job = Job(
         store=str(folder if folder.local is None else folder.local.resolve()),
         version=writer.base.version,
-        left=tuple(writer.compressed.left.manifest.fragments),
+        uncommitted=tuple(writer.compressed.uncommitted.manifest.fragments),
         layout=writer.layout,
         checkpoint=checkpoint.name if checkpoint.name == BUNDLED else _everywhere(checkpoint),
         splitting=splitting,
@@ -286,12 +286,12 @@ def _check_room(ray: Any, engine: RayEngine, gpus: float) -> None:
     needed = engine.bounds[1] * _encoder_cpus(engine, gpus) + _READER_CPUS
     if needed <= there:
         return
-    said = f"{engine.bounds[1]} encoders and a reader need {needed:g} CPUs"
+    sentence = f"{engine.bounds[1]} encoders and a reader need {needed:g} CPUs"
     if len(ray.nodes()) == 1:
         raise KnowledgeBaseError(
-            f"{said}, and Ray has {there:g} here; ask for fewer encoders, or fewer CPUs for each."
+            f"{sentence}, and Ray has {there:g} here; ask for fewer encoders, or fewer CPUs for each."
         )
-    _log.warning("%s, and the cluster has %g: they wait until it grows.", said, there)
+    _log.warning("%s, and the cluster has %g: they wait until it grows.", sentence, there)
 
 
 @contextmanager

@@ -23,14 +23,14 @@ __all__ = ["DocumentRows", "NotWritten", "RunTotals", "ShardReport"]
 
 @dataclass(frozen=True)
 class NotWritten:
-    """A document of which nothing is written. kind, said: as in `WorkRow`."""
+    """A document of which nothing is written. kind, message: as in `WorkRow`."""
 
     kind: str
     source: Source
     document_id: str
     document_hash: str
     updated: bool
-    said: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ShardReport:
     worker: str
     entry: dict[str, Any] | None = None
     written: list[DocumentRows] = field(default_factory=list)
-    left: list[NotWritten] = field(default_factory=list)
+    not_written: list[NotWritten] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     reused: int = 0
     tokens: int = 0
@@ -68,7 +68,7 @@ class ShardReport:
     @classmethod
     def parse(cls, report: str) -> ShardReport:
         raw = json.loads(report)
-        for name, kind in (("written", DocumentRows), ("left", NotWritten)):
+        for name, kind in (("written", DocumentRows), ("not_written", NotWritten)):
             raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
         return cls(**{**raw, "totals": Totals(**raw["totals"])})
 
@@ -98,8 +98,8 @@ class RunTotals:
 
     def take(self, report: ShardReport) -> None:
         """Raises KnowledgeBaseError where a document ends the run."""
-        for left in report.left:
-            self._take_left(left)
+        for not_written in report.not_written:
+            self._take_not_written(not_written)
         if report.entry is None:
             return
         entry = unpack_entry(report.entry)
@@ -132,31 +132,33 @@ class RunTotals:
         workers = tuple(self._workers[name] for name in sorted(self._workers))
         return replace(self.counts.report(), skipped=tuple(self._skipped), workers=workers)
 
-    def _take_left(self, left: NotWritten) -> None:
-        if left.kind == "ignored":
-            self._on_ignore(left.said)
+    def _take_not_written(self, not_written: NotWritten) -> None:
+        if not_written.kind == "ignored":
+            self._on_ignore(not_written.message)
             return
-        if not left.document_id:
-            self._skip(left.said)
+        if not not_written.document_id:
+            self._skip(not_written.message)
             return
-        is_new = self._note(left)
+        is_new = self._note(not_written)
         if is_new is None:
             return
-        if left.kind == "problem":
-            if left.source not in self._left_out:
-                self._left_out[left.source] = left.document_id
-                self._skip(left.said)
+        if not_written.kind == "problem":
+            if not_written.source not in self._left_out:
+                self._left_out[not_written.source] = not_written.document_id
+                self._skip(not_written.message)
                 if not is_new:  # Some of its passages came before, and counted it.
-                    self._count(left, -1)
-        elif left.kind == "unchanged":
+                    self._count(not_written, -1)
+        elif not_written.kind == "unchanged":
             self.counts.unchanged += 1
         else:
-            self._count(left, 1)
-            taken = self._writer.take_over(left.document_id, bytes.fromhex(left.document_hash))
+            self._count(not_written, 1)
+            taken = self._writer.take_over(
+                not_written.document_id, bytes.fromhex(not_written.document_hash)
+            )
             if not taken:
                 raise KnowledgeBaseError(
-                    f"What a run before had finished of {left.document_id!r} is gone: something else has "
-                    "removed it meanwhile. Run the same command again."
+                    f"What a run before had finished of {not_written.document_id!r} is gone: something else "
+                    "has removed it meanwhile. Run the same command again."
                 )
             self.counts.passages += taken
             self.counts.reused += taken
@@ -193,7 +195,7 @@ class RunTotals:
         self._writer.drop_adopted(places)
         self.counts.passages -= len(places)
 
-    def _skip(self, said: str) -> None:
+    def _skip(self, message: str) -> None:
         if not self._may_skip:
-            raise KnowledgeBaseError(said)
-        self._skipped.append(said)
+            raise KnowledgeBaseError(message)
+        self._skipped.append(message)

@@ -19,8 +19,8 @@ __all__ = ["Kind", "Source", "WorkRow", "from_table", "to_table"]
 
 Kind = Literal["passage", "unchanged", "finished", "problem", "ignored"]
 """passage: to be written. unchanged: its document is in the store as it is. finished: a run before had
-finished its document, and was killed. problem: `said` tells why it is left out. ignored: `said` is about what
-is left out by rule."""
+finished its document, and was killed. problem: `message` tells why it is left out. ignored: `message` is
+about what is left out by rule."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WorkRow:
     document_id: str
     document_hash: bytes
     updated: bool
-    said: str = ""
+    message: str = ""
     work: PassageWork | None = None
 
 
@@ -53,7 +53,7 @@ _SCHEMA = pa.schema(
         ("document_id", pa.large_string()),
         ("document_hash", pa.binary()),
         ("updated", pa.bool_()),
-        ("said", pa.large_string()),
+        ("message", pa.large_string()),
         ("ordinal", pa.int32()),
         ("start", pa.int64()),
         ("end", pa.int64()),

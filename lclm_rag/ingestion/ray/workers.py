@@ -62,13 +62,14 @@ _ROWS_AT_ONCE = 4_096
 class Job:
     """What workers need to know; goes to each as a pickle.
 
-    store: where the latent store lies, for all machines. version: of it, the base of all. left: fragments
-    that a killed run had finished. threads: of an encoder on a CPU. resumable: whether fragments get notes.
+    store: where the latent store lies, for all machines. version: of it, the base of all. uncommitted:
+    fragments that a killed run had finished. threads: of an encoder on a CPU. resumable: whether fragments
+    get notes.
     """
 
     store: str
     version: int
-    left: tuple[FragmentEntry, ...]
+    uncommitted: tuple[FragmentEntry, ...]
     layout: Layout
     checkpoint: str
     splitting: Splitting
@@ -108,7 +109,7 @@ def _work_tables(
     job: Job, task: str, items: Iterable[tuple[Source, Document | Exception | str]]
 ) -> Iterator[pa.Table]:
     checkpoint = _checkpoint(job.checkpoint)
-    compressed = _compressed(job.store, job.version, job.left)
+    compressed = _compressed(job.store, job.version, job.uncommitted)
     attempts = Attempts(open_folder(job.store), task)
     rows: list[WorkRow] = []
     size = 0
@@ -138,8 +139,8 @@ def _document_rows(
         return
     stored, digest = compressed.base.document_hash(item.id), item.content_hash()
 
-    def row(kind: Kind, said: str = "", work: PassageWork | None = None) -> WorkRow:
-        return WorkRow(kind, source, item.id, digest, stored is not None, said, work)
+    def row(kind: Kind, message: str = "", work: PassageWork | None = None) -> WorkRow:
+        return WorkRow(kind, source, item.id, digest, stored is not None, message, work)
 
     if stored == digest:
         yield row("unchanged")
@@ -181,8 +182,8 @@ def _checkpoint(name: str) -> Checkpoint:
 
 
 @lru_cache(maxsize=1)
-def _compressed(store: str, version: int, left: tuple[FragmentEntry, ...]) -> Compressed:
-    return Compressed(LatentStore.open_for_worker(store, version), left)
+def _compressed(store: str, version: int, uncommitted: tuple[FragmentEntry, ...]) -> Compressed:
+    return Compressed(LatentStore.open_for_worker(store, version), uncommitted)
 
 
 # --- encoders ---------------------------------------------------------------------------------------
@@ -216,13 +217,13 @@ class EncodeShards:
         begun = time.perf_counter()
         rows = from_table(table, self._job.layout)
         attempts = Attempts(self._folder, _name(rows))
-        left = [_left(row, row.kind, row.said) for row in rows if row.work is None]
+        not_written = [_not_written(row, row.kind, row.message) for row in rows if row.work is None]
         new = [row for row in rows if row.work is not None]
         compressed, problems = self._compressed(new, attempts)
         reports = [self._write(part) for part in _fragments(compressed)]
         attempts.done()
-        if left or problems:
-            yield ShardReport(self._worker, left=[*left, *problems]).table()
+        if not_written or problems:
+            yield ShardReport(self._worker, not_written=[*not_written, *problems]).table()
         seconds = (time.perf_counter() - begun) / max(1, len(reports))
         for report in reports:
             yield replace(report, seconds=seconds).table()
@@ -241,14 +242,14 @@ class EncodeShards:
             document = list(group)
             name = document[0].document_id
             if attempts.deadly(name):
-                problems.append(_left(document[0], "problem", _deadly(name)))
+                problems.append(_not_written(document[0], "problem", _deadly(name)))
                 continue
             try:
                 with attempts.at(name):
                     done += self._latents(document)
             except Exception as error:
                 errors.append(error)
-                problems.append(_left(document[0], "problem", _failed(name, error)))
+                problems.append(_not_written(document[0], "problem", _failed(name, error)))
         if len(errors) > 1 and not done:
             raise errors[0]  # Nothing works: it is not the documents.
         return done, problems
@@ -299,9 +300,9 @@ def _fragments(
         yield part
 
 
-def _left(row: WorkRow, kind: str, said: str) -> NotWritten:
+def _not_written(row: WorkRow, kind: str, message: str) -> NotWritten:
     digest = row.document_hash.hex()
-    return NotWritten(kind, row.source, row.document_id, digest, row.updated, said)
+    return NotWritten(kind, row.source, row.document_id, digest, row.updated, message)
 
 
 def _name(rows: list[WorkRow]) -> str:
