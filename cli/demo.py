@@ -21,7 +21,7 @@ __all__ = ["demo"]
 
 _DOCUMENTS = 400
 _SHOWN = 5
-_TITLES = {"latents": "latents", "text": "pasted text", "none": "no context"}
+_TITLES = {"latents": "latents", "text": "pasted text", "none": "closed book"}
 
 
 @click.command()

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from lclm_rag.errors import CheckpointError
+from lclm_rag.hub import fetch, is_hub_id
 
 __all__ = [
     "BUNDLED",
@@ -326,19 +327,16 @@ def _find(name: str) -> Path:
     if path.is_dir():
         _require(path / "model_config.json", path)
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_id(name):
         raise CheckpointError(
             f"There is no checkpoint folder {name!r}; give a folder, a hub id such as "
             f"latent-context/0.6b-4b-LCLM-16x, or {BUNDLED!r}."
         )
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name))
-    except Exception as error:  # The hub raises dozens of types, down to those of its HTTP client.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return fetch(name)
+    except OSError as error:
         raise CheckpointError(
-            f"Checkpoint {name!r} is neither a folder nor could it be fetched from the hub: {reason}"
+            f"Checkpoint {name!r} is neither a folder nor could it be fetched from the hub: {error}."
         ) from error
 
 

@@ -48,7 +48,7 @@ MODES = {
     "pasted text": "text",
     "latents": "latents",
     "latents, expanded": "latents+expand",
-    "no context": "closed-book",
+    "closed book": "closed-book",
 }
 
 

@@ -27,6 +27,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lclm_rag.errors import CheckpointError, CompressionError
+from lclm_rag.hub import fetch, is_hub_id
 from lclm_rag.prompting.template import plain_ids
 from lclm_rag.torch_setup import load_transformers_model, resolve_device
 
@@ -176,18 +177,15 @@ def _find(model: str) -> Path:
     """A folder with safetensors, fetched from the hub where the name is not a folder's."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        if not is_hub_id(model):
             raise CheckpointError(
                 f"There is no folder {model!r}; give a folder or a hub id such as {PUBLISHED_MODEL}."
             )
-        from huggingface_hub import snapshot_download
-
         try:
-            folder = Path(snapshot_download(model, allow_patterns=_FILES))
-        except Exception as error:  # The hub raises dozens of types, down to those of its client.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            folder = fetch(model, allow_patterns=_FILES)
+        except OSError as error:
             raise CheckpointError(
-                f"The model {model!r} is neither a folder nor could it be fetched: {reason}"
+                f"The model {model!r} is neither a folder nor could it be fetched: {error}."
             ) from error
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise CheckpointError(

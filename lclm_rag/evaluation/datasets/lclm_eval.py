@@ -31,6 +31,7 @@ from lclm_rag.checkpoint import MEMORY_END
 from lclm_rag.errors import EvaluationError
 from lclm_rag.evaluation.measures import check_answers, check_measure
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet, Measure
+from lclm_rag.hub import fetch, is_hub_id
 
 __all__ = ["HUB_ID", "Config", "lclm_eval_questions"]
 
@@ -286,16 +287,12 @@ def _files(config: Config, source: str | Path) -> list[Path]:
 
 
 def _fetched(config: Config, source: str | Path) -> Path:
-    if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if isinstance(source, Path) or not is_hub_id(source):
         raise EvaluationError(f"There is no folder {str(source)!r}; give one, or {HUB_ID!r}.")
-    from huggingface_hub import snapshot_download
-
     try:
-        pattern = f"{config}/test-*.parquet"
-        return Path(snapshot_download(source, repo_type="dataset", allow_patterns=pattern))
-    except Exception as error:  # The hub raises dozens of types, down to those of its HTTP client.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        return fetch(source, repo_type="dataset", allow_patterns=f"{config}/test-*.parquet")
+    except OSError as error:
         raise EvaluationError(
-            f"{source} is neither a folder nor could it be fetched from the hub ({reason}); check the "
+            f"{source} is neither a folder nor could it be fetched from the hub ({error}); check the "
             "name and the network."
         ) from error
