@@ -77,5 +77,6 @@ def _chosen(knowledge_base: KnowledgeBase, filters: tuple[str, ...], yes: bool) 
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"{matching}: give --yes to delete them without being asked.")
-        click.confirm(f"{matching}. Delete them?", abort=True, err=True)
+        if not click.confirm(f"{matching}. Delete them?", err=True):
+            raise KnowledgeBaseError("Nothing was deleted.")
     return tuple(found)

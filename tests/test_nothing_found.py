@@ -261,7 +261,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize(
     ("typed", "options", "code", "documents"),
-    [(None, [], 2, 2), (None, ["--yes"], 0, 1), ("n\n", [], 130, 2), ("y\n", [], 0, 1)],
+    [(None, [], 2, 2), (None, ["--yes"], 0, 1), ("n\n", [], 1, 2), ("y\n", [], 0, 1)],
 )
 def test_delete_says_how_many_match_and_asks(
     run: Run,

@@ -163,10 +163,10 @@ class ServerDecoder(EventLoopDecoder):
         }
         if prompt.spans:
             message: Any = await asyncio.to_thread(self._message, prompt)
-            asking = self._client.chat.completions.create(messages=[message], **how)
+            request = self._client.chat.completions.create(messages=[message], **how)
         else:
-            asking = self._client.completions.create(prompt=prompt.token_ids, **how)
-        chunks: Any = await self._requests(asking)
+            request = self._client.completions.create(prompt=prompt.token_ids, **how)
+        chunks: Any = await self._response(request)
         try:
             async for chunk in chunks:
                 yield chunk
@@ -179,12 +179,12 @@ class ServerDecoder(EventLoopDecoder):
         finally:
             await chunks.close()
 
-    async def _requests(self, asking: Coroutine[Any, Any, T] | Any) -> T:
+    async def _response(self, request: Coroutine[Any, Any, T] | Any) -> T:
         """The server's answer; its refusals with its own words."""
         import openai
 
         try:
-            answer: T = await asking
+            answer: T = await request
         except openai.APIStatusError as error:
             report = f"{self.url} answered {error.status_code}: {_message_of(error)}"
             if error.status_code in (400, 413, 422):
