@@ -8,7 +8,7 @@ import click
 
 from lclm_rag.cli.corpus import add_corpus, corpus_options
 from lclm_rag.cli.options import (
-    CODEC,
+    CODECS,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = ["build"]
 )
 @click.option(
     "--codec",
-    type=click.Choice(CODEC),
+    type=click.Choice(CODECS),
     default="int4",
     show_default=True,
     help="How latents are stored, from large and exact to small.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lclm_rag.cli.formatting import megabytes
-from lclm_rag.cli.options import CODEC, as_json, kb_option, wait_option
+from lclm_rag.cli.options import CODECS, as_json, kb_option, wait_option
 
 if TYPE_CHECKING:
     pass
@@ -18,7 +18,7 @@ __all__ = ["convert"]
 
 @click.command()
 @kb_option
-@click.option("--codec", type=click.Choice(CODEC), required=True, help="How latents are stored.")
+@click.option("--codec", type=click.Choice(CODECS), required=True, help="How latents are stored.")
 @wait_option
 @as_json
 def convert(kb: str, codec: Any, wait: float, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.options import CODEC, as_json, decoder_options
+from lclm_rag.cli.options import CODECS, as_json, decoder_options
 
 if TYPE_CHECKING:
     from lclm_rag.evaluation.contexts import EvalContext
@@ -45,7 +45,7 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
     "--checkpoint", help="For sets that bring their documents.  [default: the bundled one]"
 )
 @click.option(
-    "--codec", type=click.Choice(CODEC), default="int4", show_default=True, help="As for build."
+    "--codec", type=click.Choice(CODECS), default="int4", show_default=True, help="As for build."
 )
 @click.option(
     "--count",

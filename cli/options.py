@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from lclm_rag.types import DEFAULT_TOP_K
+from lclm_rag.types import DEFAULT_TOP_K, CodecName
 
 if TYPE_CHECKING:
     from lclm_rag.retrieval.filters import Filter
 
 __all__ = [
-    "CODEC",
+    "CODECS",
     "as_json",
     "decoder_options",
     "device_options",
@@ -51,8 +51,7 @@ wait_option = click.option(
     metavar="SECONDS",
     help="Wait so long for another process that writes; else exit code 4 at once.",
 )
-# As in lclm_rag.store.codecs, which imports numpy.
-CODEC = ["bf16", "fp16", "int8", "int4"]
+CODECS = list(get_args(CodecName))
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")
 
 

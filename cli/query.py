@@ -109,7 +109,7 @@ def answer_lines(answer: Answer) -> list[str]:
         lines.append(f"  not in the sources: {', '.join(answer.grounding.missing)}")
     if len(answer.rounds) > 1:
         lines.append(
-            f"  decoded {len(answer.rounds)} times; the first reply: {_first_reply(answer)}"
+            f"  decoded {len(answer.rounds)} times; the first reply: {_excerpt(answer.rounds[0].reply)}"
         )
     no_room = [key for round in answer.rounds for key in round.no_room]
     if no_room:
@@ -125,10 +125,6 @@ def answer_lines(answer: Answer) -> list[str]:
         f"{timings.first_token * 1000:.0f} ms, {timings.total * 1000:.0f} ms in all"
     )
     return lines
-
-
-def _first_reply(answer: Answer) -> str:
-    return _excerpt(answer.rounds[0].reply)
 
 
 def _excerpt(text: str, width: int = 60) -> str:

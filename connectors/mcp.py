@@ -57,7 +57,7 @@ class FoundPassage(Place):
     text: str
 
 
-class FoundPassages(TypedDict):
+class Hits(TypedDict):
     passages: Annotated[list[FoundPassage], Field(description="Best first.")]
 
 
@@ -108,7 +108,7 @@ def mcp_server(
     reading = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
     @server.tool(annotations=reading)
-    async def search(query: str, top_k: TopK = default_top_k, filters: Filters = []) -> FoundPassages:  # noqa: B006
+    async def search(query: str, top_k: TopK = default_top_k, filters: Filters = []) -> Hits:  # noqa: B006
         """Find the passages of the knowledge base that fit a query best, with their whole text."""
         with _errors_to_client():
             hits = await asyncio.to_thread(kb.retrieve, query, top_k, _all(filters))

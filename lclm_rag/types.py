@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
     "DEFAULT_TOP_K",
     "AddReport",
     "Answer",
+    "CodecName",
     "Document",
     "DocumentParts",
     "Grounding",
@@ -32,6 +33,9 @@ MetadataScalar = str | int | float | bool
 MetadataValue = MetadataScalar | None | Sequence["MetadataValue"] | Mapping[str, "MetadataValue"]
 Metadata = Mapping[str, MetadataValue]
 """What JSON can hold. Filters see strings, numbers, booleans and lists of these; the rest is only kept."""
+
+CodecName = Literal["bf16", "fp16", "int8", "int4"]
+"""How latents are laid down in bytes, from large and exact to small (`lclm_rag.store.codecs`)."""
 
 DEFAULT_TOP_K = 8
 """Passages that are retrieved for a question where nobody says how many."""

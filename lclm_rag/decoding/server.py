@@ -86,7 +86,7 @@ class ServerDecoder(EventLoopDecoder):
 
     async def _served(self, model: str | None) -> tuple[str, int]:
         """(model name, context length) of what the server serves."""
-        page: Any = await self._requests(self._client.models.list())
+        page: Any = await self._response(self._client.models.list())
         served = {entry.id: entry for entry in page.data}
         if model is None and len(served) == 1:
             model = next(iter(served))

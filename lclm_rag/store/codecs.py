@@ -27,18 +27,18 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from lclm_rag.errors import StoreError
+from lclm_rag.types import CodecName
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["CODECS", "Bytes", "CodecName", "Encoding", "decode", "encode", "latent_bytes"]
 
-CodecName = Literal["bf16", "fp16", "int8", "int4"]
 CODECS: tuple[CodecName, ...] = get_args(CodecName)
 
 # Names of torch dtypes: `lclm-rag info` reads a store without loading torch.
