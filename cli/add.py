@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from lclm_rag.cli.corpus import add_corpus, corpus_options
-
-if TYPE_CHECKING:
-    pass
+from lclm_rag.cli.corpus import corpus_options, update_from
 
 __all__ = ["add"]
 
 
 @click.command()
 @corpus_options
-def add(
-    corpus: tuple[str, ...],
-    kb: str,
-    wait: float,
-    device: str,
-    dtype: str,
-    token_budget: int | None,
-    compiled: bool,
-    **reading: Any,
-) -> int:
+def add(kb: str, corpus: tuple[str, ...], **options: Any) -> int:
     """Add a CORPUS to a knowledge base; documents of the same id are replaced.
 
     Unchanged documents cost a hash. Of changed ones, passages whose text is the same are not compressed
@@ -35,13 +23,4 @@ def add(
     Example:
       lclm-rag add notes/2026/ --kb kb/
     """
-    from lclm_rag.knowledge_base import KnowledgeBase
-
-    with KnowledgeBase.open(
-        kb,
-        device=device,
-        dtype=dtype,
-        compressor_options={"token_budget": token_budget, "compile": compiled},
-        wait=wait,
-    ) as knowledge_base:
-        return add_corpus(knowledge_base, corpus, **reading)
+    return update_from(kb, corpus, delete_others=False, **options)

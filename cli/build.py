@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from lclm_rag.cli.corpus import add_corpus, corpus_options
 from lclm_rag.cli.options import (
     CODECS,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["build"]
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
 from lclm_rag.cli.options import as_json, kb_option, wait_option
 from lclm_rag.cli.vacuum import print_vacuumed
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["compact"]
 

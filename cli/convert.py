@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lclm_rag.cli.formatting import megabytes
 from lclm_rag.cli.options import CODECS, as_json, kb_option, wait_option
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["convert"]
 

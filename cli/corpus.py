@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.types import AddReport
 
-__all__ = ["add_corpus", "corpus_options", "left_out_shown", "reading_options"]
+__all__ = [
+    "add_corpus",
+    "corpus_options",
+    "left_out_shown",
+    "reading_options",
+    "update_from",
+]
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
@@ -128,6 +134,31 @@ corpus_options = together(
     ),
     as_json,
 )
+
+
+def update_from(
+    kb: str,
+    corpus: tuple[str, ...],
+    *,
+    wait: float,
+    device: str,
+    dtype: str,
+    token_budget: int | None,
+    compiled: bool,
+    delete_others: bool,
+    **reading: Any,
+) -> int:
+    """Open a knowledge base and add a corpus to it, with what `corpus_options` say; returns the exit code."""
+    from lclm_rag.knowledge_base import KnowledgeBase
+
+    with KnowledgeBase.open(
+        kb,
+        device=device,
+        dtype=dtype,
+        compressor_options={"token_budget": token_budget, "compile": compiled},
+        wait=wait,
+    ) as knowledge_base:
+        return add_corpus(knowledge_base, corpus, delete_others=delete_others, **reading)
 
 
 def add_corpus(

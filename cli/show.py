@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from lclm_rag.cli.options import (
     kb_option,
     version_option,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["show"]
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from lclm_rag.cli.corpus import add_corpus, corpus_options
-
-if TYPE_CHECKING:
-    pass
+from lclm_rag.cli.corpus import corpus_options, update_from
 
 __all__ = ["sync"]
 
 
 @click.command()
 @corpus_options
-def sync(
-    corpus: tuple[str, ...],
-    kb: str,
-    wait: float,
-    device: str,
-    dtype: str,
-    token_budget: int | None,
-    compiled: bool,
-    **reading: Any,
-) -> int:
+def sync(kb: str, corpus: tuple[str, ...], **options: Any) -> int:
     """Make a knowledge base hold what a CORPUS holds: new, changed and deleted files.
 
     As add, and every document that is not in the CORPUS is deleted; all in one version. Where a record is
@@ -35,13 +23,4 @@ def sync(
     Example:
       lclm-rag sync notes/ --kb kb/
     """
-    from lclm_rag.knowledge_base import KnowledgeBase
-
-    with KnowledgeBase.open(
-        kb,
-        device=device,
-        dtype=dtype,
-        compressor_options={"token_budget": token_budget, "compile": compiled},
-        wait=wait,
-    ) as knowledge_base:
-        return add_corpus(knowledge_base, corpus, delete_others=True, **reading)
+    return update_from(kb, corpus, delete_others=True, **options)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
 from lclm_rag.cli.formatting import megabytes
 from lclm_rag.cli.options import as_json, kb_option
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["versions"]
 
