@@ -583,6 +583,11 @@ class KnowledgeBase:
             self._to_be_first = False
             yield writer
 
+    def follow_server(self) -> bool:
+        """Turn to the newest version where the passage index is on a server, which shows that one only.
+        False where this is it already, or the index is not on a server."""
+        return self.reader.follow_server()
+
     def _refuse_reading(self) -> None:
         if self.read_only:
             raise KnowledgeBaseError(
