@@ -112,6 +112,9 @@ def mcp_server(
         """Find the passages of the knowledge base that fit a query best, with their whole text."""
         with _errors_to_client():
             hits = await asyncio.to_thread(kb.retrieve, query, top_k, _all(filters))
+            # A misspelt key must not look like a subject of which there is nothing.
+            if not hits and (sentences := kb.reader.unmatchable(_all(filters))):
+                raise ToolError(" ".join(sentences))
         return {"passages": [{**_place(hit), "text": hit.text} for hit in hits]}
 
     @server.tool(annotations=reading)

@@ -99,6 +99,14 @@ def test_numbers_of_a_manifest_that_cannot_be_are_damage(kb: Path, change: dict[
         LatentStore.open(kb / "store")
 
 
+@pytest.mark.parametrize("change", [{"codec": "zip"}, {"width": -1}, {"width": "192"}, {"more": 1}])
+def test_a_layout_that_cannot_be_is_damage(kb: Path, change: dict[str, Any]) -> None:
+    layout = unseal(_manifest(kb).read_bytes())["layout"]
+    _rewrite(_manifest(kb), {"layout": {**layout, **change}})
+    with pytest.raises(DamagedError, match=r"Manifest .* is damaged: "):
+        LatentStore.open(kb / "store")
+
+
 @pytest.mark.parametrize("part", ["fragments", "layout", "totals", "created"])
 def test_a_manifest_that_lacks_a_part_is_damage(kb: Path, part: str) -> None:
     manifest = _manifest(kb)

@@ -157,13 +157,19 @@ def test_haystack(kb: KnowledgeBase) -> None:
 
 
 def test_mcp(kb: KnowledgeBase) -> None:
-    async def ask() -> Any:
+    async def ask() -> tuple[Any, ...]:
         async with Client(mcp_server(kb)) as agent:
-            result = await agent.call_tool("ask", {"question": QUESTION, "filters": ["yaer=1"]})
-            return result.structured_content
+            return (
+                await agent.call_tool("ask", {"question": QUESTION, "filters": ["yaer=1"]}),
+                await agent.call_tool("search", {"query": QUESTION, "filters": ["yaer=1"]}),
+                await agent.call_tool("search", {"query": QUESTION, "filters": ["year=1"]}),
+            )
 
-    answered = asyncio.run(ask())
+    asked, misspelt, nothing = asyncio.run(ask())
+    answered = asked.structured_content
     assert (answered["answer"], answered["reason"], answered["sources"]) == ("", NO_KEY, [])
+    assert (misspelt.is_error, NO_KEY in misspelt.content[0].text) == (True, True)
+    assert nothing.structured_content == {"passages": []}
 
 
 @pytest.mark.parametrize("context", ["latents", "text", "latents+expand"])

@@ -133,7 +133,11 @@ class EmbeddedIndex:
         of versions that are not there, or of nothing."""
         for snapshot in self._snapshots.nearest(store.version):
             indexed = indexed_store(store, snapshot.version, snapshot.manifest)
-            if indexed is not None and len(indexed):
+            if indexed is None:
+                _log.warning(
+                    "%s is not of a version of this store, and is not used.", snapshot.path
+                )
+            elif len(indexed):
                 return snapshot, indexed
         if damaged := self._snapshots.unreadable():
             _log.warning("%s is damaged. It is built anew.", damaged[-1])

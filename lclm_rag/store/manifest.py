@@ -12,6 +12,7 @@ from lclm_rag.checksummed_json import digest, seal, unseal
 from lclm_rag.errors import DamagedError, StoreError
 from lclm_rag.storage import Folder
 from lclm_rag.storage.names import is_plain_name
+from lclm_rag.store.codecs import CODECS
 from lclm_rag.store.fragment import FORMAT_VERSION, Layout
 
 __all__ = [
@@ -174,9 +175,12 @@ def _pack(manifest: Manifest) -> dict[str, Any]:
 
 def _unpack(body: dict[str, Any]) -> Manifest:
     """Raises ValueError, TypeError, KeyError or AttributeError where it is no manifest."""
+    layout = Layout(**body["layout"])
+    if layout.codec not in CODECS or not _is_count(layout.width) or not layout.width:
+        raise ValueError(f"its latents are {layout.width!r} wide, in codec {layout.codec!r}")
     return Manifest(
         body["version"],
-        Layout(**body["layout"]),
+        layout,
         tuple(unpack_entry(entry) for entry in body["fragments"]),
         Totals(**body["totals"]),
         body["operation"],
