@@ -20,7 +20,7 @@ from lclm_rag.config import (
     write_settings,
 )
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.storage import TEMPORARY, Folder, LocalFolder, is_disk_full
+from lclm_rag.storage import TEMPORARY, Folder, LocalFolder, disk_full_as
 from lclm_rag.store import LatentStore, Layout
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.unfinished import discard_unfinished, is_open, is_unfinished
@@ -51,7 +51,7 @@ def making(folder: Folder, wait: float, resume: bool) -> Iterator[Made]:
         return
     require_free(folder)
     made = Made(contents=True, folder=folder.local is not None and not folder.local.exists())
-    with _disk_errors(folder):
+    with disk_full_as(lambda: _no_room(folder)):
         (folder / "store").make()
         with nullcontext() if folder.local is None else write_lock(folder.local / "store", wait):
             # Another process may have made one while this one waited.
@@ -130,16 +130,10 @@ def _settings_begun(folder: Folder) -> list[Path]:
     return [path for path in there if _SETTINGS_BEGUN.fullmatch(path.name)]
 
 
-@contextmanager
-def _disk_errors(folder: Folder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise KnowledgeBaseError(
-            f"The disk is full: there is no room for a knowledge base in {folder}."
-        ) from error
+def _no_room(folder: Folder) -> KnowledgeBaseError:
+    return KnowledgeBaseError(
+        f"The disk is full: there is no room for a knowledge base in {folder}."
+    )
 
 
 def check_unfinished(

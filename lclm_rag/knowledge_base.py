@@ -661,11 +661,8 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import Sampling
 
-        sampling = Sampling(max_tokens)
-        query, builder = (
-            Query.of(question, top_k, filters, context, expand, sampling),
-            self.prompt_builder(space),
-        )
+        query = Query.of(question, top_k, filters, context, expand, Sampling(max_tokens))
+        builder = self.prompt_builder(space)
         try:
             return self._first_prompt(query, builder)
         except NoPassagesError as error:

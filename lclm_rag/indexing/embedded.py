@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lclm_rag.errors import PassageIndexError, StoreError
@@ -14,7 +12,7 @@ from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
 from lclm_rag.indexing.versions import bm25_settings, check_embedder, indexed_store
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, Embedder
 from lclm_rag.retrieval.edge import OPTIMIZE_FROM
-from lclm_rag.storage import Folder, is_disk_full
+from lclm_rag.storage import Folder, disk_full_as
 from lclm_rag.store import LatentStore, newest_version
 
 __all__ = ["EmbeddedIndex"]
@@ -38,14 +36,14 @@ class EmbeddedIndex:
         self._store = store
         self._snapshots = SnapshotFolder(folder)
         self._embedder = embedder
-        with _disk_errors(folder):
+        with disk_full_as(lambda: _no_room(folder)):
             self._own = PrivateFolder(self._snapshots.private)
         self._linked = False
         self._unpublished = 0
         self._bm25 = Bm25Settings()
         self.index: EdgeIndex
         try:
-            with _disk_errors(folder):
+            with disk_full_as(lambda: _no_room(folder)):
                 changed = self._start_from_snapshot(store)
                 if changed is None:
                     changed = self._build(store)
@@ -60,7 +58,7 @@ class EmbeddedIndex:
         if before.version == store.version:
             return
         try:
-            with _disk_errors(self._snapshots.folder):
+            with disk_full_as(lambda: _no_room(self._snapshots.folder)):
                 if not len(before):  # It said nothing of how long passages are.
                     self.index.close()
                     changed = self._build(store)
@@ -73,7 +71,7 @@ class EmbeddedIndex:
 
     def optimize(self) -> None:
         """Make searches faster, here and for others; may take minutes."""
-        with _disk_errors(self._snapshots.folder):
+        with disk_full_as(lambda: _no_room(self._snapshots.folder)):
             self._make_writable()
             _require_space(self._own.path, len(self._store))
             self.index.optimize()
@@ -205,17 +203,11 @@ class EmbeddedIndex:
             self._unpublished = 0
 
 
-@contextmanager
-def _disk_errors(folder: Folder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise PassageIndexError(
-            f"The disk is full: the passage index in {folder} cannot be brought up to date. What is "
-            "committed stands; the index follows when the knowledge base is opened with enough room."
-        ) from error
+def _no_room(folder: Folder) -> PassageIndexError:
+    return PassageIndexError(
+        f"The disk is full: the passage index in {folder} cannot be brought up to date. What is "
+        "committed stands; the index follows when the knowledge base is opened with enough room."
+    )
 
 
 def _require_space(path: Path, passages: int) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lclm_rag.storage.local import TEMPORARY, FileFacts, LocalFolder, MappedFile, is_disk_full
+from lclm_rag.storage.local import (
+    TEMPORARY,
+    FileFacts,
+    LocalFolder,
+    MappedFile,
+    disk_full_as,
+    is_disk_full,
+)
 from lclm_rag.storage.objects import ObjectFolder
 from lclm_rag.storage.paths import COMPRESSIONS, Location, ObjectPath, locate, open_unpacked
 from lclm_rag.storage.urls import path_or_url
@@ -19,6 +26,7 @@ __all__ = [
     "MappedFile",
     "ObjectFolder",
     "ObjectPath",
+    "disk_full_as",
     "is_disk_full",
     "locate",
     "open_folder",

@@ -7,7 +7,8 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TEMPORARY", "FileFacts", "LocalFolder", "MappedFile", "is_disk_full", "nothing_needed"]
+__all__ = [
+    "TEMPORARY",
+    "FileFacts",
+    "LocalFolder",
+    "MappedFile",
+    "disk_full_as",
+    "is_disk_full",
+    "nothing_needed",
+]
 
 TEMPORARY = ".tmp"
 """How names end that are only written to; a crash leaves them behind, and nothing reads them."""
@@ -169,6 +178,17 @@ class LocalFolder:
 def is_disk_full(error: OSError) -> bool:
     """Or a quota reached."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_full_as(error: Callable[[], Exception]) -> Iterator[None]:
+    """Raise `error()`, which says what that means here, where the disk is full; other errors pass."""
+    try:
+        yield
+    except OSError as cause:
+        if not is_disk_full(cause):
+            raise
+        raise error() from cause
 
 
 def _open_file(path: Path) -> int:

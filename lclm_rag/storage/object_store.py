@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lclm_rag.forking import keep_for_ever, watch
+from lclm_rag.storage.local import is_disk_full
 
 __all__ = ["ObjectStore"]
 
 # Schemes whose libraries the extra installs.
 _IN_EXTRA = ("s3", "s3a", "gs", "gcs")
-
-# An error of this machine's disk is not one of the store.
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ObjectStore:
@@ -54,7 +51,8 @@ class ObjectStore:
         try:
             yield
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            # An error of this machine's disk is not one of the store.
+            if isinstance(error, OSError) and is_disk_full(error):
                 raise
             raise self._translated(error, where) from error
 

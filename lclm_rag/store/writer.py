@@ -14,7 +14,7 @@ import numpy as np
 from lclm_rag.checksummed_json import seal, unseal
 from lclm_rag.errors import DamagedError, StoreError
 from lclm_rag.forking import this_process
-from lclm_rag.storage import Folder, is_disk_full, open_folder
+from lclm_rag.storage import Folder, disk_full_as, open_folder
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.fragment import Layout, StoredPassage, write_fragment
 from lclm_rag.store.locks import write_lock
@@ -93,10 +93,10 @@ def writing(
             "%s has no conditional writes: make sure that nobody else writes to it now.", folder
         )
     lock = nullcontext() if folder.local is None else write_lock(folder.local, wait)
-    with _disk_errors(folder, found.version), lock:
+    with disk_full_as(lambda: _no_room(folder, found.version)), lock:
         writer = StoreWriter(LatentStore.open(folder), operation, layout, resumable)
         try:
-            with _disk_errors(folder, writer.base.version):
+            with disk_full_as(lambda: _no_room(folder, writer.base.version)):
                 yield writer
         finally:
             writer.abandon()
@@ -390,17 +390,9 @@ def _in_layout(row: StoredPassage, layout: Layout) -> StoredPassage:
     )
 
 
-@contextmanager
-def _disk_errors(folder: Folder, version: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        newest = newest_version(folder)
-        done = f"nothing was committed to {folder}, version {version} still stands"
-        if newest != version:
-            done = f"version {newest} was committed to {folder}, but not all that follows was done"
-        raise StoreError(
-            f"The disk is full: {done}. Free some space and run the same command again."
-        ) from error
+def _no_room(folder: Folder, version: int) -> StoreError:
+    newest = newest_version(folder)
+    done = f"nothing was committed to {folder}, version {version} still stands"
+    if newest != version:
+        done = f"version {newest} was committed to {folder}, but not all that follows was done"
+    return StoreError(f"The disk is full: {done}. Free some space and run the same command again.")
