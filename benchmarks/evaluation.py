@@ -1,11 +1,11 @@
-"""The tables and plots of the README on accuracy against cost, from nothing.
+"""The results and plots of docs/benchmarks.md on accuracy against cost, from nothing.
 
 \b
     python benchmarks/evaluation.py                     # 20 minutes on two cores
     python benchmarks/evaluation.py --kvpress ENV       # with the environment made before
 
 Makes an environment for kvpress in runs/evaluation, runs `lclm-rag eval` (the commands are printed), goes on
-where it was killed, copies figures and plots to benchmarks/results, and prints the README's tables.
+where it was killed, copies figures and plots to benchmarks/results, and prints them as tables.
 """
 
 from __future__ import annotations

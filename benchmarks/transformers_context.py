@@ -159,7 +159,7 @@ def plot(results: list[Measured], about: dict[str, Any], path: Path) -> None:
         label_sizes(axis, sizes)
         axis.legend()
     where = about["machine"]["gpu"] or f"{about['machine']['cores']} CPU cores"
-    figure.suptitle(f"transformers, random weights of the {about['shape']} shape, {where}")
+    figure.suptitle(f"transformers, random weights of the {about['shape']} shape\n{where}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

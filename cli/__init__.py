@@ -1,4 +1,4 @@
-"""The command line, `lclm-rag`. Models and engines are imported by the commands that need them."""
+"""The command line, `lclm-rag`. Only the commands that need models and engines import them."""
 
 from lclm_rag.cli.main import cli, main
 

@@ -14,10 +14,10 @@ __all__ = ["add"]
 @click.command()
 @corpus_options
 def add(kb: str, corpus: tuple[str, ...], **options: Any) -> int:
-    """Add a CORPUS to a knowledge base; documents of the same id are replaced.
+    """Add a CORPUS to a knowledge base, replacing documents that have the same id.
 
-    Unchanged documents cost a hash. Of changed ones, passages whose text is the same are not compressed
-    again. CORPUS is as for lclm-rag build.
+    Unchanged documents only cost a hash. In changed documents, passages whose text is the same are not
+    compressed again. CORPUS is the same as for lclm-rag build.
 
     \b
     Example:

@@ -26,22 +26,24 @@ __all__ = ["build"]
     type=click.Choice(CODECS),
     default="int4",
     show_default=True,
-    help="How latents are stored, from large and exact to small.",
+    help="How latents are stored; from large and exact to small.",
 )
 @click.option(
     "--space",
     type=click.Choice(["encoder", "decoder"]),
     default="encoder",
     show_default=True,
-    help="Store latents before the adapter (smaller) or after it (nothing to compute per query).",
+    help="Store latents from before the adapter (smaller) or after it (nothing to compute per query).",
 )
 @click.option(
-    "--passage-tokens", type=click.IntRange(min=1), help="Longest passage.  [default: one window]"
+    "--passage-tokens",
+    type=click.IntRange(min=1),
+    help="Most tokens in a passage.  [default: one window]",
 )
 @click.option(
     "--contextual-headers",
     is_flag=True,
-    help="Put title and headings in front of each passage, as in 'Guide > Northern line'.",
+    help="Begin each passage with its title and headings, as in 'Guide > Northern line'.",
 )
 @click.option(
     "--embedder", help="sentence-transformers model: hybrid retrieval instead of BM25 alone."
@@ -69,9 +71,10 @@ def build(
 ) -> int:
     """Compress a CORPUS into a new knowledge base.
 
-    Killed, it goes on where it stopped when it is run again. Nothing can be asked before it is done.
+    If it is killed, run the same command again to continue from there. The knowledge base can only be queried
+    once the build is complete.
 
-    CORPUS, one or more of:
+    CORPUS is one or more of:
 
     \b
       a folder          text, Markdown, HTML, PDF, DOCX; or a Parquet or Arrow data set
@@ -80,7 +83,7 @@ def build(
       a data set        a folder of Dataset.save_to_disk, or hf://OWNER/NAME/CONFIG:SPLIT
       -                 JSONL on standard input; records must have ids
 
-    Files, folders and globs may lie in an object store: s3://bucket/notes, gs://.
+    Files, folders and globs may be in an object store: s3://bucket/notes, gs://.
 
     \b
     Examples:
@@ -116,8 +119,8 @@ def build(
     except BaseException:
         if knowledge_base.abandon():
             click.echo(
-                f"What was compressed stays in {knowledge_base.folder}: run it again, and it goes on from "
-                "there.",
+                f"What was compressed stays in {knowledge_base.folder}: run the same command again to "
+                "continue from there.",
                 err=True,
             )
         raise

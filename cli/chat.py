@@ -36,11 +36,11 @@ def chat(
     dtype: str,
     **sampling: Any,
 ) -> None:
-    """Ask one question after another; models stay loaded.
+    """Ask one question after another, with the models kept loaded.
 
-    Every question stands on its own: it is answered from its own passages, without the ones before.
-    An empty line, or Ctrl-D, ends it. Answers are shown while they are written, so --expand auto goes by the
-    question alone here, and model and tool are for lclm-rag query.
+    Each question is answered from its own passages, without the earlier questions. An empty line or Ctrl-D
+    ends the session. Answers are shown as they are written, so --expand auto looks only at the question here,
+    and --expand model and tool work only with lclm-rag query.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def chat(
     with KnowledgeBase.open(
         kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
     ) as knowledge_base:
-        click.echo(f"{len(knowledge_base):,} passages. An empty line ends it.", err=True)
+        click.echo(f"{len(knowledge_base):,} passages. An empty line ends the session.", err=True)
         while True:
             click.echo("> ", err=True, nl=False)
             question = sys.stdin.readline().strip()
@@ -70,5 +70,5 @@ def chat(
                 ):
                     click.echo(piece, nl=False)
                 click.echo()
-            except ValueError as error:  # A bad question ends itself, not the session.
+            except ValueError as error:  # A bad question does not end the session.
                 click.echo(f"Error: {error}", err=True)

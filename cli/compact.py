@@ -1,4 +1,4 @@
-"""compact: merge fragments, free the disk of what was deleted."""
+"""compact: merge fragments and free the disk space of deleted passages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["compact"]
 @click.option(
     "--keep-versions",
     is_flag=True,
-    help="Leave earlier versions, and the disk that they take, to a later vacuum.",
+    help="Keep earlier versions, and the disk space that they take, until a later vacuum.",
 )
 @wait_option
 @as_json
 def compact(kb: str, keep_versions: bool, wait: float, as_json: bool) -> None:
-    """Merge small fragments, drop deleted passages, and free their disk.
+    """Merge small fragments, drop deleted passages, and free their disk space.
 
-    Fragments are written anew where they are small, or a tenth of them is deleted. Questions are answered
-    meanwhile. Then versions that nobody has open are removed, as by vacuum.
+    Fragments are rewritten if they are small, or if a tenth of their passages is deleted. Questions can be
+    asked meanwhile. Afterwards, versions that no process has open are removed, as by lclm-rag vacuum.
 
     \b
     Example:

@@ -21,8 +21,8 @@ __all__ = ["convert"]
 def convert(kb: str, codec: Any, wait: float, as_json: bool) -> None:
     """Store the latents in another codec, without the encoder.
 
-    It makes one new version; the earlier ones keep theirs until vacuum. What a smaller codec has lost does
-    not come back with a larger one.
+    This makes one new version; earlier versions keep their codec until lclm-rag vacuum removes them. What a
+    smaller codec has lost does not come back with a larger one.
 
     \b
     Example:
@@ -41,5 +41,5 @@ def convert(kb: str, codec: Any, wait: float, as_json: bool) -> None:
     else:
         click.echo(
             f"{kb}: {old.layout.codec} became {codec}, {megabytes(old.bytes)} MB became "
-            f"{megabytes(new.bytes)} MB. Version {old.version} is there until lclm-rag vacuum."
+            f"{megabytes(new.bytes)} MB. Version {old.version} is kept until lclm-rag vacuum removes it."
         )

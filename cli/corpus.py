@@ -1,4 +1,4 @@
-"""What build, add and sync share: options for reading a corpus, and compressing it."""
+"""What build, add and sync share: the options for reading a corpus, and compressing it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
-    """The names between commas; none for an empty text, None where the option is not given."""
+    """The names between the commas; no names for an empty text; None if the option is not given."""
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
 def _bounds(context: click.Context, option: click.Parameter, value: str) -> int | tuple[int, int]:
-    """ "8" as a number, "2-8" as both."""
+    """The number in "8", or both numbers in "2-8"."""
     numbers = value.split("-")
     if not all(number.isdecimal() for number in numbers) or len(numbers) > 2:
         raise click.BadParameter("a number, or two as in 2-8", context, option)
@@ -50,31 +50,34 @@ reading_options = together(
         "--text-column",
         default="text",
         show_default=True,
-        help="Where records (JSONL, CSV, Parquet, …) have their text.",
+        help="Column or field with the text of a record (JSONL, CSV, Parquet, …).",
     ),
     click.option(
-        "--id-column", default="id", show_default=True, help="Where records have their id."
+        "--id-column",
+        default="id",
+        show_default=True,
+        help="Column or field with the id of a record.",
     ),
     click.option(
         "--metadata-columns",
         metavar="NAME,NAME…",
         callback=_names,
-        help="Keep only these of a record as metadata.  [default: all scalars and lists of scalars]",
+        help="Columns to keep as metadata.  [default: all scalars and lists of scalars]",
     ),
     click.option(
         "--numbers",
         "number_columns",
         metavar="NAME,NAME…",
         callback=_names,
-        help="Texts in these columns become numbers, for filters such as year>=2020; CSV has only texts.",
+        help="Columns whose text becomes numbers, for filters such as year>=2020. CSV has only text.",
     ),
     click.option(
         "--on-error",
         type=click.Choice(["fail", "skip"]),
         default="fail",
         show_default=True,
-        help="A bad record ends the run with nothing changed, or is left out and listed; on Ray also a "
-        "document at which workers die.",
+        help="Whether a bad record ends the run with nothing changed, or is skipped and listed. On Ray the "
+        "same goes for a document at which workers die.",
     ),
 )
 corpus_options = together(
@@ -85,14 +88,14 @@ corpus_options = together(
         "--resume/--no-resume",
         default=True,
         show_default=True,
-        help="Take over what a run that was killed has compressed, or compress it again.",
+        help="Reuse what a killed run has compressed, or compress it again.",
     ),
     click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="Compress in this process, or on a Ray cluster whose machines all see CORPUS and --kb.",
+        help="Compress in this process, or on a Ray cluster whose machines can all read CORPUS and --kb.",
     ),
     click.option(
         "--encoders",
@@ -100,24 +103,24 @@ corpus_options = together(
         default="1",
         show_default=True,
         callback=_bounds,
-        help="On Ray: so many encoders, or from N to M as there is work.",
+        help="On Ray: the number of encoders; with N-M, from N to M as the work requires.",
     ),
     click.option(
         "--gpus-per-encoder",
         type=click.FloatRange(min=0),
-        help="On Ray: 0.5 lets two share one.  [default: 1 where there are any]",
+        help="On Ray: GPUs of each encoder; 0.5 lets two share one.  [default: 1 if there are any]",
     ),
     click.option(
         "--cpus-per-encoder",
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="On Ray: threads of an encoder without a GPU.",
+        help="On Ray: threads of each encoder without a GPU.",
     ),
     click.option(
         "--ray-address",
         metavar="ADDRESS",
-        help="Of the cluster.  [default: RAY_ADDRESS, or Ray on this machine]",
+        help="Address of the Ray cluster.  [default: RAY_ADDRESS, or Ray on this machine]",
     ),
     wait_option,
     device_options,
@@ -130,7 +133,7 @@ corpus_options = together(
         "--compile",
         "compiled",
         is_flag=True,
-        help="Compile the encoder: some half a minute at first, then faster; for large corpora.",
+        help="Compile the encoder: about half a minute at first, then faster; for large corpora.",
     ),
     as_json,
 )
@@ -148,7 +151,22 @@ def update_from(
     delete_others: bool,
     **reading: Any,
 ) -> int:
-    """Open a knowledge base and add a corpus to it, with what `corpus_options` say; returns the exit code."""
+    """Open a knowledge base and add a corpus to it, with the values of `corpus_options`.
+
+    Args:
+        kb: The knowledge base's folder or URL.
+        corpus: The corpus, as for `lclm-rag build`.
+        wait: Seconds to wait for another process that is writing.
+        device: The encoder's device.
+        dtype: The encoder's dtype.
+        token_budget: Tokens in one batch of the encoder; None for the default.
+        compiled: Whether to compile the encoder.
+        delete_others: Whether to delete documents that the corpus does not have.
+        **reading: Further arguments of `add_corpus`.
+
+    Returns:
+        The exit code.
+    """
     from lclm_rag.knowledge_base import KnowledgeBase
 
     with KnowledgeBase.open(
@@ -178,6 +196,33 @@ def add_corpus(
     as_json: bool,
     delete_others: bool = False,
 ) -> int:
+    """Add a corpus to an open knowledge base, with the values of `corpus_options`, and print a report.
+
+    The knowledge base is closed afterwards.
+
+    Args:
+        knowledge_base: The knowledge base.
+        corpus: The corpus, as for `lclm-rag build`.
+        text_column: The column with a record's text.
+        id_column: The column with a record's id.
+        metadata_columns: The columns to keep as metadata; None keeps all scalars and lists of scalars.
+        number_columns: The columns whose text becomes numbers.
+        on_error: "fail" or "skip".
+        resume: Whether to reuse what a killed run has compressed.
+        engine: "local" or "ray".
+        encoders: On Ray: the number of encoders, or the least and the most.
+        gpus_per_encoder: On Ray: the GPUs of each encoder; None means 1 if there are any.
+        cpus_per_encoder: On Ray: the threads of each encoder without a GPU.
+        ray_address: The Ray cluster's address.
+        as_json: Whether the report is printed as JSON.
+        delete_others: Whether to delete documents that the corpus does not have.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        click.UsageError: When options for Ray are given without Ray.
+    """
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.connectors.corpora import (
         corpus_parts,
@@ -209,7 +254,9 @@ def add_corpus(
         )
         documents = corpus_parts(corpus, **columns)
     elif (encoders, cpus_per_encoder) != (1, 1) or gpus_per_encoder or ray_address:
-        raise click.UsageError("Encoders, their size and the address are for --engine ray.")
+        raise click.UsageError(
+            "The number and size of encoders and --ray-address are for --engine ray."
+        )
     if documents is None:
         documents = read_corpus(
             corpus,
@@ -254,7 +301,7 @@ def add_corpus(
             f"{report.passages - report.reused:,} passages became {report.latents:,} latents.{again}"
         )
         if delete_others and skipped:
-            click.echo("Nothing was deleted, because of what was skipped.", err=True)
+            click.echo("Nothing was deleted, because records were skipped.", err=True)
         for worker in report.workers:
             rate = worker.tokens / worker.seconds if worker.seconds else 0.0
             click.echo(
@@ -265,7 +312,12 @@ def add_corpus(
 
 @contextmanager
 def left_out_shown(ignored: Sequence[str], skipped: Sequence[str]) -> Iterator[None]:
-    """What was left out is told in the end, also where it is why nothing came of it."""
+    """List at the end what was ignored or skipped, even if an error ends the work.
+
+    Args:
+        ignored: Sentences on what was left out by rule; may still grow within the context.
+        skipped: Sentences on what was left out because of errors; may still grow within the context.
+    """
     try:
         yield
     finally:

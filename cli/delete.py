@@ -27,7 +27,7 @@ __all__ = ["delete"]
 @click.argument("document_ids", nargs=-1, metavar="[ID]...")
 @kb_option
 @filter_option
-@click.option("--yes", is_flag=True, help="Delete what --filter matches without being asked.")
+@click.option("--yes", is_flag=True, help="Delete what --filter matches without asking.")
 @wait_option
 @as_json
 def delete(
@@ -38,9 +38,10 @@ def delete(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Delete documents by id, all of them or, where one is not there, none; or by a metadata filter.
+    """Delete documents by id or by a metadata filter.
 
-    With --filter it says how many documents match, and asks; where nobody can be asked, --yes must be given.
+    If one of the ids does not exist, nothing is deleted. With --filter the command says how many documents
+    match and asks for confirmation; without a terminal, --yes must be given.
 
     \b
     Examples:
@@ -66,7 +67,7 @@ def delete(
 
 
 def _chosen(knowledge_base: KnowledgeBase, filters: tuple[str, ...], yes: bool) -> tuple[str, ...]:
-    """The ids of the documents that match, if they are to be deleted."""
+    """The ids of the matching documents, once the user has confirmed their deletion."""
     condition = parsed_filter(filters)
     assert condition is not None
     found = knowledge_base.matching_documents(condition)

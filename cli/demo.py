@@ -1,4 +1,4 @@
-"""demo: build, ask, score, in about a minute."""
+"""demo: build a knowledge base, ask questions and score the answers, in about a minute."""
 
 from __future__ import annotations
 
@@ -30,16 +30,26 @@ _TITLES = {"latents": "latents", "text": "pasted text", "none": "closed book"}
     default="demo-kb",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Where the knowledge base goes; it stays. An earlier demo's is used again.",
+    help="Folder for the knowledge base, which is kept. That of an earlier demo is used again.",
 )
 @click.option(
-    "--questions", default=200, show_default=True, type=click.IntRange(min=1), help="To score."
+    "--questions",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Questions to score.",
 )
-@click.option("--top-k", default=4, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--top-k",
+    default=4,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Passages in each prompt.",
+)
 @decoder_options
 @as_json
 def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -> None:
-    """Compress 400 made-up fact sheets with the bundled checkpoint, ask, and score the answers.
+    """Compress 400 made-up fact sheets with the bundled checkpoint, ask questions, and score the answers.
 
     The same decoder answers the same held-out questions from latents, from pasted text, and without
     context. None of the people, places, products and contracts occurred in training.
@@ -80,7 +90,7 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
     else:
         _table(scores, found, store, top_k, questions)
         click.echo(
-            f"\nThe knowledge base stays in {kb}. Go on with:\n"
+            f"\nThe knowledge base is kept in {kb}. Try next:\n"
             f'  lclm-rag query --kb {kb} "{sample[0].question}"\n'
             f"  lclm-rag info --kb {kb}"
         )

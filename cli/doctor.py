@@ -1,4 +1,4 @@
-"""doctor: what is installed, and whether a checkpoint is whole."""
+"""doctor: show what is installed, and check a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OPTIONAL = {
 )
 @as_json
 def doctor(checkpoint: str | None, as_json: bool) -> int:
-    """What is installed, which device there is, whether a checkpoint is whole, and what is missing.
+    """Show what is installed and what is missing, the device, and whether a checkpoint is complete.
 
     \b
     Example:
@@ -83,8 +83,11 @@ def _version(package: str) -> str:
 
 
 def _companions() -> list[dict[str, str]]:
-    """torch's companions, which vLLM brings: transformers imports them where they are installed, and a
-    build for another torch breaks it, and vLLM with it."""
+    """The packages that accompany torch, which vLLM installs.
+
+    transformers imports them if they are installed, so one built for another torch breaks transformers, and
+    with it vLLM.
+    """
     found = []
     for module in ("torchvision", "torchaudio", "torchcodec"):
         if util.find_spec(module) is None:
@@ -102,7 +105,7 @@ def _companions() -> list[dict[str, str]]:
 
 
 def _import_trouble(module: str) -> str | None:
-    """The last line of what importing a module says, in a process of its own; None where it succeeds."""
+    """The last line of the error from importing a module in a new process; None if the import succeeds."""
     command = [sys.executable, "-c", f"import {module}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:

@@ -1,4 +1,4 @@
-"""estimate."""
+"""estimate: predict what a knowledge base will take, without building it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHARE = click.FloatRange(min=0, max=1, min_open=True)
 
 
 def _count(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """A callback: 250000, 250k, 100M, 2.5B."""
+    """A click callback that reads counts such as 250000, 250k, 100M and 2.5B."""
     if value is None:
         return None
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kmb]?)", value.strip().lower())
@@ -41,7 +41,7 @@ def _count(context: click.Context, option: click.Parameter, value: str | None) -
 
 
 def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """A callback; what click takes for a float may be infinite."""
+    """A click callback that refuses infinity and NaN, which click accepts as floats."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not finite.")
     return value
@@ -60,16 +60,20 @@ def _number(
 @reading_options
 @click.option(
     "--checkpoint",
-    help="Folder, hub id (fetched whole) or 'bundled': its sizes, and tokens counted with its "
+    help="Folder, hub id (downloaded in full) or 'bundled': use its sizes, and count tokens with its "
     "tokenizer.  [default: the sizes of latent-context/0.6b-4b-LCLM-{4,8,16}x]",
 )
 @_number(
     "--bytes-per-token",
     _ABOVE_0,
-    "Do not tokenize: so many bytes of UTF-8 are a token.  [default: 4.5 without --checkpoint]",
+    "Do not tokenize; this many bytes of UTF-8 make a token.  [default: 4.5 without --checkpoint]",
 )
-@_number("--passage-tokens", _FROM_1, "Longest passage.  [default: a window; 512 with --passages]")
-@click.option("--contextual-headers", is_flag=True, help="Passages begin with title and headings.")
+@_number(
+    "--passage-tokens",
+    _FROM_1,
+    "Most tokens in a passage.  [default: a window; 512 with --passages]",
+)
+@click.option("--contextual-headers", is_flag=True, help="Begin passages with title and headings.")
 @_number("--utilization", _SHARE, "Share of a GPU's peak that encoder and decoder reach.", 0.4)
 @click.option(
     "--gpu",
@@ -77,38 +81,41 @@ def _number(
     default="H100 SXM",
     show_default=True,
     metavar="NAME",
-    help=f"The GPU that answers, and that --gpu-hour-price is for: {', '.join(GPUS)}.",
+    help=f"The GPU that answers questions, and that --gpu-hour-price is for: {', '.join(GPUS)}.",
 )
-@_number("--gpu-hour-price", _ABOVE_0, "In $.  [default: as the table of GPUs has it]")
+@_number("--gpu-hour-price", _ABOVE_0, "Its price in $.  [default: the price in the table of GPUs]")
 @click.option(
     "--passages",
     callback=_count,
     metavar="COUNT",
-    help="No CORPUS, but so many passages of --passage-tokens: 250k, 100M, 10B.",
+    help="In place of a CORPUS: the number of passages of --passage-tokens each; 250k, 100M, 10B.",
 )
 @_number(
     "--questions-per-second",
     _ABOVE_0,
-    "Also index servers and GPUs for so many questions.  [default: 10 with --passages]",
+    "Also estimate index servers and GPUs for this load.  [default: 10 with --passages]",
 )
 @_number("--top-k", _FROM_1, "Passages in a prompt.", 16)
-@_number("--dense-width", _FROM_0, "Numbers in a dense vector; 0: BM25 alone.", 1024)
+@_number("--dense-width", _FROM_0, "Numbers in a dense vector; 0 means BM25 alone.", 1024)
 @_number("--machine-memory", _ABOVE_0, "GiB of each Qdrant server.", 64.0)
 @_number("--replicas", _FROM_1, "Copies of each shard of the passage index.", 2)
 @as_json
 @click.pass_context
 def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
-    """What compressing a CORPUS will take: tokens, latents, disk for each codec, GPU hours and their cost.
+    """Estimate what compressing a CORPUS takes: tokens, latents, disk for each codec, GPU hours and cost.
 
-    Reads the whole corpus, which is as for lclm-rag build, and compresses nothing; no GPU, no model.
+    This reads the whole corpus, which is the same as for lclm-rag build, but compresses nothing and needs
+    neither a GPU nor a model.
 
-    With --questions-per-second also the machines: memory, disk and servers of the passage index, GPUs and
-    cost of answers from latents and from pasted text. With --passages in place of a CORPUS nothing is read.
+    With --questions-per-second it also estimates the machines: memory, disk and servers for the passage
+    index, and the GPUs and their cost for answers from latents and from pasted text. With --passages in place
+    of a CORPUS nothing is read.
 
-    Without --checkpoint the sizes are those of the published 0.6B-4B models, and tokens are guessed from
-    the bytes of the text: 4.5 a token is about right for English prose; code and most other languages have
-    fewer, and so more tokens. With --checkpoint the passages are those that build would make, and their
-    tokens are counted: slower, but exact. Both together: the checkpoint's sizes, and tokens from bytes.
+    Without --checkpoint the sizes are those of the published 0.6B-4B models, and tokens are estimated from
+    the bytes of the text. 4.5 bytes a token is about right for English prose; code and most other languages
+    have fewer bytes a token, and so more tokens. With --checkpoint the passages are those that build would
+    make, and their tokens are counted, which is slower but exact. With --checkpoint and --bytes-per-token the
+    sizes are the checkpoint's, and tokens are estimated from bytes.
 
     \b
     Examples:
@@ -183,14 +190,14 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
 
 
 def _check_usage(context: click.Context) -> None:
-    """Wrong usage where an option would do nothing."""
+    """Report wrong usage if an option would have no effect."""
     params, names = context.params, set(_READING)
     reason = "reading a CORPUS; with --passages there is none."
     if bool(params["corpus"]) == (params["passages"] is not None):
         raise click.UsageError("Give either a CORPUS or --passages.")
     if params["corpus"]:
         names = set() if params["questions_per_second"] else set(_MACHINES)
-        reason = "the machines: give --questions-per-second, too."
+        reason = "the machines: also give --questions-per-second."
     for option in context.command.params:
         source = context.get_parameter_source(option.name or "")
         if option.name in names and source is not click.core.ParameterSource.DEFAULT:
@@ -200,7 +207,7 @@ def _check_usage(context: click.Context) -> None:
 def _corpus_size(
     checkpoint: Checkpoint | None, passage_tokens: int, options: dict[str, Any]
 ) -> tuple[CorpusSize, float | None, list[str]]:
-    """The size; the bytes that it takes for a token, None where it counts tokens; what was skipped."""
+    """The size, the bytes taken for a token (None if tokens are counted), and what was skipped."""
     from lclm_rag.cli.progress import progress_bar
     from lclm_rag.connectors.corpora import count_documents, read_corpus
     from lclm_rag.estimate import store

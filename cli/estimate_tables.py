@@ -1,4 +1,4 @@
-"""The tables of estimate."""
+"""The tables that estimate prints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lclm_rag.estimate.store import CorpusSize, StorePlan
 
 
 def show_size(size: CorpusSize, passage_tokens: int, bytes_per_token: float | None) -> None:
+    """Print the size of the corpus: documents, text, tokens, passages."""
     how = "counted" if bytes_per_token is None else f"at {bytes_per_token:g} bytes a token"
     click.echo(f"{'documents':16}{size.documents:,}")
     click.echo(f"{'text':16}{decimal(size.text_bytes)}")
@@ -24,6 +25,7 @@ def show_size(size: CorpusSize, passage_tokens: int, bytes_per_token: float | No
 
 
 def show_stores(stores: Sequence[StorePlan]) -> None:
+    """Print a table of the stores: a row for each ratio and space, a column for each codec."""
     # Codecs of the same size share a column.
     columns: dict[tuple[int, ...], list[str]] = {}
     for codec in stores[0].bytes:
@@ -37,6 +39,7 @@ def show_stores(stores: Sequence[StorePlan]) -> None:
 
 
 def show_compressing(stores: Sequence[StorePlan], gpus: Iterable[Gpu]) -> None:
+    """Print a table of GPU hours and costs for the store that takes the most FLOPs to compress."""
     costliest = max(stores, key=lambda store: store.flops)
     rows = []
     for gpu in gpus:
@@ -48,6 +51,7 @@ def show_compressing(stores: Sequence[StorePlan], gpus: Iterable[Gpu]) -> None:
 
 
 def show_index(index: IndexPlan, replicas: int, node_bytes: float) -> None:
+    """Print what the passage index takes: memory, disk and Qdrant servers."""
     click.echo("\nThe passage index")
     click.echo(f"{'memory':16}{decimal(index.ram_bytes)}, of one copy")
     click.echo(f"{'disk':16}{decimal(index.disk_bytes)}, of one copy")
@@ -60,6 +64,7 @@ def show_index(index: IndexPlan, replicas: int, node_bytes: float) -> None:
 
 
 def show_contexts(contexts: Sequence[Context], questions: Questions, gpu: Gpu) -> None:
+    """Print a table that compares the contexts: prompt positions, throughput, GPUs and cost."""
     labels = ["prompt positions", "questions/s, one GPU", f"GPUs for {questions.per_second:,g}/s"]
     labels += ["GPU cost of 1,000", "paid back, questions"]
     columns = []
@@ -77,6 +82,7 @@ def show_contexts(contexts: Sequence[Context], questions: Questions, gpu: Gpu) -
 def show_assumptions(
     names: Iterable[str], bytes_per_token: float | None, utilization: float
 ) -> None:
+    """Print what the estimate assumes, and what it leaves out."""
     guess = f"a token is {bytes_per_token:g} bytes of text; " if bytes_per_token else ""
     stdout.print(
         f"\nSizes of {', '.join(dict.fromkeys(names))}; FLOPs of the costliest store.\nAssumed: {guess}a "

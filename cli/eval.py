@@ -1,4 +1,4 @@
-"""eval: accuracy against cost, from several contexts, on the same decoder and passages."""
+"""eval: compare accuracy and cost of several contexts, on the same decoder and passages."""
 
 from __future__ import annotations
 
@@ -26,33 +26,31 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run; the same command goes on with it where it was killed.",
+    help="Folder of the run. If it is killed, the same command continues it.",
 )
 @click.option(
     "--context",
     "context_names",
     multiple=True,
     metavar="CONTEXT",
-    help="What questions are answered from; repeat it. See below.  "
+    help="Context to answer from, see below. May be repeated.  "
     f"[default: {', '.join(_DEFAULT_CONTEXTS)}]",
 )
 @click.option(
     "--kb",
     envvar="LCLM_RAG_KB",
-    help="The knowledge base that is asked, for questions from a file.  [env: LCLM_RAG_KB]",
+    help="The knowledge base to query, for questions from a file.  [env: LCLM_RAG_KB]",
 )
-@click.option(
-    "--checkpoint", help="For sets that bring their documents.  [default: the bundled one]"
-)
+@click.option("--checkpoint", help="For sets with their own documents.  [default: the bundled one]")
 @click.option(
     "--codec", type=click.Choice(CODECS), default="int4", show_default=True, help="As for build."
 )
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    help="Questions; of ruler and lclm-eval for each task and length.  [default: 500; 10; all]",
+    help="Number of questions; for ruler and lclm-eval, of each task and length.  [default: 500; 10; all]",
 )
-@click.option("--seed", default=2026, show_default=True, help="Makes up the questions.")
+@click.option("--seed", default=2026, show_default=True, help="Seed for made-up questions.")
 @click.option(
     "--length",
     "lengths",
@@ -60,15 +58,19 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
     multiple=True,
     default=(4096,),
     show_default=True,
-    help="ruler: tokens of the context; repeat it.",
+    help="ruler: tokens of the context. May be repeated.",
 )
 @click.option(
-    "--task", "tasks", multiple=True, metavar="NAME", help="ruler, lclm-eval: only this; repeat it."
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME",
+    help="ruler, lclm-eval: only this task. May be repeated.",
 )
 @click.option(
     "--essays",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="ruler: a text to hide needles in, in place of one that is made up.",
+    help="ruler: a text to hide the needles in, in place of a made-up one.",
 )
 @click.option(
     "--source", help="lclm-eval: a folder with a copy.  [default: latent-context/lclm-eval]"
@@ -85,12 +87,12 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Questions that are asked one at a time, for the times.",
+    help="Questions to ask one at a time, to measure times.",
 )
 @click.option(
     "--kvpress",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Environment for kvpress:…: "
+    help="Python environment for kvpress:…, made by "
     "python -m lclm_rag.evaluation.baselines.kvpress_environment DIR.",
 )
 @click.option("--plots", is_flag=True, help="Write PNGs beside the report (needs lclm-rag[eval]).")
@@ -113,25 +115,27 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask QUESTIONS with known answers from several contexts: what accuracy costs, same decoder and passages.
+    """Ask QUESTIONS with known answers from several contexts, and compare accuracy and cost.
+
+    All contexts use the same decoder and the same passages.
 
     \b
     QUESTIONS:
       exact-strings   fact sheets with codes of 12 characters and UUIDs; made up from a seed
-      fact-sheets     the same without these
+      fact-sheets     the same without codes and UUIDs
       ruler           RULER's eight needle tasks, at any --length
       lclm-eval/ruler, /gsm8k, /longhealth5, /longbench   the published sets of latent-context/lclm-eval
-      FILE.jsonl      {"question": …, "answers": […], "document_ids": […]} a line; needs --kb
+      FILE.jsonl      {"question": …, "answers": […], "document_ids": […]} on each line; needs --kb
 
     \b
     Contexts:
-      text             the passages pasted
+      text             the passages pasted as text
       latents          the passages as latents
       latents+expand   the same, expanded as lclm-rag query does it; latents+expand:model lets the decoder
-                       ask for passages, :tool by a tool, :3 pastes the best three, :always all
+                       ask for passages, :tool through a tool, :3 pastes the best three, :always all
       closed-book      no passages
       kvpress:snapkv   the KV cache of the pasted text, cut to the positions that latents take; any press
-      llmlingua2       the text, cut by LLMLingua-2 to the same; llmlingua2:MODEL for another model
+      llmlingua2       the text, cut to that length by LLMLingua-2; llmlingua2:MODEL for another model
 
     \b
     Examples:
@@ -142,16 +146,17 @@ def evaluate(
           --checkpoint latent-context/0.6b-4b-LCLM-16x
       lclm-rag eval --compare runs/a/report.json runs/b/report.json
 
-    Writes report.json into the folder, with every answer. On vLLM give --decoder-option
-    enable_prefix_caching=false where times are to be compared: else what one context computed helps the next.
+    The command writes report.json, with every answer, into the folder. To compare times on vLLM, give
+    --decoder-option enable_prefix_caching=false; otherwise one context profits from what an earlier one
+    computed.
     """
     if compare:
         if questions or out:
-            raise click.UsageError("--compare takes two reports; nothing is asked anew.")
+            raise click.UsageError("--compare takes two reports; nothing is asked again.")
         _compare(*compare, as_json)
         return
     if not questions or not out:
-        raise click.UsageError("Say what to ask, and --out: a folder for the run.")
+        raise click.UsageError("Say what to ask, and give --out, a folder for the run.")
     from lclm_rag.cli.eval_tables import print_report
     from lclm_rag.evaluation.contexts import parse_context
 
@@ -188,7 +193,7 @@ def _question_set(name: str, kb: str | None, options: Mapping[str, Any]) -> Eval
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if name.endswith(".jsonl") and kb is None:
-        raise click.UsageError("Questions from a file are asked of a knowledge base; give --kb.")
+        raise click.UsageError("Questions from a file need a knowledge base; give --kb.")
     return question_set(
         name,
         count=options["count"],
@@ -231,7 +236,7 @@ def _run(
 def _opened(
     questions: EvalSet, out: Path, kb: str | None, options: Mapping[str, Any]
 ) -> KnowledgeBase:
-    """The user's knowledge base, or one of the set's documents in the run's folder."""
+    """The user's knowledge base, or one in the run's folder, made of the set's documents."""
     from lclm_rag.checkpoint import BUNDLED
     from lclm_rag.cli.progress import add_with_progress
     from lclm_rag.config import is_knowledge_base

@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation."""
+"""The tables that eval prints."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ __all__ = ["print_comparison", "print_report"]
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """A table with a column for each context, one of categories where there are several, and what to read
-    with them."""
+    """Print a report: a table with a column for each context, notes, and the scores by category.
+
+    The scores by category are left out if there is only one category.
+
+    Args:
+        report: The content of report.json.
+    """
     settings, contexts = report["settings"], report["modes"]
     table = Table(
         title=f"{settings['set']}: {report['questions']} questions, checkpoint {settings['checkpoint']}",
@@ -118,7 +123,13 @@ def _categories(report: Mapping[str, Any]) -> Table:
 
 
 def print_comparison(comparison: Mapping[str, Any], a: Path, b: Path) -> None:
-    """b less a."""
+    """Print a table of the differences between two reports, B less A.
+
+    Args:
+        comparison: The result of `lclm_rag.evaluation.report.compare`.
+        a: The path of report A.
+        b: The path of report B.
+    """
     table = Table(
         title=f"B less A, {comparison['questions']} questions that both asked", title_justify="left"
     )

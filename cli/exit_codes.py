@@ -1,4 +1,4 @@
-"""What the process's exit code says."""
+"""The exit codes of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Format numbers for people."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ __all__ = ["megabytes"]
 
 
 def megabytes(size: int) -> str:
-    """Of bytes, without the unit."""
+    """A number of bytes in megabytes, with one decimal and without the unit."""
     return f"{size / 1e6:,.1f}"

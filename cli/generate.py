@@ -30,7 +30,7 @@ __all__ = ["generate"]
 @click.option(
     "--prompts-jsonl",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='One object a line; "prompt" is a string or a list of chat messages.',
+    help='One object on each line; its "prompt" is a string or a list of chat messages.',
 )
 @click.option(
     "--out",
@@ -50,14 +50,14 @@ def generate(
     dtype: str,
     **sampling: Any,
 ) -> int:
-    """Complete prompts that carry their own context between memory marks; no knowledge base.
+    """Complete prompts that carry their own context between memory marks, without a knowledge base.
 
     \b
     Examples:
       lclm-rag generate --prompt "<|memory_start|>The mayor of Velun is Gedul Gizel.<|memory_end|> Who is the mayor of Velun?"
       lclm-rag generate --checkpoint latent-context/0.6b-4b-LCLM-16x --prompts-jsonl in.jsonl --out out.jsonl --decoder vllm
 
-    A prompt that the decoder cannot take gets "error" in place of "response"; the others are answered, and
+    A prompt that the decoder cannot take gets "error" in place of "response". The others are answered, and
     the exit code is 3.
     """  # noqa: E501
     if (prompt is None) == (prompts_jsonl is None):

@@ -1,4 +1,4 @@
-"""info: what a knowledge base holds."""
+"""info: show what a knowledge base holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["info"]
 @kb_option
 @as_json
 def info(kb: str, as_json: bool) -> None:
-    """What a knowledge base holds, what made it, and what it costs on disk. Loads no model.
+    """Show what a knowledge base holds, how it was made, and its size on disk. Loads no model.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The group of commands, and what becomes of errors."""
+"""The group of commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -42,16 +42,15 @@ def cli() -> None:
     """Compress documents once, then ask questions of their latents.
 
     \b
-    A first look, with the small checkpoint that comes along:
+    A first look, with the small checkpoint that is bundled:
       lclm-rag demo
     Your own documents:
       lclm-rag build notes/ --kb kb/
       lclm-rag query --kb kb/ "Who signed the contract?"
 
     Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
-    3 done in part (what was skipped is listed) or nothing found to answer from, 4 locked by another process,
-    130 interrupted.
-    LCLM_RAG_KB names the knowledge base where --kb is not given.
+    3 done in part (what was skipped is listed) or no passages found to answer from, 4 locked by another
+    process, 130 interrupted. LCLM_RAG_KB is the knowledge base if --kb is not given.
     """
     logger = logging.getLogger("lclm_rag")
     if not logger.handlers:
@@ -60,7 +59,7 @@ def cli() -> None:
 
 
 class _ToStderr(logging.Handler):
-    """Log lines as click shows them: to what stderr is at the time."""
+    """Writes log lines with click, to whatever stderr is at that time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(record.getMessage(), err=True)
@@ -74,8 +73,17 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; the entry point. Errors that a person can act on are one line."""
-    # An end by SIGTERM must take vLLM's processes along.
+    """Run the command line: the entry point of `lclm-rag`.
+
+    Errors that a person can act on are printed as one line, unless LCLM_RAG_DEBUG is set.
+
+    Args:
+        arguments: The arguments; None for those of the process.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
+    # SIGTERM must also end vLLM's processes, so it becomes an ordinary exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     sys.exit(_run(arguments))
 

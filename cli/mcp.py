@@ -1,4 +1,4 @@
-"""mcp."""
+"""mcp: serve a knowledge base to agents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["mcp"]
     type=click.IntRange(min=1),
     default=DEFAULT_TOP_K,
     show_default=True,
-    help="Passages to retrieve, where the client does not say.",
+    help="Passages to retrieve, if the client does not say.",
 )
 @click.option(
     "--http",
@@ -47,7 +47,7 @@ def mcp(
 ) -> None:
     """Serve a knowledge base to agents over MCP: the tools search, ask and expand.
 
-    The client starts it and ends it. Needs pip install 'lclm-rag[mcp]'.
+    The client starts and stops the command. It needs pip install 'lclm-rag[mcp]'.
 
     \b
     Examples:
@@ -61,12 +61,12 @@ def mcp(
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
 
-    # MCP's SDK logs what reaches the root; ours has its own way to stderr.
+    # MCP's SDK logs what reaches the root logger, but our log already goes to stderr.
     logging.getLogger("lclm_rag").propagate = False
     with KnowledgeBase.open(
         kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
     ) as knowledge_base:
-        knowledge_base.index  # noqa: B018  In use elsewhere? Better said now than to the client.
+        knowledge_base.index  # noqa: B018  If another process uses it, fail now, not in a tool call.
         server = mcp_server(knowledge_base, top_k=top_k, sampling=Sampling(**sampling))
         try:
             if port is None:
@@ -80,7 +80,7 @@ def mcp(
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:
-    """Wait for it here, where a signal can end the wait: a read of stdin cannot be interrupted."""
+    """Run `work` in a thread and wait for it: a signal can end the wait, but not a read of stdin."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -97,9 +97,9 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 def _leave(end: KeyboardInterrupt | SystemExit) -> NoReturn:
-    """At once: Python itself would wait for the answer that is being written in another thread."""
+    """Exit at once: Python itself would wait for an answer that another thread is still writing."""
     if isinstance(end, SystemExit):
-        # The HTTP server ends so, with a code of its own, where it cannot have the port; it has said why.
+        # The HTTP server exits with its own code if the port is taken, and has then printed the reason.
         os._exit(EXIT_TERMINATED if end.code == EXIT_TERMINATED else EXIT_FAILED)
     click.echo("Interrupted.", err=True)
     os._exit(EXIT_INTERRUPTED)

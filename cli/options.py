@@ -36,27 +36,27 @@ kb_option = click.option(
     "--kb",
     required=True,
     envvar="LCLM_RAG_KB",
-    help="Folder of the knowledge base, or its URL: s3://bucket/kb.  [env: LCLM_RAG_KB]",
+    help="Folder of the knowledge base, or its URL such as s3://bucket/kb.  [env: LCLM_RAG_KB]",
 )
 version_option = click.option(
     "--version",
     "version",
     type=click.IntRange(min=0),
-    help="An earlier version, as lclm-rag versions lists them.  [default: the newest]",
+    help="An earlier version, of those that lclm-rag versions lists.  [default: the newest]",
 )
 wait_option = click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Wait so long for another process that writes; else exit code 4 at once.",
+    help="How long to wait if another process is writing; after that, exit with code 4.",
 )
 CODECS = list(get_args(CodecName))
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")
 
 
 def together(*options: Decorator) -> Decorator:
-    """Several options as one decorator, shown by --help in this order."""
+    """Combine options into one decorator; --help shows them in this order."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -71,20 +71,20 @@ device_options = together(
         "--device",
         default="auto",
         show_default=True,
-        help="auto (CUDA where there is one), cpu, cuda.",
+        help="auto (CUDA if available), cpu or cuda.",
     ),
     click.option(
         "--dtype",
         default="auto",
         show_default=True,
-        help="auto (bfloat16 on CUDA, float32 on a CPU), float32, bfloat16, float16.",
+        help="auto (bfloat16 on CUDA, float32 on a CPU), float32, bfloat16 or float16.",
     ),
 )
 
 
 def _known_decoder(context: click.Context, option: click.Parameter, value: str) -> str:
     if value == "vllm":
-        # Its log goes to stdout by default, where only results belong.
+        # vLLM's log goes to stdout by default, where only results belong.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if value in ("transformers", "vllm") or value.startswith(("http://", "https://")):
@@ -95,7 +95,7 @@ def _known_decoder(context: click.Context, option: click.Parameter, value: str) 
 def _as_options(
     context: click.Context, option: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, Any]:
-    """{name: value}; a value is read as JSON where it is JSON (2, true, "x"), else as it stands."""
+    """The options as {name: value}; a value that is JSON (2, true, "x") is parsed, others stay strings."""
     options: dict[str, Any] = {}
     for text in values:
         name, equals, value = text.partition("=")
@@ -117,7 +117,7 @@ decoder_options = together(
         default="transformers",
         show_default=True,
         callback=_known_decoder,
-        help="What decodes: transformers, vllm, or the URL of a vLLM server, http://localhost:8000/v1.",
+        help="transformers, vllm, or the URL of a vLLM server such as http://localhost:8000/v1.",
     ),
     click.option(
         "--decoder-option",
@@ -125,7 +125,7 @@ decoder_options = together(
         multiple=True,
         metavar="NAME=VALUE",
         callback=_as_options,
-        help="For vllm, any argument of its engine: tensor_parallel_size=2, max_model_len=32768, "
+        help="For vllm, any argument of its engine, such as tensor_parallel_size=2, max_model_len=32768, "
         "gpu_memory_utilization=0.5, quantization=fp8. For a server: model, api_key, timeout (seconds), "
         "retries, concurrency. May be repeated.",
     ),
@@ -136,7 +136,7 @@ filter_option = click.option(
     "filters",
     multiple=True,
     metavar="EXPR",
-    help="Metadata filter: lang=en, lang!=en, year>=2020, lang=en,de. Repeat for and.",
+    help="Metadata filter: lang=en, lang!=en, year>=2020, lang=en,de. If repeated, all must match.",
 )
 retrieval_options = together(
     click.option(
@@ -167,14 +167,25 @@ expand_option = click.option(
     show_default=True,
     callback=_as_expand,
     metavar="[auto|never|always|model|tool|N]",
-    help="Passages to read verbatim. auto: the best one where the question asks for a code, an id or "
-    "an exact wording; the best three, and once more, where the answer holds strings that its sources do not "
-    "have. N: the best N. model: those that the decoder asks for; tool: the same by a tool call.",
+    help="Passages that the decoder reads verbatim. auto: the best one if the question asks for a code, an "
+    "id or an exact wording; if the answer has strings that its sources lack, the question is asked again "
+    "with the best three. always: the best one; never: none. N: the best N. model: those that the decoder asks for; tool: the same, through a "
+    "tool call.",
 )
 
 
 def parsed_filter(expressions: tuple[str, ...]) -> Filter | None:
-    """The expressions joined by and; wrong usage where one cannot be read."""
+    """Parse the values of --filter into one filter, which matches if all of them do.
+
+    Args:
+        expressions: The values, as `parse_filter` takes them.
+
+    Returns:
+        The filter; None if there are no expressions.
+
+    Raises:
+        click.BadParameter: When an expression cannot be read.
+    """
     from lclm_rag.retrieval import parse_filter
 
     joined: Filter | None = None
@@ -193,7 +204,7 @@ sampling_options = together(
         type=click.IntRange(min=1),
         default=256,
         show_default=True,
-        help="Longest answer.",
+        help="Most tokens in the answer.",
     ),
     click.option(
         "--temperature",

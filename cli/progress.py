@@ -46,7 +46,7 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def add_with_progress(knowledge_base: KnowledgeBase, documents: Sequence[Document]) -> None:
-    """`KnowledgeBase.add` with a bar: for documents that are in memory."""
+    """`KnowledgeBase.add` with a progress bar, for documents in memory."""
     with progress_bar() as progress:
         task = progress.add_task("compressing", total=len(documents), note="")
         report = knowledge_base.add(
@@ -63,7 +63,7 @@ def add_with_progress(knowledge_base: KnowledgeBase, documents: Sequence[Documen
 
 @contextmanager
 def counting_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, fed with what is done and what there is."""
+    """A progress bar on stderr, updated by calling the yielded function with (done, total)."""
     with progress_bar() as progress:
         task = progress.add_task(description, total=None, note="")
         yield lambda done, total: progress.update(task, completed=done, total=total)

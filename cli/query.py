@@ -39,7 +39,7 @@ __all__ = ["answer_lines", "query"]
     type=click.Choice(["latents", "text", "none"]),
     default="latents",
     show_default=True,
-    help="What it is answered from: latents, the same passages pasted as text, or nothing.",
+    help="Answer from the latents, from the same passages pasted as text, or without passages.",
 )
 @as_json
 def query(
@@ -57,9 +57,9 @@ def query(
     as_json: bool,
     **sampling: Any,
 ) -> int:
-    """Ask one QUESTION of a knowledge base; - reads it from standard input.
+    """Ask a knowledge base one QUESTION; - reads it from standard input.
 
-    Where no passage is found, nothing is answered, and the exit code is 3.
+    If no passage is found, there is no answer, and the exit code is 3.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ def query(
 
 
 def answer_lines(answer: Answer) -> list[str]:
-    """What a person sees of an answer."""
+    """The lines that are printed for an answer: its text, its sources and what it took."""
     usage, timings = answer.usage, answer.timings
     lines = [answer.text, ""]
     expanded = set(answer.expanded)

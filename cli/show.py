@@ -20,8 +20,10 @@ __all__ = ["show"]
 @click.argument("ordinal", type=click.IntRange(min=0))
 @kb_option
 @version_option
-@click.option("--before", type=click.IntRange(min=0), default=0, help="Passages before it, too.")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Passages behind it, too.")
+@click.option(
+    "--before", type=click.IntRange(min=0), default=0, help="Also show passages before it."
+)
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Also show passages after it.")
 @as_json
 def show(
     document_id: str,
@@ -32,9 +34,9 @@ def show(
     after: int,
     as_json: bool,
 ) -> None:
-    """Print a passage verbatim: the ORDINALth of DOCUMENT_ID, counted from 0.
+    """Print a passage verbatim: passage ORDINAL of DOCUMENT_ID, counted from 0.
 
-    Sources are named so: velun#2 is passage 2 of the document velun.
+    An answer's source velun#2 is passage 2 of the document velun.
 
     \b
     Examples:

@@ -16,8 +16,9 @@ __all__ = ["sync"]
 def sync(kb: str, corpus: tuple[str, ...], **options: Any) -> int:
     """Make a knowledge base hold what a CORPUS holds: new, changed and deleted files.
 
-    As add, and every document that is not in the CORPUS is deleted; all in one version. Where a record is
-    skipped (--on-error skip) nothing is deleted, because it may be that one.
+    This does what lclm-rag add does, and also deletes every document that is not in the CORPUS, all in one
+    version. If a record is skipped (--on-error skip) nothing is deleted, as the missing document may be that
+    record.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""vacuum: free the disk that earlier versions and killed runs take."""
+"""vacuum: free the disk space that earlier versions and killed runs take."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LISTED = 20
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="So many of the newest versions stay.",
+    help="How many of the newest versions to keep.",
 )
 @wait_option
 @as_json
 def vacuum(kb: str, keep: int, wait: float, as_json: bool) -> None:
-    """Free the disk that earlier versions and killed runs take.
+    """Free the disk space that earlier versions and killed runs take.
 
-    Versions that a process has open stay. What a killed build had finished goes as well: run the build again
-    first, if it is to go on from there.
+    Versions that a process has open are kept. What a killed build had compressed is removed, too: to continue
+    that build, run it again first.
 
     \b
     Example:
@@ -51,10 +51,11 @@ def vacuum(kb: str, keep: int, wait: float, as_json: bool) -> None:
 
 
 def print_vacuumed(kb: str, vacuumed: Vacuumed) -> None:
+    """Print how many versions were removed, the disk space freed, and which versions are kept."""
     kept = ", ".join(map(str, vacuumed.kept[-_LISTED:]))
     click.echo(
         f"{kb}: {len(vacuumed.removed)} versions removed, {megabytes(vacuumed.bytes)} MB freed; kept: "
         f"{kept}."
     )
     if "://" in kb and len(vacuumed.kept) > 1:
-        click.echo("In an object store versions stay for a day after they were superseded.")
+        click.echo("In an object store versions are kept for a day after they are superseded.")

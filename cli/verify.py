@@ -20,15 +20,19 @@ __all__ = ["verify"]
 
 @click.command()
 @kb_option
-@click.option("--repair", is_flag=True, help="Make room for adding what is damaged again.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Leave damaged documents out of a new version, so that they can be added again.",
+)
 @wait_option
 @as_json
 def verify(kb: str, repair: bool, wait: float, as_json: bool) -> int:
-    """Read every byte of a knowledge base and say what is not as it was written.
+    """Read every byte of a knowledge base and report damage.
 
-    With --repair the damaged documents are left out of a new version and listed: lclm-rag add heals them, and
-    compresses nothing but them. A damaged passage index is made anew. Exit code 1 where something is wrong, 3
-    where it was repaired but for documents to be added again.
+    With --repair the damaged documents are listed and left out of a new version. To restore them, run
+    lclm-rag add, which compresses nothing but them. A damaged passage index is rebuilt. The exit code is 1 if
+    something is wrong, and 3 if it was repaired except for documents that have to be added again.
 
     \b
     Examples:
@@ -75,6 +79,6 @@ def _print_findings(kb: str, findings: Findings) -> None:
     )
     if findings.reclaimable_bytes:
         click.echo(
-            f"Killed runs left {megabytes(findings.reclaimable_bytes)} MB: the same command goes on from "
-            "there, lclm-rag vacuum removes it."
+            f"Killed runs left {megabytes(findings.reclaimable_bytes)} MB: running the same command again "
+            "continues from there, and lclm-rag vacuum removes it."
         )

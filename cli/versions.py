@@ -19,8 +19,8 @@ __all__ = ["versions"]
 def versions(kb: str, as_json: bool) -> None:
     """List the versions of a knowledge base, oldest first.
 
-    Every add, sync, delete, compact and convert makes one. An earlier one can be asked as it was:
-    lclm-rag query --version N. vacuum removes those that are not needed any more.
+    Every add, sync, delete, compact and convert makes a version. lclm-rag query --version N asks an earlier
+    one. lclm-rag vacuum removes versions that are no longer needed.
 
     \b
     Example:

@@ -1,1 +1,1 @@
-"""Other people's frameworks and file formats, brought to this package's own types."""
+"""Connectors from other frameworks and file formats to this package's own types."""

@@ -1,4 +1,4 @@
-"""LangChain: a retriever and a Runnable that answers, over one KnowledgeBase."""
+"""LangChain: a retriever, and a Runnable that answers questions, over one `KnowledgeBase`."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ Request = str | dict[str, Any]
 class LatentRetriever(BaseRetriever):
     """The best passages for a question, best first, as LangChain documents.
 
-    A document's id is the passage's key, "report#3". Beside the passage's own metadata stand
+    A document's id is the passage's key, "report#3". Its metadata is the passage's own, with
     passage_document_id, passage_ordinal, passage_start and passage_end (characters of the document) and
-    passage_score. `invoke` and `bind` take one call's own top_k and filters.
+    passage_score added. `invoke` and `bind` also take `top_k` and `filters` for a single call.
+
+    Attributes:
+        knowledge_base: The knowledge base to retrieve from.
+        top_k: How many passages to retrieve.
+        filters: Conditions on metadata, as for `KnowledgeBase.retrieve`.
     """
 
     knowledge_base: KnowledgeBase
@@ -56,11 +61,19 @@ class LatentRetriever(BaseRetriever):
 
 
 class LatentAnswer(RunnableSerializable[Request, str]):
-    """Question in, text of the answer out; a stream gives it in pieces as they are written.
+    """Takes a question and gives the text of the answer; a stream gives it in pieces as they are generated.
 
-    It retrieves by itself. The question is a string, or a dict with "question" and this one question's
-    own "top_k", "filters", "expand" or "sampling"; `invoke` and `bind` take these as well.
-    `with_sources()` gives the whole `Answer`.
+    It retrieves by itself. The question is a string, or a dict with "question" and, for this question only,
+    "top_k", "filters", "expand" or "sampling"; `invoke` and `bind` take these as well. `with_sources()` gives
+    the whole `Answer`.
+
+    Attributes:
+        knowledge_base: The knowledge base to answer from.
+        top_k: How many passages to retrieve.
+        filters: Conditions on metadata, as for `KnowledgeBase.query`.
+        expand: Which passages go into the prompt verbatim, as for `KnowledgeBase.query`; for a stream, as for
+            `KnowledgeBase.stream`.
+        sampling: How the answer is decoded, as for `KnowledgeBase.query`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -76,11 +89,26 @@ class LatentAnswer(RunnableSerializable[Request, str]):
         return RunnableLambda(self._query, self._aquery, name="LatentAnswerWithSources")
 
     def invoke(self, input: Request, config: RunnableConfig | None = None, **own: Any) -> str:
+        """Answer a question as `KnowledgeBase.query` does.
+
+        Args:
+            input: The question, as the class describes it.
+            config: LangChain's configuration of the call.
+            **own: "top_k", "filters", "expand" or "sampling" for this call; they override those of `input`.
+
+        Returns:
+            The text of the answer.
+
+        Raises:
+            ValueError: When an argument is unknown, or the question is not a string.
+        """
         return self._call_with_config(lambda a: self._query(a, **own).text, input, config)
 
     async def ainvoke(
         self, input: Request, config: RunnableConfig | None = None, **own: Any
     ) -> str:
+        """`invoke` for event loops."""
+
         async def text(request: Request) -> str:
             return (await self._aquery(request, **own)).text
 
@@ -89,6 +117,21 @@ class LatentAnswer(RunnableSerializable[Request, str]):
     def stream(
         self, input: Request, config: RunnableConfig | None = None, **own: Any
     ) -> Iterator[str]:
+        """Answer a question as `KnowledgeBase.stream` does.
+
+        Args:
+            input: The question, as the class describes it.
+            config: LangChain's configuration of the call.
+            **own: As for `invoke`.
+
+        Yields:
+            Pieces of the answer's text as they are generated.
+
+        Raises:
+            ValueError: When an argument is unknown, the question is not a string, or `expand` is "model" or
+                "tool".
+        """
+
         def pieces(inputs: Iterator[Request]) -> Iterator[str]:
             for request in inputs:
                 yield from self.knowledge_base.stream(**self._arguments(request, own))
@@ -98,6 +141,8 @@ class LatentAnswer(RunnableSerializable[Request, str]):
     async def astream(
         self, input: Request, config: RunnableConfig | None = None, **own: Any
     ) -> AsyncIterator[str]:
+        """`stream` for event loops."""
+
         async def inputs() -> AsyncIterator[Request]:
             yield input
 
@@ -135,9 +180,16 @@ class LatentAnswer(RunnableSerializable[Request, str]):
 
 
 def to_documents(documents: Iterable[LangChainDocument]) -> Iterator[Document]:
-    """LangChain's documents as those that `KnowledgeBase.add` takes.
+    """Convert LangChain documents to those that `KnowledgeBase.add` takes.
 
-    Raises ValueError where one has no id, as loaders leave it: documents are told apart by it.
+    Args:
+        documents: LangChain documents, each with an id.
+
+    Yields:
+        A document for each.
+
+    Raises:
+        ValueError: When one has no id, as many loaders leave it: documents are told apart by their ids.
     """
     for number, document in enumerate(documents, start=1):
         if not document.id:

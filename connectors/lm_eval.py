@@ -1,14 +1,14 @@
-"""lm-evaluation-harness: its tasks, with the context of each request compressed into latents.
+r"""lm-evaluation-harness: its tasks, with the context of each request compressed into latents.
 
 ```
-python -m lclm_rag.connectors.lm_eval --model lclm-rag --model_args checkpoint=bundled,context=latents \\
+python -m lclm_rag.connectors.lm_eval --model lclm-rag --model_args checkpoint=bundled,context=latents \
     --device auto --batch_size auto --include_path my_tasks/ --tasks my_task
 ```
 
 `--model_args` takes the arguments of `CompressedContextLM`. The harness's own defaults are `--device cuda:0`
-and one request at a time. The same with context=text and context=none says what latents lose against pasted
-text, and what the decoder answers without any context; `--use_cache` does not tell these apart, so give each
-a file of its own.
+and one request at a time. Run the same with context=text to see what latents lose against pasted text, and
+with context=none to see what the decoder answers without any context. `--use_cache` does not tell these runs
+apart, so give each its own file.
 """
 
 from __future__ import annotations
@@ -49,23 +49,26 @@ from lclm_rag.prompting.template import plain_ids
 __all__ = ["QUESTION_STARTS", "CompressedContextLM", "Cost", "cut_context", "log_probabilities"]
 
 QUESTION_STARTS = r"\n\n(?=[^\n])"
-"""The last blank line of a request that something follows."""
+"""By default the context ends at the last blank line of a request that is followed by text."""
 
 _MEMORY = re.compile(re.escape(MEMORY_START) + "(.*?)" + re.escape(MEMORY_END), re.DOTALL)
-_AT_ONCE = 64  # requests, where batch_size is "auto"
+_AT_ONCE = 64  # requests, if batch_size is "auto"
 _SCORED_POSITIONS = 8_192  # padded, in one forward pass
 _UNDERSTOOD = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
 
-# Below the harness's own logger, which its command line shows.
+# A child of the harness's own logger, so that its command line shows the messages.
 _log = logging.getLogger("lm_eval.lclm_rag")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the prompts of requests took; answers and continuations are not counted.
+    """The size of the prompts of requests; answers and continuations are not counted.
 
-    positions: of the decoder. latents: as many of these positions. source_tokens: encoder tokens that the
-    latents stand for.
+    Attributes:
+        requests: The number of requests.
+        positions: Positions in the decoder.
+        latents: How many of these positions are latents.
+        source_tokens: Encoder tokens that the latents stand for.
     """
 
     requests: int = 0
@@ -75,7 +78,7 @@ class Cost:
 
     @property
     def positions_per_request(self) -> float:
-        """The mean; 0 where there was no request."""
+        """The mean number of positions; 0 without requests."""
         return self.positions / max(1, self.requests)
 
     def __add__(self, other: Cost) -> Cost:
@@ -90,10 +93,35 @@ class Cost:
 class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
     """A checkpoint as a model of the harness; each request is one user turn of the decoder's chat template.
 
-    Tasks of continuations (multiple choice) need the transformers decoder; tasks that generate run on each.
-    Words that come from the harness are only text: `<|im_end|>` among them ends nothing.
+    Tasks with continuations (multiple choice) need the transformers decoder; tasks that generate run on every
+    decoder. Text from the harness is never markup: `<|im_end|>` in it ends nothing.
 
-    costs: what the prompts took so far, by task; they are also under "config" in the harness's results.
+    A request with memory marks, `<|memory_start|>context<|memory_end|>`, is cut at these marks and nowhere
+    else. Any other request is cut by `question_starts` and `context_starts`.
+
+    Args:
+        checkpoint: A folder, a hub id, or "bundled".
+        decoder: The decoder as for `load_decoder`, or a `Decoder`, which brings its own checkpoint.
+        device: As for `load_decoder`; also the device of the compressor.
+        dtype: As for `load_decoder`; also the dtype of the compressor.
+        context: How the context of a request goes into its prompt: as "latents", as "text", or not at all
+            ("none": closed book). None means "none", because the harness reads context=none that way.
+        question_starts: A regular expression (Python's `re`). The context ends where its last match in a
+            request begins; what follows stays text.
+        context_starts: A regular expression. The context starts where its first match ends; what comes before
+            stays text. By default the context starts at the beginning of the request, and so includes a
+            task's description and examples.
+        max_gen_toks: Longest answer, in tokens, for tasks that do not set it.
+        batch_size: How many requests to process at once: a number, "auto" or "auto:N".
+        max_batch_size: The most requests at once if `batch_size` is "auto".
+        **decoder_options: As for `load_decoder`.
+
+    Raises:
+        ValueError: When an argument is invalid.
+        CheckpointError: When the checkpoint is invalid.
+
+    Attributes:
+        costs: The cost of the prompts so far, by task. The harness's results have it under "config".
     """
 
     def __init__(
@@ -111,20 +139,6 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         max_batch_size: int | None = None,
         **decoder_options: Any,
     ) -> None:
-        """
-        checkpoint: folder, hub id, or "bundled". decoder, device, dtype, decoder_options: as for
-        `load_decoder`; or a `Decoder`, which brings its checkpoint.
-        context: how the context of a request goes into its prompt: as "latents", as "text", or not ("none":
-        closed book).
-        question_starts: a regular expression (Python's `re`); the context ends where its last match in a
-        request begins, and what follows stays text. context_starts: another; what stands before the end of
-        its first match stays text as well. Without it the context starts at the beginning, and holds a task's
-        description and its examples too. Requests with memory marks of their own,
-        `<|memory_start|>context<|memory_end|>`, are cut there and nowhere else.
-        max_gen_toks: longest answer, in tokens, for tasks that do not say. batch_size: requests at once.
-
-        Raises ValueError for a wrong argument, CheckpointError for a wrong checkpoint.
-        """
         super().__init__()
         # The harness reads context=none in a string of arguments as None.
         form = "none" if context is None else context
@@ -157,10 +171,18 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
     # --- what the harness calls -----------------------------------------------------------------
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers, each cut where the first of its stop strings begins.
+        """Generate answers, each cut where the first of its stop strings begins.
 
-        Raises PromptError, naming task and document, before anything is generated, where a request has no
-        place at which its context ends, or does not fit into the decoder's context.
+        Args:
+            requests: Requests of the harness: the context string and the generation arguments.
+
+        Returns:
+            The answers, in the order of the requests.
+
+        Raises:
+            PromptError: Before anything is generated, when it is not clear which part of a request is its
+                context, a request does not fit into the decoder's context, or a generation argument is not
+                supported. The message names task and document.
         """
         ways = [_generation(request, self.max_gen_toks) for request in requests]
         self._check(requests, [sampling.max_tokens for sampling, _ in ways])
@@ -178,10 +200,20 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """For each continuation the sum of its tokens' log-probabilities (natural), and whether greedy
-        decoding would have written it. It begins where the decoder's answer begins.
+        """Score continuations by their log-probability.
 
-        Raises NotImplementedError where the decoder does not give logits, PromptError as `generate_until`.
+        A continuation begins where the decoder's answer begins.
+
+        Args:
+            requests: Requests of the harness: the context string and the continuation.
+
+        Returns:
+            For each continuation the sum of its tokens' log-probabilities (natural), and whether greedy
+            decoding would have generated it.
+
+        Raises:
+            NotImplementedError: When the decoder does not give logits.
+            PromptError: As for `generate_until`, or when a continuation is empty.
         """
         from lclm_rag.decoding.transformers import TransformersDecoder
 
@@ -208,6 +240,14 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """Not supported: whole texts have no context to compress.
+
+        Args:
+            requests: Requests of the harness.
+
+        Raises:
+            NotImplementedError: Always.
+        """
         raise NotImplementedError(
             f"Task {requests[0].task_name} asks for the perplexity of whole texts, in which there is no "
             "context to compress."
@@ -216,10 +256,16 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The words of the one user turn, a system message in front of them; the chat template itself is
-        rendered later, around the latents.
+        """Join the messages to the text of one user turn, with a system message at its start.
 
-        Raises ValueError where there are other turns.
+        The chat template itself is rendered later, around the latents.
+
+        Args:
+            chat_history: One user message, or a system message and a user message.
+            add_generation_prompt: Ignored.
+
+        Raises:
+            ValueError: When there are other turns.
         """
         roles = [message["role"] for message in chat_history]
         if roles not in (["user"], ["system", "user"]):
@@ -233,11 +279,11 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness tells cached requests apart by."""
+        """The name by which the harness keeps cached requests apart."""
         return self.checkpoint.name
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness puts beside the results, under "config"."""
+        """What the harness stores with the results, under "config"."""
         return {
             "checkpoint": self.checkpoint.name,
             "checkpoint_fingerprint": self.checkpoint.fingerprint("decoder"),
@@ -253,10 +299,10 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
     # --- requests → prompts ---------------------------------------------------------------------
 
     def _check(self, requests: Sequence[Instance], answer_tokens: Sequence[int]) -> None:
-        """Refuse bad requests before any work is done, and count what they will take."""
+        """Refuse bad requests before any work is done, and add up the cost of their prompts."""
         costs: dict[str, Cost] = {}
         numbered = zip(requests, answer_tokens, strict=True)
-        # The continuations of one question stand side by side: its words are tokenized once.
+        # The continuations of one question are adjacent, so its text is tokenized once.
         for words, group in itertools.groupby(numbered, key=lambda each: str(each[0].args[0])):
             plan: MarkupPrompt | None = None
             for request, tokens in group:
@@ -281,7 +327,7 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
             )
 
     def _plan(self, words: str) -> MarkupPrompt:
-        """Token ids of a request's prompt, placeholders where latents will go."""
+        """The token ids of a request's prompt, with placeholders for the latents."""
         pieces = cut_context(words, self.question_starts, self.context_starts)
         template = self._template
         token_ids, spans = template.markup_ids(template.opening), []
@@ -291,7 +337,7 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         elif self.context == "text":
             pieces = ["".join(pieces)]
         else:
-            # No turn should begin with the blank line that stood behind the context.
+            # No turn should begin with the blank line that followed the context.
             pieces = ["".join(pieces[::2]).lstrip()]
         for number, piece in enumerate(pieces):
             if number % 2 == 0:
@@ -305,7 +351,7 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         return MarkupPrompt(token_ids, memories, tuple(spans))
 
     def _prompts(self, requests: Sequence[Instance]) -> list[SoftPrompt]:
-        """Contexts that occur more than once are compressed once."""
+        """The prompts with their latents; a context that occurs more than once is compressed once."""
         words = [str(request.args[0]) for request in requests]
         plans = {each: self._plan(each) for each in dict.fromkeys(words)}
         contexts = list({tuple(ids): None for plan in plans.values() for ids in plan.memories})
@@ -327,11 +373,24 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
 def cut_context(
     words: str, question_starts: re.Pattern[str], context_starts: re.Pattern[str] | None = None
 ) -> list[str]:
-    """Text, context, text, context, …, text: what goes into the prompt as it is, and what is compressed.
+    """Cut a request into text, context, text, context, …, text, of which the contexts get compressed.
 
-    By memory marks where there are any; else as `CompressedContextLM` says. An empty request, which the
-    harness sends for the probability of a choice by itself, is one empty text.
-    Raises ValueError where it is not clear what the context is, or it is empty.
+    A request with memory marks is cut at these. Any other request is cut by the regular expressions, as
+    `CompressedContextLM` describes. An empty request, which the harness sends to get the probability of a
+    choice by itself, is one empty text.
+
+    Args:
+        words: The request.
+        question_starts: The context ends where the last match of this begins.
+        context_starts: The context starts where the first match of this ends; None: at the beginning.
+
+    Returns:
+        The pieces in order; those at odd indexes are contexts. Joined, they give the request without its
+        marks.
+
+    Raises:
+        ValueError: When a memory mark has no partner, a regular expression matches nowhere, or a context is
+            empty.
     """
     if MEMORY_START in words or MEMORY_END in words:
         pieces = _MEMORY.split(words)
@@ -364,11 +423,16 @@ def _matches(name: str, expression: re.Pattern[str], words: str) -> list[re.Matc
 def log_probabilities(
     model: Any, prompts: Sequence[SoftPrompt], continuations: Sequence[Sequence[int]]
 ) -> list[tuple[float, bool]]:
-    """For each continuation of a prompt, the sum of its tokens' log-probabilities (natural, in float32), and
-    whether each is the most probable.
+    """The log-probability of continuations of prompts.
 
-    model: a causal LM of transformers. prompts: latents in decoder space. continuations: token ids, at
-    least one each.
+    Args:
+        model: A causal LM of transformers.
+        prompts: One prompt for each continuation, with latents in decoder space.
+        continuations: Token ids, at least one each.
+
+    Returns:
+        For each continuation the sum of its tokens' log-probabilities (natural, in float32), and whether each
+        of its tokens is the most probable one.
     """
     sizes = [p.positions + len(c) - 1 for p, c in zip(prompts, continuations, strict=True)]
     from lclm_rag.decoding.transformers import embed
@@ -376,7 +440,7 @@ def log_probabilities(
     scores: dict[int, tuple[float, bool]] = {}
     for batch in batches_by_size(sizes, _SCORED_POSITIONS):
         most = max(len(continuations[i]) for i in batch)
-        # Padded on the left, all continuations end at the same position.
+        # With padding on the left, all continuations end at the same position.
         embeds, mask = embed(
             model,
             [
@@ -389,7 +453,7 @@ def log_probabilities(
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             use_cache=False,
-            # Of a long prompt all logits would take far more memory than the pass itself.
+            # For a long prompt, all logits would take far more memory than the pass itself.
             logits_to_keep=most,
         ).logits
         for row, i in enumerate(batch):
@@ -401,7 +465,7 @@ def log_probabilities(
 
 
 def _generation(request: Instance, max_gen_toks: int) -> tuple[Sampling, list[str]]:
-    """How the harness wants an answer: sampling, and the strings before which it ends."""
+    """The sampling that the harness asks for, and the strings before which the answer ends."""
     requested = normalize_gen_kwargs(request.args[1], max_gen_toks)
     for key, value in requested.items():
         if key not in _UNDERSTOOD and (key, value) != ("num_beams", 1):
@@ -410,7 +474,7 @@ def _generation(request: Instance, max_gen_toks: int) -> tuple[Sampling, list[st
                 f"the generation argument {key}={value!r} is not supported; there are "
                 f"{', '.join(_UNDERSTOOD)}.",
             )
-    # As in transformers: sampling without a temperature is at 1.
+    # As in transformers, sampling without a temperature uses 1.
     temperature = requested.get("temperature", 1.0) if requested["do_sample"] else 0.0
     try:
         sampling = Sampling(
@@ -429,7 +493,7 @@ def _cut_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def _batches(keys: Sequence[Any], size: int) -> Iterator[list[int]]:
-    """Indexes of `keys`, at most `size` at once, that share a key."""
+    """Groups of indexes of `keys` with equal keys, at most `size` in each."""
     groups: dict[Any, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
@@ -438,7 +502,7 @@ def _batches(keys: Sequence[Any], size: int) -> Iterator[list[int]]:
 
 
 def _at_once(batch_size: int | str, most: int | None) -> int:
-    """The harness's batch_size is a number, "auto", or "auto:N" (which is the same here)."""
+    """How many requests to process at once, from a number, "auto" or "auto:N" (which is the same here)."""
     if isinstance(batch_size, str) and batch_size.split(":")[0] == "auto":
         return min(_AT_ONCE, most or _AT_ONCE)
     if not str(batch_size).isdigit() or not int(batch_size):
@@ -462,12 +526,12 @@ def _named(request: Instance, problem: object) -> PromptError:
     return PromptError(f"Task {request.task_name}, document {request.doc_id}: {problem}")
 
 
-# By name: run with `python -m`, this module is here twice, and there must be one class.
+# Registered by name: with `python -m`, this module is loaded twice, but there must be only one class.
 model_registry.register("lclm-rag", target="lclm_rag.connectors.lm_eval:CompressedContextLM")
 
 
 def main() -> None:
-    """lm-eval's own command line, with "lclm-rag" among its models."""
+    """Run lm-eval's own command line, with "lclm-rag" among its models."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

@@ -30,20 +30,21 @@ __all__ = ["mcp_server"]
 
 EXCERPT = 300  # characters
 
-# The least values stand in the schema alone: a wrong one gets the knowledge base's own sentence.
+# Minimums appear in the schema only and are not validated here: a wrong value gets the knowledge base's own
+# error message.
 TopK = Annotated[int, Field(description="Passages to retrieve.", json_schema_extra={"minimum": 1})]
 Count = Annotated[int, Field(json_schema_extra={"minimum": 0})]
 Filters = Annotated[
     list[str],
     Field(
         description="Conditions on metadata that must all hold: lang=en, lang=en,de (one of these), "
-        'lang!=en, year>=2020. What stands in quotes is a string: year="2020".'
+        'lang!=en, year>=2020. A value in quotes is a string: year="2020".'
     ),
 ]
 
 
 class Place(TypedDict):
-    """A passage: its document, its place in it counted from 0, its characters [start, end) in it."""
+    """A passage: its document, its number in it (from 0), and its characters [start, end) in it."""
 
     document_id: str
     ordinal: int
@@ -66,15 +67,15 @@ class Source(Place):
 
 
 class Answered(TypedDict):
-    answer: Annotated[str, Field(description="Empty where nothing was found; see `reason`.")]
-    reason: Annotated[str, Field(description="Why nothing was found; empty where something was.")]
-    complete: Annotated[bool, Field(description="False where the answer was cut for its length.")]
+    answer: Annotated[str, Field(description="Empty if nothing was found; see `reason`.")]
+    reason: Annotated[str, Field(description="Why nothing was found; empty if something was.")]
+    complete: Annotated[bool, Field(description="False if the answer was cut for its length.")]
     sources: Annotated[list[Source], Field(description="What the answer rests on, best first.")]
-    left_out: Annotated[list[str], Field(description="Passages for which there was no room.")]
+    left_out: Annotated[list[str], Field(description="Passages that the prompt had no room for.")]
     not_in_sources: Annotated[
         list[str],
         Field(
-            description="Numbers, codes and quotes of the answer that no source has: check them."
+            description="Numbers, codes and quotes in the answer that no source has: check them."
         ),
     ]
     usage: dict[str, int | None]
@@ -92,9 +93,15 @@ class Expanded(TypedDict):
 def mcp_server(
     knowledge_base: KnowledgeBase, *, top_k: int = DEFAULT_TOP_K, sampling: Sampling | None = None
 ) -> MCPServer[Any]:
-    """A server that is ready to run: `mcp_server(kb).run("stdio")`.
+    """Make an MCP server that is ready to run: `mcp_server(kb).run("stdio")`.
 
-    top_k: where a client does not say. sampling: of every answer.
+    Args:
+        knowledge_base: The knowledge base; it stays open as long as the server runs.
+        top_k: How many passages to retrieve if a client does not say.
+        sampling: How answers are decoded; None for the default.
+
+    Returns:
+        The server with the tools `search`, `ask` and `expand`.
     """
     default_top_k, kb = top_k, knowledge_base
     server: MCPServer[Any] = MCPServer(
@@ -112,7 +119,7 @@ def mcp_server(
         """Find the passages of the knowledge base that fit a query best, with their whole text."""
         with _errors_to_client():
             hits = await asyncio.to_thread(kb.retrieve, query, top_k, _all(filters))
-            # A misspelt key must not look like a subject of which there is nothing.
+            # A misspelt metadata key must not look like a subject without passages.
             if not hits and (sentences := kb.reader.unmatchable(_all(filters))):
                 raise ToolError(" ".join(sentences))
         return {"passages": [{**_place(hit), "text": hit.text} for hit in hits]}
@@ -136,7 +143,7 @@ def mcp_server(
     async def expand(
         document_id: str, ordinal: Count, before: Count = 0, after: Count = 0
     ) -> Expanded:
-        """Read a passage verbatim, with so many passages before and after it, as one text."""
+        """Read a passage verbatim, as one text with the given numbers of passages before and after it."""
         key = PassageKey(document_id, ordinal)
         with _errors_to_client():
             passages = await asyncio.to_thread(kb.read_passages, key, before, after)
@@ -155,7 +162,7 @@ def mcp_server(
 
 @contextmanager
 def _errors_to_client() -> Iterator[None]:
-    """Errors that a person can act on reach the client in their own words."""
+    """Report errors that a person can act on to the client in their own words."""
     try:
         yield
     except (LclmRagError, ValueError, OSError, ImportError) as error:

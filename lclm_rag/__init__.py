@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_rag.errors import (
     CheckpointError,
+    CompressionError,
     ContextLengthError,
     CorpusError,
     DamagedError,
@@ -14,6 +15,7 @@ from lclm_rag.errors import (
     LclmRagError,
     LockedError,
     NoPassagesError,
+    PassageIndexError,
     PromptError,
     StoreError,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Completion",
+    "CompressionError",
     "Compressor",
     "Context",
     "ContextLengthError",
@@ -64,6 +67,7 @@ __all__ = [
     "LockedError",
     "NoPassagesError",
     "Passage",
+    "PassageIndexError",
     "PassageKey",
     "PromptError",
     "RayEngine",
@@ -76,7 +80,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Imported when first asked for: `lclm-rag --help` must not wait for tokenizers or Qdrant.
+# Imported on first use, so that `lclm-rag --help` does not wait for tokenizers or Qdrant.
 _LATE = {
     "Checkpoint": "lclm_rag.checkpoint",
     "Completion": "lclm_rag.decoding",

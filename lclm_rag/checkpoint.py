@@ -52,12 +52,15 @@ BUNDLED = "bundled"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`model_config.json`. Units are tokens of the encoder's tokenizer.
+    """The contents of `model_config.json`. Units are tokens of the encoder's tokenizer.
 
-    compression_ratio: source tokens that one latent stands for.
-    encoder_window_size: tokens that the encoder reads at once; a multiple of compression_ratio.
-    pooling: how a group of hidden states becomes one latent.
-    boundary_overlap: tokens of the window before that are read again, as context only.
+    Attributes:
+        compression_ratio: Source tokens that one latent stands for.
+        encoder_window_size: Tokens that the encoder reads at once; a multiple of `compression_ratio`.
+        pooling: How a group of hidden states becomes one latent.
+        encoder_mask_type: The encoder's attention mask; only "causal" is supported.
+        boundary_overlap: Tokens of the previous window that are read again, as context only.
+        adapter_type: The adapter's architecture; only "mlp" is supported.
     """
 
     compression_ratio: int
@@ -69,6 +72,17 @@ class ModelConfig:
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
+        """Read and check a `model_config.json`.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The checked configuration.
+
+        Raises:
+            CheckpointError: When the file cannot be read, lacks a setting, or has one that is not supported.
+        """
         raw = _read_json(path)
         missing = [f.name for f in fields(cls) if f.name not in raw]
         if missing:
@@ -104,7 +118,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint folder. `name` is what the user asked for: a folder, a hub id, `bundled`."""
+    """A checkpoint folder that was checked when it was opened.
+
+    Attributes:
+        name: What the user asked for: a folder, a hub id, or "bundled".
+        path: The folder.
+        config: The contents of `model_config.json`.
+    """
 
     name: str
     path: Path
@@ -112,17 +132,25 @@ class Checkpoint:
 
     @property
     def lasting_name(self) -> str:
-        """A folder as an absolute path, to be found from elsewhere; a hub id or `bundled` as it is."""
+        """The name, made valid from any working directory: a folder becomes an absolute path."""
         path = Path(self.name).expanduser()
         is_folder = self.name != BUNDLED and path.is_dir()
         return str(path.resolve()) if is_folder else self.name
 
     @classmethod
     def open(cls, name_or_path: str | Path | Checkpoint = BUNDLED) -> Checkpoint:
-        """Find a checkpoint (folder, hub id, or `bundled`) and check that it is whole.
+        """Find a checkpoint and check that it is complete. No weights are loaded.
 
-        Raises CheckpointError where it cannot be found, a file or a tensor is missing or has the wrong
-        shape, a setting is not supported, or the decoder's tokenizer lacks the memory tokens.
+        Args:
+            name_or_path: A folder, a hub id (fetched if it is not in the cache), or "bundled" for the small
+                checkpoint that comes with the package. A `Checkpoint` is returned as it is.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointError: When it cannot be found, a file or a tensor is missing or has the wrong shape, a
+                setting is not supported, or the decoder's tokenizer lacks the memory tokens.
         """
         if isinstance(name_or_path, Checkpoint):
             return name_or_path
@@ -137,21 +165,23 @@ class Checkpoint:
 
     @cached_property
     def encoder_config(self) -> dict[str, Any]:
+        """The encoder's config.json."""
         return _read_json(self.path / "encoder" / "config.json")
 
     @cached_property
     def decoder_config(self) -> dict[str, Any]:
+        """The decoder's config.json."""
         return _read_json(self.path / "decoder" / "config.json")
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """The decoder's generation_config.json; empty where there is none."""
+        """The decoder's generation_config.json; empty if there is no such file."""
         path = self.path / "decoder" / "generation_config.json"
         return _read_json(path) if path.is_file() else {}
 
     @property
     def encoder_width(self) -> int:
-        """Width of a latent before the adapter: `concat` pooling keeps the group side by side."""
+        """Width of a latent before the adapter; `concat` pooling keeps the whole group side by side."""
         width = int(self.encoder_config["hidden_size"])
         return width * self.config.compression_ratio if self.config.pooling == "concat" else width
 
@@ -166,6 +196,14 @@ class Checkpoint:
         return _tensor_shapes([self.path / "adapter" / "adapter.safetensors"])["fc1.bias"][0]
 
     def width(self, space: Space) -> int:
+        """The width of a latent.
+
+        Args:
+            space: "encoder" for latents before the adapter, "decoder" for latents after it.
+
+        Returns:
+            The number of values in a latent.
+        """
         return self.encoder_width if space == "encoder" else self.decoder_width
 
     @property
@@ -177,41 +215,62 @@ class Checkpoint:
 
     @cached_property
     def encoder_tokenizer(self) -> Tokenizer:
-        """Special tokens in a document are only letters to it."""
+        """The encoder's tokenizer; special tokens in a text are plain letters to it."""
         return _tokenizer(self.path / "encoder" / "tokenizer.json", inert=True)
 
     @cached_property
     def encoder_markup_tokenizer(self) -> Tokenizer:
-        """Recognizes special tokens: for prompts whose markup the caller writes."""
+        """The encoder's tokenizer with special tokens, for prompts whose markup the caller writes."""
         return _tokenizer(self.path / "encoder" / "tokenizer.json", inert=False)
 
     def encoder_token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encoder token ids of each text; special tokens are only letters. Uses all cores."""
+        """Tokenize texts for the encoder, on all cores. Special tokens in a text are plain letters.
+
+        Args:
+            texts: The texts.
+
+        Returns:
+            The encoder token ids of each text.
+        """
         encoded = self.encoder_tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
     def token_offsets(self, text: str) -> list[tuple[int, int]]:
-        """The character span of each encoder token of `text`; special tokens are only letters."""
+        """Find where the encoder tokens of a text are. Special tokens in the text are plain letters.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The character span of each token, in order.
+        """
         return list(self.encoder_tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def token_offsets_of(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """`token_offsets` of each text. Uses all cores."""
+        """Call `token_offsets` for many texts, on all cores.
+
+        Args:
+            texts: The texts.
+
+        Returns:
+            For each text, the character span of each of its tokens.
+        """
         encoded = self.encoder_tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [list(each.offsets) for each in encoded]
 
     @cached_property
     def decoder_tokenizer(self) -> Tokenizer:
-        """Recognizes special tokens: for our own markup, never for text from outside."""
+        """The decoder's tokenizer with special tokens: for our own markup, never for text from outside."""
         return _tokenizer(self.path / "decoder" / "tokenizer.json", inert=False)
 
     @cached_property
     def inert_decoder_tokenizer(self) -> Tokenizer:
-        """Special tokens in a document or a question are only letters to it."""
+        """The decoder's tokenizer; special tokens in a document or question are plain letters to it."""
         return _tokenizer(self.path / "decoder" / "tokenizer.json", inert=True)
 
     @property
     def placeholder_id(self) -> int:
-        """The token that stands where a latent goes: `<|memory|>`."""
+        """The id of `<|memory|>`, the token at each position that a latent takes."""
         found = self.decoder_tokenizer.token_to_id(MEMORY)
         if found is None:
             raise CheckpointError(
@@ -221,7 +280,7 @@ class Checkpoint:
 
     @cached_property
     def chat_tokenizer(self) -> Any:
-        """The decoder's tokenizer as transformers loads it: chat template, decoding of answers."""
+        """The decoder's tokenizer as transformers loads it, for chat templates and for decoding answers."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path / "decoder", local_files_only=True)
@@ -229,10 +288,16 @@ class Checkpoint:
     # --- identity -------------------------------------------------------------------------------
 
     def fingerprint(self, space: Space) -> str:
-        """16 hex digits that change with anything that changes a latent in `space`.
+        """Identify the latents that this checkpoint makes.
 
-        Covers encoder weights and config, the encoder's tokenizer and model_config.json; in decoder
-        space the adapter too. The decoder is not covered: it can be swapped.
+        It covers the encoder's weights, config and tokenizer, and model_config.json; in decoder space the
+        adapter too. The decoder is not covered: it can be swapped.
+
+        Args:
+            space: The space of the latents.
+
+        Returns:
+            16 hex digits that change with anything that changes a latent in `space`.
         """
         return self._encoder_fingerprint if space == "encoder" else self._latent_fingerprint
 
@@ -250,8 +315,10 @@ class Checkpoint:
 
     @cached_property
     def decoder_fingerprint(self) -> str:
-        """16 hex digits that change with anything that changes what the decoder makes of a prompt: adapter,
-        weights, config, tokenizer and chat template."""
+        """16 hex digits that change with anything that changes how the decoder answers a prompt.
+
+        They cover the adapter and the decoder's weights, config, tokenizer and chat template.
+        """
         decoder = self.path / "decoder"
         files = [self.path / "adapter" / "adapter.safetensors", *_weight_files(decoder)]
         files += sorted(decoder.glob("*.json")) + sorted(decoder.glob("*.jinja"))

@@ -1,4 +1,4 @@
-"""JSON files that say when they are damaged: the content, and a SHA-256 over it."""
+"""JSON files with a checksum: the content, and a SHA-256 over it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,42 @@ __all__ = ["digest", "seal", "unseal"]
 
 
 def seal(content: Any) -> bytes:
-    """The bytes of a file that holds `content`, which must be what JSON can hold."""
+    """Serialize content together with its checksum.
+
+    Args:
+        content: Anything that JSON can hold.
+
+    Returns:
+        The bytes of the file.
+    """
     return _dump({"sha256": digest(content), "content": content})
 
 
 def unseal(sealed: bytes) -> Any:
-    """The content of such a file. ValueError where any byte of it is not as it was written."""
+    """Check a sealed file and return its content.
+
+    Args:
+        sealed: The bytes of the file, as `seal` made them.
+
+    Returns:
+        The content.
+
+    Raises:
+        ValueError: When the bytes are not sealed JSON, or any byte differs from what was written.
+    """
     try:
         outer = json.loads(sealed)
         content, noted = outer["content"], outer["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("it is no sealed JSON") from error
-    # White space is not under the digest: what is written again must be the same, byte for byte.
+    # The digest does not cover white space, so the file must also equal its content serialized again.
     if noted != digest(content) or sealed != _dump(outer):
         raise ValueError("its checksum does not match")
     return content
 
 
 def digest(content: Any) -> str:
-    """The SHA-256 that is written beside such a content."""
+    """The SHA-256 of a content, in hex, as `seal` writes it beside the content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

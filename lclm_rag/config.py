@@ -1,4 +1,4 @@
-"""`kb.json`: what was chosen when a knowledge base was made."""
+"""`kb.json`: what was chosen when a knowledge base was created."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ _FORMAT = 3
 class Settings:
     """What was chosen when the knowledge base was created.
 
-    checkpoint: folder, hub id or "bundled". passage_tokens: most encoder tokens in a passage.
-    qdrant_url, collection: where the passage index is; None: embedded, in the folder.
-    embedder: name or path of a sentence-transformers model; None: BM25 alone.
-    contextual_headers: whether passages carry title and headings.
+    Attributes:
+        checkpoint: The checkpoint's folder or hub id, or "bundled".
+        passage_tokens: Most encoder tokens in a passage.
+        instruction: The first line of every prompt.
+        embedder: Name or path of a sentence-transformers model; None means BM25 alone.
+        qdrant_url: URL of the Qdrant server that holds the passage index; None means embedded, in the folder.
+        collection: Name of the collection on that server; None if the index is embedded.
+        contextual_headers: Whether passages carry title and headings.
+        format: Version of the file's format.
     """
 
     checkpoint: str
@@ -38,6 +43,7 @@ class Settings:
 
 
 def is_knowledge_base(folder: Folder) -> bool:
+    """Whether a folder has settings, and so is a knowledge base."""
     try:
         return bool(folder.read(SETTINGS))
     except (FileNotFoundError, NotADirectoryError):
@@ -45,7 +51,18 @@ def is_knowledge_base(folder: Folder) -> bool:
 
 
 def read_settings(folder: Folder) -> Settings:
-    """KnowledgeBaseError where the folder is no knowledge base, or of another format."""
+    """Read the settings of a knowledge base.
+
+    Args:
+        folder: The knowledge base's folder.
+
+    Returns:
+        The settings.
+
+    Raises:
+        KnowledgeBaseError: When the folder is not a knowledge base, has another format, or its settings are
+            damaged.
+    """
     try:
         raw = unseal(folder.read(SETTINGS))
         if raw["format"] != _FORMAT:
@@ -66,4 +83,5 @@ def read_settings(folder: Folder) -> Settings:
 
 
 def write_settings(folder: Folder, settings: Settings) -> None:
+    """Write the settings of a knowledge base to its folder, replacing those that are there."""
     folder.replace(SETTINGS, seal(asdict(settings)))

@@ -1,6 +1,6 @@
-"""The folder of a knowledge base before its first commit: whether one may be made there, and taking it away.
+"""A knowledge base before its first commit: whether a folder may hold one, making it, and removing it again.
 
-Several builds may want the same folder, so all of this is done with the store's write lock held.
+Several builds may want the same folder, so all of this happens under the store's write lock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ _SETTINGS_BEGUN = re.compile(rf"{re.escape(SETTINGS)}-\w+{re.escape(TEMPORARY)}"
 
 @dataclass(frozen=True)
 class Made:
-    """What was not there before: the knowledge base, the folder that it is in."""
+    """What a `create` made, as opposed to what was in place before.
+
+    Attributes:
+        contents: Whether it made the knowledge base.
+        folder: Whether it made the folder that the knowledge base is in.
+    """
 
     contents: bool
     folder: bool
@@ -40,11 +45,22 @@ class Made:
 
 @contextmanager
 def making(folder: Folder, wait: float, resume: bool) -> Iterator[Made]:
-    """While a knowledge base is made in a folder nobody else makes one there, and what one has left that was
-    killed meanwhile is gone. An object store has no lock. resume: where there is one, nothing is to be made.
+    """Hold the right to make a knowledge base in a folder.
 
-    Raises KnowledgeBaseError where there is something already, or the disk is full; LockedError where another
-    process is making one and is not done after `wait` seconds.
+    Until the block ends, no other process makes one in the same folder. Leftovers of a `create` that was
+    killed are removed first. An object store has no lock.
+
+    Args:
+        folder: The folder.
+        wait: How many seconds to wait for another process that is making one.
+        resume: If the folder already holds a knowledge base, accept it; then there is nothing to make.
+
+    Yields:
+        What is to be made.
+
+    Raises:
+        KnowledgeBaseError: When the folder is not empty, or the disk is full.
+        LockedError: When another process is making one and is not done after `wait` seconds.
     """
     if resume and is_knowledge_base(folder):
         yield Made(contents=False, folder=False)
@@ -54,7 +70,7 @@ def making(folder: Folder, wait: float, resume: bool) -> Iterator[Made]:
     with disk_full_as(lambda: _no_room(folder)):
         (folder / "store").make()
         with nullcontext() if folder.local is None else write_lock(folder.local / "store", wait):
-            # Another process may have made one while this one waited.
+            # Check again under the lock: another process may have made one while this one waited.
             if resume and is_knowledge_base(folder):
                 yield Made(contents=False, folder=False)
                 return
@@ -66,7 +82,14 @@ def making(folder: Folder, wait: float, resume: bool) -> Iterator[Made]:
 
 
 def require_free(folder: Folder) -> None:
-    """Raise KnowledgeBaseError where there is anything but what a `create` that was killed has left."""
+    """Check that a knowledge base may be made in a folder.
+
+    Args:
+        folder: The folder; leftovers of a `create` that was killed do not count.
+
+    Raises:
+        KnowledgeBaseError: When the folder holds anything else.
+    """
     if is_knowledge_base(folder) or not _is_free(folder):
         raise KnowledgeBaseError(
             f"{folder} is not empty; choose another folder, or open it instead."
@@ -74,38 +97,57 @@ def require_free(folder: Folder) -> None:
 
 
 def discard(folder: LocalFolder, *, whole: bool) -> None:
-    """Take a knowledge base away again to which nothing was committed, and for which nothing was compressed.
+    """Remove a knowledge base to which nothing was committed and for which nothing was compressed.
 
-    Whatever else lies in the folder stays; so does all of it where somebody else has it open. whole: the
-    folder, too, where nothing is left in it.
-    Raises LockedError where another process writes.
+    Other files in the folder stay. If another process has the knowledge base open, all of it stays.
+
+    Args:
+        folder: The knowledge base's folder.
+        whole: Whether to remove the folder too, if it is empty then.
+
+    Raises:
+        LockedError: When another process writes.
     """
     store = folder / "store"
     with write_lock(store.path, wait=0.0):
         if not is_unfinished(store) or is_open(store):
             return
-        # First: without it nobody takes the rest for a knowledge base.
+        # Remove the settings first: without them nobody takes the rest for a knowledge base, even if this
+        # process is killed before the rest is removed.
         folder.remove(SETTINGS)
         for name in ("published", "private"):
             shutil.rmtree(folder.path / "index" / name, ignore_errors=True)
         (folder / "index").remove("state.json")
         discard_unfinished(store, folders=True)
     for path in (folder.path / "index", *([folder.path] if whole else [])):
-        with suppress(OSError):  # Something else lies in it.
+        with suppress(OSError):  # The folder is not empty: something else is in it.
             path.rmdir()
 
 
 def make(
     folder: Folder, settings: Settings, layout: Layout, *, wait: float, resume: bool
 ) -> tuple[LatentStore, Made]:
-    """A new knowledge base without documents; with resume, one that was begun with the same settings.
+    """Make a knowledge base without documents, or resume one that was begun.
 
-    Raises as `making`, and KnowledgeBaseError where what was begun is finished, or was begun otherwise.
+    Args:
+        folder: The folder.
+        settings: The settings to write.
+        layout: The layout of the store.
+        wait: As for `making`.
+        resume: Whether to accept a knowledge base that was begun with the same settings.
+
+    Returns:
+        The store, and what was made.
+
+    Raises:
+        KnowledgeBaseError: As for `making`; with `resume`, also when the knowledge base already has a commit
+            or was begun with other settings.
+        LockedError: As for `making`.
     """
     with making(folder, wait, resume) as made:
         if made.contents:
             store = LatentStore.create(folder / "store", layout)
-            # Last, so that a folder with kb.json is always whole.
+            # Write the settings last, so that a folder with kb.json is always complete.
             write_settings(folder, settings)
         else:
             store = LatentStore.open(folder / "store")
@@ -139,7 +181,18 @@ def _no_room(folder: Folder) -> KnowledgeBaseError:
 def check_unfinished(
     folder: Folder, store: LatentStore, found: Settings, wanted: Settings, layout: Layout
 ) -> None:
-    """Raise KnowledgeBaseError where a build cannot be gone on with."""
+    """Check that a build can be resumed.
+
+    Args:
+        folder: The knowledge base's folder.
+        store: Its store.
+        found: The settings that it was begun with.
+        wanted: The settings asked for now.
+        layout: The store layout asked for now.
+
+    Raises:
+        KnowledgeBaseError: When the build already has a commit, or was begun with other settings.
+    """
     if store.version:
         raise finished_already(folder, store)
     there, requested = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
@@ -153,6 +206,7 @@ def check_unfinished(
 
 
 def finished_already(folder: Folder, store: LatentStore) -> KnowledgeBaseError:
+    """The error that says that a knowledge base already has a commit."""
     return KnowledgeBaseError(
         f"{folder} is finished already: {store.count_documents():,} documents, version {store.version}. "
         "Bring it up to date with lclm-rag add or sync, or choose another folder."

@@ -1,6 +1,7 @@
-"""The errors that a person is meant to read: one sentence that names the thing and what to do.
+"""Errors meant for a person to read: one sentence that names the thing and says what to do.
 
-Wrong arguments (a top_k of 0, an unknown codec) are ValueError. These are for the state of the world.
+Wrong arguments (a `top_k` of 0, an unknown codec) raise ValueError. These errors are about the state of the
+world.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = [
 
 
 class LclmRagError(Exception):
-    """The base of this package's own errors."""
+    """The base class of this package's errors."""
 
 
 class CheckpointError(LclmRagError):
@@ -32,7 +33,7 @@ class CheckpointError(LclmRagError):
 
 
 class CompressionError(LclmRagError):
-    """Texts cannot be compressed here."""
+    """Texts cannot be compressed on this machine."""
 
 
 class StoreError(LclmRagError):
@@ -40,35 +41,35 @@ class StoreError(LclmRagError):
 
 
 class DamagedError(StoreError):
-    """Bytes of the store are not what was written."""
+    """Bytes of the store differ from what was written."""
 
 
 class PassageIndexError(LclmRagError, RuntimeError):
-    """The index cannot be reached, read or written; the message says why, in a sentence."""
+    """The passage index cannot be reached, read or written; the message says why, in a sentence."""
 
 
 class LockedError(LclmRagError):
-    """Another process holds the lock that this one needs."""
+    """Another process holds the lock that is needed."""
 
 
 class KnowledgeBaseError(LclmRagError):
-    """A folder is not a knowledge base, or not one that can be opened this way."""
+    """A folder is not a knowledge base, or what was asked of the knowledge base cannot be done."""
 
 
 class NoPassagesError(LclmRagError):
-    """No passage was found, so that there is nothing to answer from; says why."""
+    """No passage was found, so there is nothing to answer from; the message says why."""
 
 
 class DecoderError(LclmRagError):
-    """What decodes cannot be started, cannot be reached, or failed."""
+    """A decoder cannot be started or reached, or it failed."""
 
 
 class EvaluationError(LclmRagError):
-    """Questions cannot be read, or an evaluation cannot be run, gone on with, or compared."""
+    """Questions cannot be read, or an evaluation cannot be run, resumed or compared."""
 
 
 class PromptError(LclmRagError, ValueError):
-    """A decoder cannot take a prompt; other prompts are not concerned."""
+    """A decoder cannot take a prompt; other prompts are not affected."""
 
 
 class ContextLengthError(PromptError):
@@ -76,4 +77,4 @@ class ContextLengthError(PromptError):
 
 
 class CorpusError(LclmRagError, ValueError):
-    """A corpus cannot be read as asked: one sentence names file, line or row, and what to do."""
+    """A corpus cannot be read; the message names the file, line or row and says what to do."""

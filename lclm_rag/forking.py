@@ -1,7 +1,8 @@
 """What a forked child does with what its parent has opened: nothing.
 
-Threads do not survive a fork, locks that another thread held stay held, and what the child closes, flushes or
-unlinks the parent loses. So the child leaves it all as it is, never to be destroyed, and opens its own.
+Threads do not survive a fork, locks that another thread held stay held, and whatever the child closes,
+flushes or unlinks is lost to the parent. So the child leaves all of it alone, never to be destroyed, and
+opens its own.
 """
 
 from __future__ import annotations
@@ -25,25 +26,34 @@ _forks = 0
 
 
 class Forkable(Protocol):
+    """Something that must react when its process is forked."""
+
     def after_fork(self) -> None:
-        """Called in a forked child, in its one thread, before anything else runs. It waits for no lock."""
+        """Let go of the parent's resources.
+
+        It is called in a forked child, in the child's one thread, before anything else runs. It must not wait
+        for a lock.
+        """
 
 
 _watched: WeakSet[Forkable] = WeakSet()
 
 
 def this_process() -> int:
-    """What a process and its forked children differ in, also where a pid comes again, as in containers."""
+    """A number that differs between a process and its forked children.
+
+    A pid would not do: in containers pids come again.
+    """
     return _forks
 
 
 def watch(thing: Forkable) -> None:
-    """Call `thing.after_fork()` in every child that is forked while `thing` is there."""
+    """Call `thing.after_fork()` in every child that is forked while `thing` exists."""
     _watched.add(thing)
 
 
 def keep_for_ever(thing: object) -> None:
-    """It is not closed or destroyed any more, not even when the interpreter ends."""
+    """Never close or destroy `thing`, not even when the interpreter ends."""
     for reference in getweakrefs(thing):
         if isinstance(reference.__callback__, finalize):
             reference.__callback__.detach()
@@ -59,7 +69,7 @@ def _after_fork() -> None:
 
 
 def _renew_cached_property_locks() -> None:
-    """Before Python 3.12 a cached_property computes under a lock that all objects of its class share."""
+    """Before Python 3.12, a cached_property computes under a lock shared by all objects of its class."""
     if sys.version_info >= (3, 12):
         return
     package = __name__.partition(".")[0]
@@ -71,8 +81,11 @@ def _renew_cached_property_locks() -> None:
 
 
 def _end_openmp_threads() -> None:
-    """A thread that has computed with libgomp's threads would wait for them for ever in the child. They start
-    anew, here and there, with the next computation; other OpenMP libraries see to it themselves."""
+    """Stop libgomp's threads before a fork, or a thread that has used them would hang in the child.
+
+    The threads start again, in parent and child, with the next computation. Other OpenMP libraries handle
+    forks themselves.
+    """
     if "torch" not in sys.modules:
         return
     with suppress(OSError):

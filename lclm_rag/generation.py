@@ -1,4 +1,4 @@
-"""Answer prompts that carry `<|memory_start|>text<|memory_end|>` themselves; no store, no retrieval."""
+"""Answer prompts that contain `<|memory_start|>text<|memory_end|>` themselves, without store or retrieval."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ Prompt = str | Sequence[dict[str, str]]
 def markup_prompts(
     prompts: Sequence[Prompt], compressor: Compressor, space: Space = "decoder"
 ) -> list[SoftPrompt]:
-    """Render each prompt by the decoder's chat template and put latents where its memory regions are.
+    """Render prompts by the decoder's chat template and put latents where their memory regions are.
 
-    space: of the latents; "encoder" leaves the adapter to the decoder.
-    Raises ValueError, naming the prompt by its number (from 1), where the markup is not right.
+    Args:
+        prompts: The prompts, with the memory markup.
+        compressor: Compresses the memory regions.
+        space: The space of the latents; "encoder" leaves the adapter to the decoder.
+
+    Returns:
+        A soft prompt for each prompt.
+
+    Raises:
+        ValueError: When a prompt's markup is wrong; the message gives the prompt's number, from 1.
     """
     checkpoint = compressor.checkpoint
     template = PromptTemplate.of(checkpoint)
@@ -47,5 +55,18 @@ def markup_prompts(
 def generate(
     prompts: Sequence[Prompt], compressor: Compressor, decoder: Decoder, sampling: Sampling
 ) -> list[Completion | PromptError]:
-    """Completions in the order of the prompts; the error in place of a prompt that is refused."""
+    """Complete prompts that contain memory markup.
+
+    Args:
+        prompts: The prompts, with the memory markup.
+        compressor: Compresses the memory regions.
+        decoder: Completes the prompts.
+        sampling: How tokens are chosen.
+
+    Returns:
+        The completions in the order of the prompts, with an error in place of each prompt that was refused.
+
+    Raises:
+        ValueError: As for `markup_prompts`.
+    """
     return decoder.complete(markup_prompts(prompts, compressor, decoder.space), sampling)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: where checkpoints, models and data sets are fetched by their ids."""
+"""The Hugging Face hub, from which checkpoints, models and data sets are fetched by id."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ __all__ = ["fetch", "is_hub_id"]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it is written as "owner/name", and not as a path."""
+    """Whether a name is written as "owner/name", and not as a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def fetch(name: str, **options: Any) -> Path:
-    """The folder of a snapshot, fetched where it is not in the cache. options: of `snapshot_download`.
+    """Fetch a snapshot from the hub, unless it is in the cache.
 
-    Raises OSError with the reason, in one line.
+    Args:
+        name: The hub id.
+        **options: Options of `huggingface_hub.snapshot_download`.
+
+    Returns:
+        The snapshot's folder.
+
+    Raises:
+        OSError: When it cannot be fetched; the message is the reason, in one line.
     """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, **options))
-    except Exception as error:  # The hub raises dozens of types, down to those of its HTTP client.
+    except Exception as error:  # The hub raises dozens of types, its HTTP client's included.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(reason.rstrip(".")) from error

@@ -1,4 +1,4 @@
-"""KnowledgeBase: a folder with a latent store and a passage index, and a decoder to answer from it."""
+"""KnowledgeBase: a folder with a latent store and a passage index, and a decoder that answers from it."""
 
 from __future__ import annotations
 
@@ -65,10 +65,13 @@ _log = logging.getLogger(__name__)
 
 
 class KnowledgeBase:
-    """The one object that ties store, index, prompt and decoder together.
+    """The one object that ties store, passage index, prompt and decoder together.
 
-    Make one with `create` or `open`. Models are loaded when they are first needed: `add` loads the
-    encoder, `query` the decoder (and the adapter), `retrieve` neither.
+    Make one with `create` or `open`. Models are loaded when they are first needed: `add` loads the encoder,
+    `query` loads the decoder (and the adapter, if the decoder does not have it), `retrieve` loads neither.
+
+    It is a context manager that closes itself. It can be pickled if its decoder was given by name: the copy
+    opens the same folder at the same version. After a fork, the child opens its own store, index and models.
     """
 
     def __init__(
@@ -86,6 +89,22 @@ class KnowledgeBase:
         wait: float = 0.0,
         read_only: bool = False,
     ) -> None:
+        """Use `create` or `open` instead.
+
+        Args:
+            folder: The folder that holds the knowledge base.
+            settings: What was chosen when the knowledge base was created (`kb.json`).
+            checkpoint: The checkpoint that the latents were made with.
+            store: The latent store, open at the version to read.
+            decoder: "transformers", "vllm", the URL of a vLLM server, or a `Decoder`. The caller closes a
+                `Decoder` that it passes.
+            decoder_options: Keyword arguments for `load_decoder`, if the decoder is given by name.
+            device: "auto", "cpu", "cuda" or "cuda:1" and so on; "auto" is CUDA if there is any.
+            dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 on CUDA, float32 on a CPU.
+            compressor_options: `token_budget` and `compile`, as for `Compressor.from_pretrained`.
+            wait: How many seconds to wait while another process writes, before LockedError is raised.
+            read_only: Whether to refuse every method that writes.
+        """
         self.folder = folder
         self.settings = settings
         self.checkpoint = checkpoint
@@ -127,21 +146,44 @@ class KnowledgeBase:
         wait: float = 0.0,
         resume: bool = False,
     ) -> Self:
-        """Make an empty knowledge base in a folder that is empty or does not exist, on this machine or, named
-        by a URL, in an object store.
+        """Make an empty knowledge base in a folder that is empty or does not exist.
 
-        checkpoint: folder, hub id, or "bundled". codec: "bf16", "fp16", "int8" or "int4", from large and
-        exact to small (`lclm_rag.store.codecs`). space: "encoder" (smaller, survives a new adapter) or
-        "decoder" (nothing to compute at query time). passage_tokens: default one encoder window.
-        contextual_headers: title and headings, "Title > Heading", go in front of each passage where it is
-        compressed, indexed and pasted. embedder: a sentence-transformers model for hybrid retrieval (default:
-        BM25 alone). qdrant_url, collection: a Qdrant server in place of the embedded index. decoder,
-        decoder_options, device, dtype, compressor_options, wait: as for `open`. resume: a knowledge base to
-        which nothing was ever committed, because the first `add` was killed, is opened, where it was made
-        with the same settings; its first `add` raises KnowledgeBaseError where another process has committed
-        one meanwhile.
-        Raises KnowledgeBaseError where the folder holds something, LockedError where another process is
-        making a knowledge base there.
+        Args:
+            path: The folder: a path on this machine, or the URL of a folder in an object store.
+            checkpoint: A checkpoint's folder or hub id, or "bundled".
+            codec: How latents are stored: "bf16", "fp16", "int8" or "int4", from large and exact to small
+                (`lclm_rag.store.codecs`).
+            space: The space of the stored latents: "encoder" takes less room and survives a new adapter;
+                "decoder" leaves nothing to compute at query time.
+            passage_tokens: Most encoder tokens in a passage, at least 1. Default: one encoder window.
+            contextual_headers: Whether the document's title and headings ("Title > Heading") go in front of
+                each passage when it is compressed, indexed and pasted.
+            instruction: The first line of every prompt.
+            embedder: Name or path of a sentence-transformers model for hybrid retrieval. Default: BM25 alone.
+            qdrant_url: URL of a Qdrant server that holds the passage index. Default: an embedded index in the
+                folder.
+            collection: Name of the collection on the Qdrant server. Default: "lclm-" and the folder's name.
+            decoder: As for `open`.
+            decoder_options: As for `open`.
+            device: As for `open`.
+            dtype: As for `open`.
+            compressor_options: As for `open`.
+            wait: As for `open`.
+            resume: Whether to open a knowledge base that is already in the folder, if nothing was ever
+                committed to it (its first `add` was killed) and it was made with the same settings. If
+                another process commits to it in the meantime, the first `add` raises KnowledgeBaseError.
+
+        Returns:
+            The new knowledge base, open for writing.
+
+        Raises:
+            KnowledgeBaseError: When the folder is not empty, or the disk is full. With `resume`, when the
+                knowledge base has a commit or was made with other settings.
+            LockedError: When another process is making a knowledge base there and is not done after `wait`
+                seconds.
+            CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
+            ValueError: When `codec`, `space`, `passage_tokens` or the URL is not valid.
+            ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.store import CODECS, Layout
 
@@ -201,16 +243,38 @@ class KnowledgeBase:
         compressor_options: Mapping[str, Any] | None = None,
         wait: float = 0.0,
     ) -> Self:
-        """Open a knowledge base; it shows the version opened, whatever other processes write.
+        """Open a knowledge base.
 
-        version: an earlier one, for reading (`versions` lists them). checkpoint: where it lies now, if not
-        where it lay when the knowledge base was made. decoder: "transformers", "vllm", the URL of a vLLM
-        server, or a Decoder (which the caller then closes). decoder_options: see `load_decoder`;
-        {"tensor_parallel_size": 2}, say. device: "auto", "cpu", "cuda". dtype: "auto", "float32", "bfloat16",
-        "float16". compressor_options: token_budget, compile, as for `Compressor.from_pretrained`; on Ray for
-        each encoder. wait: seconds to wait for another process that writes, before LockedError.
-        Raises KnowledgeBaseError where the folder is none, or was built with another checkpoint; StoreError
-        where there is no such version.
+        It keeps showing the version that was opened, even when other processes write new ones. If the passage
+        index knows of a version that the store has lost, a warning is logged.
+
+        Args:
+            path: The folder: a path on this machine, or the URL of a folder in an object store.
+            version: An earlier version, for reading only (`versions` lists them). Default: the newest, for
+                reading and writing.
+            checkpoint: Where the checkpoint is now, if it is no longer where it was when the knowledge base
+                was created.
+            decoder: "transformers", "vllm", the URL of a vLLM server, or a `Decoder`. The caller closes a
+                `Decoder` that it passes.
+            decoder_options: Keyword arguments for `load_decoder`, such as {"tensor_parallel_size": 2}.
+            device: "auto", "cpu", "cuda" or "cuda:1" and so on; "auto" is CUDA if there is any.
+            dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 on CUDA and float32 on a
+                CPU.
+            compressor_options: `token_budget` and `compile`, as for `Compressor.from_pretrained`. On Ray they
+                apply to each encoder.
+            wait: How many seconds to wait while another process writes, before LockedError is raised.
+
+        Returns:
+            The knowledge base, read-only if a version was given.
+
+        Raises:
+            KnowledgeBaseError: When the folder is not a knowledge base or has another format, when it was
+                built with another checkpoint, or when a version is given and the passage index is on a
+                server, which shows the newest version only.
+            StoreError: When there is no such version, or the store cannot be read.
+            CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
+            ValueError: When the URL is not valid.
+            ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.indexing.lost import lost_version
         from lclm_rag.store import LatentStore
@@ -248,41 +312,56 @@ class KnowledgeBase:
 
     @property
     def path(self) -> Path | str:
-        """The folder: a path, or the URL of one in an object store."""
+        """The folder's path, or its URL if it is in an object store."""
         return self.folder.local or str(self.folder)
 
     def close(self) -> None:
-        """Release the passage index, the version that is read, and the decoder that was loaded here."""
+        """Release the passage index and the version being read, and close the decoder if it was loaded here.
+
+        A `Decoder` that was passed in stays open.
+        """
         self.reader.close()
         if self._decoder is not None and self._decoder_name:
             self._decoder.close()
             self._decoder = None
 
     def abandon(self) -> int:
-        """Close it after its first `add` has failed; returns how many passages stay for the next one.
+        """Close the knowledge base after its first `add` failed, and clean up if nothing is worth keeping.
 
-        What was compressed stays. Where that is nothing, what `create` made is removed: not where it went on
-        with what was there, where another process writes, reads, or has committed, nor anything else in the
-        folder. In an object store all stays.
+        What was compressed stays for the next `add`. If nothing was compressed, the files that `create` made
+        are removed. They stay if `create` resumed an existing knowledge base, if another process writes,
+        reads or has committed, or if the folder is in an object store. Other files in the folder are never
+        touched.
+
+        Returns:
+            How many compressed passages stay for the next `add`.
         """
         self.close()
         stays = self.uncommitted_passages()
         if self._made.contents and not stays and isinstance(self.folder, LocalFolder):
-            # What made it fail is to be heard, not what keeps it from being removed.
+            # The error that made `add` fail must reach the caller, not one from cleaning up.
             with suppress(LockedError, OSError):
                 discard(self.folder, whole=self._made.folder)
         return stays
 
     def uncommitted_passages(self) -> int:
-        """Passages that killed or failed runs have compressed: the next `add` of their documents takes them
-        over, and `vacuum` removes them."""
+        """Count the passages that killed or failed runs compressed and did not commit.
+
+        The next `add` of their documents reuses them; `vacuum` removes them.
+
+        Returns:
+            The number of passages.
+        """
         from lclm_rag.store.writer import uncommitted_entries
 
         return sum(e.rows for e in uncommitted_entries(self.folder / "store", self.store.layout))
 
     def after_fork(self) -> None:
-        """In a forked child: what the parent has opened stays the parent's, and is opened anew when it is
-        first needed, at the same version. A decoder that was given stays the caller's."""
+        """In a forked child, leave everything that the parent opened to the parent.
+
+        The child opens its own store, index and models when it first needs them, at the same version. A
+        `Decoder` that was passed in is kept, and stays the caller's.
+        """
         keep_for_ever(dict(vars(self)))
         self._loading = threading.Lock()
         self._made = Made(contents=False, folder=False)
@@ -292,7 +371,11 @@ class KnowledgeBase:
             vars(self).pop(part, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it is a path, a version and options: it is opened again where it is unpickled."""
+        """Pickle as path, version and options; unpickling opens the knowledge base again.
+
+        Raises:
+            TypeError: When the decoder was given as an object, which cannot be pickled.
+        """
         if not self._decoder_name:
             raise TypeError(
                 f"{self.folder} cannot be pickled with a decoder that was given as an object; name it "
@@ -308,7 +391,7 @@ class KnowledgeBase:
             "wait": self.wait,
         }
         path = str(self.folder if self.folder.local is None else self.folder.local.resolve())
-        # A server's passage index shows the newest version only.
+        # A server's passage index shows the newest version only, so no version can be asked for.
         version = None if self.settings.qdrant_url else self.store.version
         return _opened_again, (type(self), path, version, self.read_only, options)
 
@@ -319,14 +402,14 @@ class KnowledgeBase:
         self.close()
 
     def __len__(self) -> int:
-        """Passages."""
+        """The number of passages in the version being read."""
         return len(self.store)
 
     # --- parts, loaded when first needed --------------------------------------------------------
 
     @property
     def store(self) -> LatentStore:
-        """The version that is read."""
+        """The latent store, at the version being read."""
         return self.reader.store
 
     @property
@@ -336,6 +419,7 @@ class KnowledgeBase:
 
     @cached_property
     def compressor(self) -> Compressor:
+        """The encoder and the adapter, loaded on first use."""
         from lclm_rag.compression import Compressor
 
         options = self.compressor_options
@@ -343,7 +427,7 @@ class KnowledgeBase:
 
     @property
     def decoder(self) -> Decoder:
-        """Loaded once, whichever thread asks first."""
+        """The decoder, loaded on first use; threads that ask at the same time share one."""
         with self._loading:
             if self._decoder is None:
                 from lclm_rag.decoding import load_decoder
@@ -359,16 +443,22 @@ class KnowledgeBase:
 
     @property
     def context_length(self) -> int:
-        """The decoder's, which an engine option may have shortened; the checkpoint's before it is loaded."""
+        """How many positions the decoder's context holds, prompt and answer together.
+
+        Before the decoder is loaded this is the checkpoint's value; an engine option may shorten it on
+        loading.
+        """
         loaded = self._decoder
         return self.checkpoint.context_length if loaded is None else loaded.context_length
 
     @cached_property
     def template(self) -> PromptTemplate:
+        """The fixed parts of every prompt, with this knowledge base's instruction."""
         return PromptTemplate.of(self.checkpoint, self.settings.instruction)
 
     @cached_property
     def adapter(self) -> Adapter:
+        """The adapter: the compressor's if that is loaded, else loaded alone on first use."""
         if "compressor" in self.__dict__:
             return self.compressor.adapter
         from lclm_rag.compression.adapter import load_adapter
@@ -386,15 +476,39 @@ class KnowledgeBase:
         engine: RayEngine | None = None,
         on_progress: Callable[[AddReport], None] = lambda report: None,
     ) -> AddReport:
-        """Compress documents and commit them as one new version; upsert by document id.
+        """Compress documents and commit them as one new version, replacing stored documents with the same id.
 
-        A document whose text and metadata are unchanged is skipped; of a changed one only the passages whose
-        text has changed are compressed. An error, a duplicate id among them too, leaves the last version as
-        it stands; what was compressed until then, or until the process was killed, is taken over by the next
-        `add` of the same documents. split: False makes each document one passage, however long and without a
-        header: for what was split elsewhere. resume: False compresses everything that is not committed.
-        engine: None compresses in this process; a `RayEngine` on a Ray cluster, whose workers also read the
-        documents where these are given as parts. `on_progress` gets the running totals.
+        A document whose text and metadata are unchanged is skipped. For a changed document, only the passages
+        whose text changed are compressed. If an error ends the call, the last version stays as it is.
+        Passages that were compressed before an error, or before the process was killed, are reused by the
+        next `add` of the same documents.
+
+        Args:
+            documents: The documents, whose ids must be unique. A stream is read as it is compressed, so
+                memory does not grow with it. `DocumentParts` are read by the workers of `engine`, and need
+                one.
+            split: Whether to split documents into passages. False makes each document one passage, however
+                long and without a header; use it for text that was split elsewhere.
+            resume: Whether to reuse passages that an earlier run compressed but did not commit, and to keep
+                such passages for a later run. False compresses everything that is not committed.
+            engine: A `RayEngine` compresses on a Ray cluster. Default: compress in this process.
+            on_progress: Called with the running totals.
+
+        Returns:
+            What was added, updated, reused and skipped.
+
+        Raises:
+            ValueError: When there are no documents, an id occurs twice, `passage_tokens` is smaller than one
+                character takes, or `DocumentParts` are given without an engine.
+            KnowledgeBaseError: When the knowledge base is open at an earlier version, when it was created
+                with `resume` and another process has committed to it since, or when the Ray job fails.
+            LockedError: When another process still writes after `wait` seconds.
+            StoreError: When the disk is full, or the store is in an object store and another writer committed
+                first.
+            CompressionError: When memory does not suffice for one encoder window.
+            PassageIndexError: When the passage index cannot follow the new version, for example on a full
+                disk. The version is committed all the same.
+            ImportError: When an engine is given and Ray is not installed.
         """
         return self._write(documents, "add", split, resume, engine, on_progress)
 
@@ -408,11 +522,33 @@ class KnowledgeBase:
         keep: Callable[[], bool] = lambda: False,
         on_progress: Callable[[AddReport], None] = lambda report: None,
     ) -> AddReport:
-        """As `add`, and delete every other document: then the knowledge base holds `documents` and no others.
+        """Add documents as `add` does, and delete every stored document that is not among them.
 
-        keep: asked at the end; True deletes nothing (because some of the corpus could not be read, say; what
-        the engine skips counts, too).
-        Raises KnowledgeBaseError where none of the documents was there before: that is another corpus.
+        Afterwards the knowledge base holds exactly `documents`. Nothing is deleted if the engine skipped a
+        document.
+
+        Args:
+            documents: As for `add`.
+            split: As for `add`.
+            resume: As for `add`.
+            engine: As for `add`.
+            keep: Called after the documents were read. If it returns True, nothing is deleted; use it, for
+                example, when part of the corpus could not be read.
+            on_progress: As for `add`.
+
+        Returns:
+            What was added, updated, deleted, reused and skipped.
+
+        Raises:
+            KnowledgeBaseError: When none of the stored documents is among `documents`, which is probably
+                another corpus; and as for `add`.
+            ValueError: As for `add`.
+            LockedError: When another process still writes after `wait` seconds.
+            StoreError: When the disk is full, or the store is in an object store and another writer committed
+                first.
+            CompressionError: As for `add`.
+            PassageIndexError: As for `add`.
+            ImportError: As for `add`.
         """
         return self._write(documents, "sync", split, resume, engine, on_progress, keep)
 
@@ -491,11 +627,27 @@ class KnowledgeBase:
         *,
         filters: Filter | Mapping[str, Any] | None = None,
     ) -> int:
-        """Delete documents by id, or all of which a passage matches `filters` (as for `retrieve`); returns
-        how many passages went.
+        """Delete documents, by id or by filter, as one new version.
 
-        Raises KnowledgeBaseError, and deletes nothing, where one of the ids is not there, nothing matches, or
-        the filters ask for a key that no passage has: `!=` and `~` would match everything.
+        If an error is raised before the commit, nothing is deleted.
+
+        Args:
+            document_ids: Ids of the documents to delete. Give either ids or filters.
+            filters: Metadata conditions, as for `retrieve`; a document is deleted if any of its passages
+                matches.
+
+        Returns:
+            How many passages were deleted.
+
+        Raises:
+            KnowledgeBaseError: When one of the ids is not stored, nothing matches the filters, or the filters
+                name a key (or a kind of value) that no passage has: with `!=` or `~` it would match every
+                document. Also when the knowledge base is open at an earlier version.
+            ValueError: When both ids and filters are given, or neither is.
+            LockedError: When another process still writes after `wait` seconds.
+            StoreError: When the disk is full, or the store is in an object store and another writer committed
+                first.
+            PassageIndexError: When the passage index cannot be searched, or cannot follow the new version.
         """
         if bool(document_ids) == (filters is not None):
             raise ValueError("Say what to delete: either ids or filters.")
@@ -513,16 +665,37 @@ class KnowledgeBase:
         return gone
 
     def matching_documents(self, filters: Filter | Mapping[str, Any]) -> list[str]:
-        """The ids of the documents that `delete` would delete by these filters. Raises as `delete`, but for
-        none."""
+        """List the documents that `delete` would delete for these filters.
+
+        Args:
+            filters: As for `delete`.
+
+        Returns:
+            The document ids, sorted; empty if nothing matches.
+
+        Raises:
+            KnowledgeBaseError: When the filters name a key (or a kind of value) that no passage has.
+            ValueError: When the filters are empty or not valid.
+        """
         condition = _condition(filters)
         self.reader.check_keys(condition)
         return sorted({key.document_id for key in self.reader.find(condition)})
 
     def compact(self, *, on_row: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Merge small fragments and leave deleted passages out, as a new version; optimize the passage index.
-        `vacuum` then frees the disk that the versions before it took. Nobody waits meanwhile but other
-        writers. on_row: rows done, rows in all."""
+        """Merge small fragments, leave deleted passages out, and optimize the passage index.
+
+        The result is a new version; `vacuum` then frees the disk space of the earlier ones. Only other
+        writers have to wait; readers do not.
+
+        Args:
+            on_row: Called with the number of rows done and the total.
+
+        Raises:
+            KnowledgeBaseError: When the knowledge base is open at an earlier version.
+            LockedError: When another process still writes after `wait` seconds.
+            StoreError: When the disk is full, or the store is in an object store and another writer committed
+                first.
+        """
         from lclm_rag.store import compact
 
         self._refuse_reading()
@@ -537,22 +710,51 @@ class KnowledgeBase:
         *,
         on_row: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Write the latents in another codec, without the encoder, as a new version. From a smaller codec to
-        a larger one nothing comes back that the smaller one had lost. on_row: as for `compact`."""
+        """Rewrite the latents in another codec, without the encoder, as a new version.
+
+        Converting from a smaller codec to a larger one does not bring back what the smaller one lost.
+
+        Args:
+            codec: The codec to write: "bf16", "fp16", "int8" or "int4".
+            on_row: Called with the number of rows done and the total.
+
+        Raises:
+            KnowledgeBaseError: When the knowledge base is open at an earlier version.
+            LockedError: When another process still writes after `wait` seconds.
+            StoreError: When the latents are in this codec already, the disk is full, or the store is in an
+                object store and another writer committed first.
+        """
         from lclm_rag.store import convert
 
         self._refuse_reading()
         self.reader.show(convert(self.folder / "store", codec, wait=self.wait, on_row=on_row))
 
     def vacuum(self, *, keep: int = 1) -> Vacuumed:
-        """Remove all versions but the newest `keep` and those that are open anywhere, and every file that no
-        version needs, such as what killed runs left behind (unfinished builds then start from nothing)."""
+        """Remove old versions and every file that no remaining version needs.
+
+        The newest `keep` versions stay, and so do versions that are open in any process. What killed runs
+        left behind is removed too, so unfinished builds then start from nothing. In an object store, where
+        readers cannot be seen, versions that were the newest within the last day stay, and so do files
+        younger than a day.
+
+        Args:
+            keep: How many of the newest versions to keep, at least 1.
+
+        Returns:
+            The versions kept, the versions removed, and the bytes freed on disk.
+
+        Raises:
+            ValueError: When `keep` is less than 1.
+            KnowledgeBaseError: When the knowledge base is open at an earlier version.
+            LockedError: When another process still writes after `wait` seconds.
+        """
         from lclm_rag.errors import PassageIndexError
         from lclm_rag.indexing.snapshots import SnapshotFolder
         from lclm_rag.store import vacuum
 
         self._refuse_reading()
-        # A snapshot of a version that is removed would be of no use. On a full disk it goes all the same.
+        # First publish an index snapshot of the newest version: a snapshot of a version that vacuum then
+        # removes would be of no use. On a full disk this fails, and vacuum, which makes room, goes on.
         with self.reader.session(), suppress(PassageIndexError):
             self.reader.show_newest()
             with self.reader.session() as session:
@@ -565,7 +767,11 @@ class KnowledgeBase:
         return vacuumed
 
     def versions(self) -> list[Manifest]:
-        """Every version that can be opened, oldest first."""
+        """List the versions that can be opened.
+
+        Returns:
+            The manifest of each version, oldest first.
+        """
         from lclm_rag.store import read_versions
 
         return read_versions(self.folder / "store")
@@ -584,8 +790,13 @@ class KnowledgeBase:
             yield writer
 
     def follow_server(self) -> bool:
-        """Turn to the newest version where the passage index is on a server, which shows that one only.
-        False where this is it already, or the index is not on a server."""
+        """Move to the newest version if the passage index is on a server.
+
+        A server's index shows the newest version only.
+
+        Returns:
+            Whether the version changed; False if it was the newest already, or the index is not on a server.
+        """
         return self.reader.follow_server()
 
     def _refuse_reading(self) -> None:
@@ -603,10 +814,22 @@ class KnowledgeBase:
         top_k: int = DEFAULT_TOP_K,
         filters: Filter | Mapping[str, Any] | None = None,
     ) -> list[Hit]:
-        """The best passages for a question, best first.
+        """Find the best passages for a question. Loads neither encoder nor decoder.
 
-        filters: {"lang": "en"} for equality, or an expression made with `lclm_rag.retrieval.field`. What of
-        it cannot hold for any passage, such as a misspelt key, is logged as a warning.
+        Args:
+            question: The question.
+            top_k: The most passages to return, at least 1.
+            filters: Metadata conditions: {"lang": "en"} for equality (a list means any of its values), or an
+                expression made with `lclm_rag.retrieval.field`. A condition that no passage can meet, such as
+                a misspelt key, is logged as a warning. None searches all passages.
+
+        Returns:
+            The hits, best first.
+
+        Raises:
+            ValueError: When the question is empty, `top_k` is less than 1, or the filters are not valid.
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
         """
         query = Query.of(question, top_k, filters)
         hits = self.reader.search(query).hits
@@ -614,29 +837,63 @@ class KnowledgeBase:
         return hits
 
     def why_no_passages(self, filters: Filter | Mapping[str, Any] | None = None) -> str:
-        """For who got no hits of `retrieve` with these filters: why, in a sentence."""
+        """Explain why `retrieve` returned no hits for these filters.
+
+        Args:
+            filters: The filters given to `retrieve`.
+
+        Returns:
+            One sentence, or one for each condition that no passage can meet.
+        """
         from lclm_rag.retrieval import as_filter
 
         return self.reader.why_none(as_filter(filters))
 
     def find(self, filters: Filter | Mapping[str, Any]) -> list[PassageKey]:
-        """All passages whose metadata match, in the order of their keys.
+        """Find all passages whose metadata match a filter.
 
-        filters: as for `retrieve`. Raises ValueError where there is none.
+        Args:
+            filters: As for `retrieve`; required here.
+
+        Returns:
+            The keys of the passages, sorted.
+
+        Raises:
+            ValueError: When the filters are empty or not valid.
+            PassageIndexError: When the passage index cannot be opened or searched.
         """
         return self.reader.find(_condition(filters))
 
     def read_passages(self, key: PassageKey, before: int = 0, after: int = 0) -> list[Passage]:
-        """A passage verbatim, with so many of its neighbours in the document, in reading order.
+        """Read a passage verbatim, with its neighbors in the document.
 
-        Raises KnowledgeBaseError where there is no such passage.
+        Args:
+            key: The passage.
+            before: How many passages before it to include, if the document has them.
+            after: How many passages after it to include, if the document has them.
+
+        Returns:
+            The passages, in reading order.
+
+        Raises:
+            KnowledgeBaseError: When there is no such passage.
+            ValueError: When `before` or `after` is negative.
+            StoreError: When a passage is damaged.
         """
         if before < 0 or after < 0:
             raise ValueError("before and after count passages; they cannot be negative.")
         return self.reader.read_passages(key, before, after)
 
     def holds(self, key: PassageKey, text: str) -> bool:
-        """Whether a passage is in the store, with just this text: then its latents stand for it."""
+        """Check whether the store holds a passage with exactly this text, so its latents can stand for it.
+
+        Args:
+            key: The passage.
+            text: The text that the passage must have, without its header.
+
+        Returns:
+            Whether the store holds the passage with this text.
+        """
         store = self.store
         return key in store and store.read([key])[0].passage.text == text
 
@@ -651,13 +908,32 @@ class KnowledgeBase:
         space: Space = "decoder",
         max_tokens: int = 256,
     ) -> SoftPrompt:
-        """What the decoder would be given first.
+        """Assemble the first prompt that `query` would give the decoder, without decoding it.
 
-        context: "latents"; "text", the same passages pasted; "none", no passages. expand: as for `query`.
-        space: "decoder", which every decoder takes; "encoder", as a store in encoder space keeps latents, for
-        decoders that have the adapter.
-        Where nothing is found it is a prompt without passages, and a warning in the log says why: `query`
-        would not have it decoded.
+        If no passage is found, the prompt has no passages and a warning in the log says why; `query` would
+        not decode anything then. The decoder is not loaded for this.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What the prompt answers from: "latents"; "text", the same passages pasted; or "none", no
+                passages.
+            expand: Which passages go in verbatim instead of as latents, as for `query`.
+            space: "decoder" for latents that every decoder takes; "encoder" for decoders that have the
+                adapter, which then get the latents as a store in encoder space keeps them.
+            max_tokens: Positions to leave for the answer.
+
+        Returns:
+            The prompt: token ids and latents.
+
+        Raises:
+            ValueError: When an argument is not valid, the empty question included.
+            ContextLengthError: When the question alone, or with the best passage, does not fit into the
+                context.
+            CheckpointError: When `expand` is "tool" and the decoder's chat template offers no tools.
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
         """
         from lclm_rag.decoding import Sampling
 
@@ -678,13 +954,30 @@ class KnowledgeBase:
         expand: Expand = "never",
         max_tokens: int = 256,
     ) -> AssembledPrompt:
-        """The prompt of a chat with passages that something else has picked, best first.
+        """Assemble the prompt of a chat around passages that the caller has picked.
 
-        messages: (role, words); one of them holds `lclm_rag.prompting.PASSAGES`, once. passages: those with a
-        key in the store (`stored`) go in as latents, others as text; they are taken while they fit into the
-        decoder's context, which is loaded here. Give the prompt to `decoder`. expand: as for `stream`; "auto"
-        goes by `question`.
-        Raises ValueError, ContextLengthError, or KeyError for a key that the store does not hold.
+        Give the prompt to `decoder`, which is loaded here because its context length counts.
+
+        Args:
+            messages: The chat, as (role, words). Exactly one message contains `lclm_rag.prompting.PASSAGES`,
+                once, where the passages go.
+            passages: The passages, best first; as many as fit are taken. Those with a key in the store
+                (`PromptPassage.stored`) go in as latents, the others as text.
+            question: What `expand="auto"` judges by.
+            expand: Which passages go in verbatim instead of as latents, as for `query`; "auto" goes by
+                `question` alone, "model" and "tool" are refused.
+            max_tokens: Positions to leave for the answer.
+
+        Returns:
+            The prompt, with the keys of the passages that are in it and of those that did not fit.
+
+        Raises:
+            ValueError: When there are no messages, PASSAGES does not occur exactly once, or `expand` is not
+                valid here.
+            ContextLengthError: When the messages alone, or with the best passage, do not fit into the
+                context.
+            CheckpointError: When the decoder's chat template does not take these roles in this order.
+            KeyError: When a `stored` key is not in the store.
         """
         builder = self.prompt_builder(self.decoder.space)
         return builder.build_chat(
@@ -701,16 +994,38 @@ class KnowledgeBase:
         expand: Expand = "auto",
         sampling: Sampling | None = None,
     ) -> Answer:
-        """Retrieve, assemble, decode; and again where passages are to be read verbatim.
+        """Answer a question: retrieve passages, assemble the prompt and decode it.
 
-        expand: which of the passages go in verbatim, not as latents. "never"; "always", all of them; a
-        number, so many of the best; "auto", the best where the question asks for a code, an id or an exact
-        wording, and, where the answer holds strings that its sources do not have (`Answer.grounding`), the
-        best three and once more; "model", those that the decoder asks for, in up to three rounds; "tool", the
-        same by a tool that it calls. `Answer.rounds` is the transcript.
+        This is repeated, with a longer prompt, if passages must be read verbatim after a first reply. If no
+        passage is found, nothing is decoded: `Answer.no_passages` is true and `Answer.reason` says why.
 
-        Where no passage is found, nothing is decoded: `Answer.no_passages` is true, `Answer.reason` says why.
-        context: as for `assemble`; "none" asks the decoder alone.
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
+                the decoder alone answers.
+            expand: Which passages go in verbatim instead of as latents. "never": none. "always": all of them.
+                A number: that many of the best. "auto": the best one if the question asks for a code, an id
+                or an exact wording; and if the answer holds strings that its sources do not
+                (`Answer.grounding`), the best three, with the question decoded once more. "model": those that
+                the decoder asks for in words, in up to three rounds. "tool": the same, by a tool that the
+                decoder calls. Has no effect unless `context` is "latents".
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Returns:
+            The answer, with its sources, and the transcript in `Answer.rounds`.
+
+        Raises:
+            ValueError: When an argument is not valid, the empty question included.
+            ContextLengthError: When the question alone, or with the best passage, does not fit into the
+                decoder's context.
+            PromptError: When the decoder refuses the prompt for another reason.
+            DecoderError: When the decoder cannot be loaded or reached, or fails.
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
+            CheckpointError: When `expand` is "tool" or "model" and the decoder's chat template cannot render
+                such a chat.
         """
         from lclm_rag.querying.rounds import decode
 
@@ -727,11 +1042,34 @@ class KnowledgeBase:
         expand: Expand = "auto",
         sampling: Sampling | None = None,
     ) -> Iterator[str]:
-        """As `query`, in pieces of text as they are written; joined, they are its text.
+        """Answer as `query` does, in pieces of text as they are written.
 
-        What is shown cannot be taken back: "auto" goes by the question alone, and does not decode once more;
-        "model" and "tool" are refused by ValueError. Where no passage is found there is no piece, and a
-        warning in the log says why.
+        Text that was shown cannot be taken back. Therefore `expand="auto"` goes by the question alone and
+        does not decode a second time, and "model" and "tool" are refused. If no passage is found there are no
+        pieces, and a warning in the log says why. Errors are raised when the first piece is requested.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
+                the decoder alone answers.
+            expand: Which passages go in verbatim instead of as latents, as for `query`. "model" and "tool"
+                are refused.
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Yields:
+            Pieces of the answer; joined, they are its text.
+
+        Raises:
+            ValueError: When an argument is not valid, `expand` is "model" or "tool", or the question is
+                empty.
+            ContextLengthError: When the question alone, or with the best passage, does not fit into the
+                decoder's context.
+            PromptError: When the decoder refuses the prompt for another reason.
+            DecoderError: When the decoder cannot be loaded or reached, or fails.
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
         """
         from lclm_rag.decoding import stripped
 
@@ -750,8 +1088,33 @@ class KnowledgeBase:
         expand: Expand = "auto",
         sampling: Sampling | None = None,
     ) -> Answer:
-        """As `query`; the event loop stays free. On vLLM any number of questions is decoded together, and
-        cancelling one ends its generation."""
+        """Answer as `query` does, without blocking the event loop.
+
+        On vLLM any number of questions is decoded together, and cancelling one ends its generation.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
+                the decoder alone answers.
+            expand: Which passages go in verbatim instead of as latents, as for `query`.
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Returns:
+            The answer, as from `query`.
+
+        Raises:
+            ValueError: When an argument is not valid, the empty question included.
+            ContextLengthError: When the question alone, or with the best passage, does not fit into the
+                decoder's context.
+            PromptError: When the decoder refuses the prompt for another reason.
+            DecoderError: When the decoder cannot be loaded or reached, or fails.
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
+            CheckpointError: When `expand` is "tool" or "model" and the decoder's chat template cannot render
+                such a chat.
+        """
         from lclm_rag.querying.rounds import adecode
 
         query = Query.of(question, top_k, filters, context, expand, sampling)
@@ -768,7 +1131,34 @@ class KnowledgeBase:
         expand: Expand = "auto",
         sampling: Sampling | None = None,
     ) -> AsyncIterator[str]:
-        """As `stream`; the event loop stays free, and closing it ends the generation."""
+        """Answer as `stream` does, without blocking the event loop.
+
+        Closing the generator ends the generation. As in `stream`, errors are raised when the first piece is
+        requested.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
+                the decoder alone answers.
+            expand: Which passages go in verbatim instead of as latents, as for `query`. "model" and "tool"
+                are refused.
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Yields:
+            Pieces of the answer; joined, they are its text.
+
+        Raises:
+            ValueError: When an argument is not valid, `expand` is "model" or "tool", or the question is
+                empty.
+            ContextLengthError: When the question alone, or with the best passage, does not fit into the
+                decoder's context.
+            PromptError: When the decoder refuses the prompt for another reason.
+            DecoderError: When the decoder cannot be loaded or reached, or fails.
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
+        """
         from lclm_rag.decoding import astripped
 
         query = Query.of(question, top_k, filters, context, expand, sampling)
@@ -790,12 +1180,36 @@ class KnowledgeBase:
         expand: Expand = "auto",
         sampling: Sampling | None = None,
     ) -> Rounds:
-        """`query` without the decoding: a generator that gives prompts, takes the completion of each, and
-        returns the answer. For who decodes many questions together."""
+        """Answer as `query` does, but let the caller do the decoding, perhaps of many questions together.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
+                the decoder alone answers.
+            expand: Which passages go in verbatim instead of as latents, as for `query`.
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Returns:
+            A generator that yields prompts, is sent the completion of each, and returns the answer.
+
+        Raises:
+            ValueError: When an argument is not valid, the empty question included. The generator itself
+                raises what `query` raises before decoding.
+        """
         return self._rounds(Query.of(question, top_k, filters, context, expand, sampling))
 
     def prompt_builder(self, space: Space) -> PromptBuilder:
-        """What makes the prompts of this knowledge base. space: in which the decoder takes latents best."""
+        """Make the builder for prompts of this knowledge base.
+
+        Args:
+            space: The space in which the decoder prefers latents (`Decoder.space`).
+
+        Returns:
+            The builder. It uses the loaded decoder's context length, or the checkpoint's if no decoder is
+            loaded.
+        """
         from lclm_rag.querying.prompts import PromptBuilder
         from lclm_rag.torch_setup import resolve_dtype
 
@@ -825,7 +1239,7 @@ class KnowledgeBase:
         return builder.build(query, self.reader.search_to_answer(query)).prompt
 
     def _streamed(self, query: Query) -> SoftPrompt | None:
-        """None where no passage is found, which is logged."""
+        """The prompt to stream; None if no passage is found, which is logged."""
         if query.expand in ("model", "tool"):
             raise ValueError(
                 f"expand={query.expand!r} takes several rounds, which no stream shows; query."

@@ -1,4 +1,4 @@
-"""A problem of a knowledge base: what `verify` lists, and what a repair works from."""
+"""A problem of a knowledge base: what `verify` lists and what a repair works from."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ Kind = Literal[
     "document",
     "totals",
     "other version",
-    "earlier version",  # from before a repair: no problem any more
+    "earlier version",  # from before a repair: no longer a problem
     "manifest",
     "uncommitted work",
     "lost version",
     "index",
-    "indexed passage",  # of the index alone: the store has lost it
+    "indexed passage",  # in the index only: the store has lost it
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written, or contradicts itself.
+    """Something that differs from what was written, or contradicts itself.
 
-    where: name of the file (fragment, manifest, note on uncommitted work), or the passage index. sentence:
-    empty where that of another problem covers it. document_id: the document of which something is damaged or
-    lost; None where there is none, or its id is lost as well. rows: of the fragment, damaged or lost.
+    Attributes:
+        kind: What kind of thing has the problem.
+        where: Name of the file (a fragment, a manifest, a note on uncommitted work), or the passage index.
+        sentence: The problem in words; empty if another problem's sentence covers it.
+        document_id: The document of which something is damaged or lost; None if there is none, or if its id
+            is lost as well.
+        rows: The fragment's rows that are damaged or lost.
     """
 
     kind: Kind
@@ -40,21 +44,21 @@ class Problem:
 
 
 def sentences(problems: Iterable[Problem]) -> list[str]:
-    """What a person reads of them."""
+    """The sentences of those problems that a person should read."""
     return [p.sentence for p in problems if p.sentence and p.kind != "earlier version"]
 
 
 def damaged_documents(problems: Iterable[Problem]) -> list[str]:
-    """The ids of those of which something is damaged or lost."""
+    """The ids of documents of which something is damaged or lost, sorted."""
     return sorted({p.document_id for p in problems if p.document_id is not None})
 
 
 def nameless_passages(problems: Iterable[Problem]) -> int:
-    """How many damaged passages are of documents whose ids are lost."""
+    """How many damaged passages belong to documents whose ids are lost."""
     damaged = nameless = indexed = 0
     for problem in problems:
         damaged += len(problem.rows)
         nameless += len(problem.rows) if problem.document_id is None else 0
         indexed += problem.kind == "indexed passage"
-    # The index knows the keys of a fragment that cannot be read at all.
+    # The index still has the keys of passages in a fragment that cannot be read at all.
     return min(nameless, max(0, damaged - indexed))

@@ -31,8 +31,19 @@ _DTYPES = {
 
 
 def resolve_device(name: str) -> torch.device:
-    """A torch device; "auto" is CUDA where there is one. ValueError where the device is not there,
-    LclmRagError where this process was forked from one that has used it."""
+    """Turn the name of a device into a torch device.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1" and so on, or "auto", which is CUDA if there is any.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: When the name is unknown, or this machine has no such device.
+        LclmRagError: When CUDA is asked for (or "auto") in a process that was forked from one that has used
+            it.
+    """
     lost = torch.cuda._is_in_bad_fork()
     if name == "auto":
         name = "cuda" if lost or torch.cuda.is_available() else "cpu"
@@ -56,7 +67,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """A torch dtype; "auto" is bfloat16 on CUDA and float32 on a CPU."""
+    """Turn the name of a dtype into a torch dtype.
+
+    Args:
+        name: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16"), or "auto", which is bfloat16 on
+            CUDA and float32 on a CPU.
+        device: The name of the device, as for `resolve_device`.
+
+    Returns:
+        The dtype.
+
+    Raises:
+        ValueError: When the name is unknown.
+    """
     if name == "auto":
         return torch.bfloat16 if resolve_device(device).type == "cuda" else torch.float32
     if name not in _DTYPES:
@@ -65,8 +88,15 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
 
 
 def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    """An array as a tensor there. On a CPU they share memory; to a GPU the copy does not wait for what the
-    GPU has still to do."""
+    """Copy an array to a device, as a tensor.
+
+    Args:
+        array: The array. On a CPU the tensor shares its memory.
+        device: The device. The copy to a GPU does not wait for the GPU's pending work.
+
+    Returns:
+        The tensor, on the device.
+    """
     tensor = torch.from_numpy(array)
     if device.type == "cpu":
         return tensor
@@ -76,7 +106,7 @@ def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch raised it for want of memory; on a CPU it says so by the text of a RuntimeError."""
+    """Whether torch ran out of memory; on a CPU only a RuntimeError's text shows it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     message = str(error)
@@ -86,8 +116,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def renew_thread_pool() -> None:
-    """In a forked child torch makes its thread pool anew when it is first needed, and fails where two threads
-    need it at once, as those do with which transformers loads weights."""
+    """Replace torch's thread pool in a forked child.
+
+    Otherwise torch does so when it first needs the pool, and fails if two threads need it at once, as the
+    threads that load weights in transformers do.
+    """
     if this_process():
         torch.set_num_threads(torch.get_num_threads())
 
@@ -97,8 +130,18 @@ def load_transformers_model(
 ) -> Any:
     """Load a model from a folder, in eval mode.
 
-    Raises CheckpointError where a weight is missing or has the wrong shape: transformers would fill it
-    with random numbers and only warn.
+    Args:
+        auto_class: The transformers class that loads it, such as `AutoModel`.
+        folder: The model's folder.
+        device: Where to put the model.
+        dtype: The dtype of its weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: When the model cannot be loaded, or a weight is missing or has the wrong shape:
+            transformers would fill it with random numbers and only warn.
     """
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""What goes in, documents; what they are split into, passages; and what comes back: hits and answers."""
+"""What goes in (documents), what they are split into (passages), and what comes back (hits and answers)."""
 
 from __future__ import annotations
 
@@ -35,18 +35,22 @@ Metadata = Mapping[str, MetadataValue]
 """What JSON can hold. Filters see strings, numbers, booleans and lists of these; the rest is only kept."""
 
 CodecName = Literal["bf16", "fp16", "int8", "int4"]
-"""How latents are laid down in bytes, from large and exact to small (`lclm_rag.store.codecs`)."""
+"""How latents are encoded in bytes, from large and exact to small (`lclm_rag.store.codecs`)."""
 
 DEFAULT_TOP_K = 8
-"""Passages that are retrieved for a question where nobody says how many."""
+"""How many passages are retrieved for a question by default."""
 
 _HASHED_AT_ONCE = 1 << 20
 
 
 class PassageKey(NamedTuple):
-    """Names one passage: the document's id and the passage's place in it, counted from 0.
+    """Identifies one passage: the document's id and the passage's position in it, counted from 0.
 
     Keys sort by document id, then ordinal: the canonical order of passages in a prompt.
+
+    Attributes:
+        document_id: The document's id.
+        ordinal: The passage's position in the document, from 0.
     """
 
     document_id: str
@@ -58,10 +62,17 @@ class PassageKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """What the user gives.
+    """A document to add to a knowledge base.
 
-    `metadata` values are what JSON can hold. Strings, numbers, booleans and lists of these can be filtered
-    on; null counts as missing; objects are kept and given back.
+    Attributes:
+        id: A non-empty string that is unique in the knowledge base.
+        text: The text; it must hold more than white space.
+        metadata: Any values that JSON can hold. Strings, numbers, booleans and lists of these can be filtered
+            on; null counts as missing; objects are only kept and given back.
+
+    Raises:
+        ValueError: When the id is empty or not a string, the text is blank or not a string, or the metadata
+            hold what JSON cannot.
     """
 
     id: str
@@ -89,10 +100,15 @@ class Document:
                 )
 
     def content_hash(self) -> bytes:
-        """32 bytes that change when text or metadata change; the order of the keys does not count."""
+        """Hash the text and the metadata.
+
+        Returns:
+            32 bytes that change when the text or the metadata change; the order of the metadata's keys does
+            not matter.
+        """
         metadata = json.dumps(dict(self.metadata), sort_keys=True)
         digest = hashlib.sha256(f"{len(self.text)} {metadata}".encode())
-        # In pieces, because a text may be a good part of what fits into memory.
+        # In pieces, because a text may take up a good part of the memory and should not be copied whole.
         for start in range(0, len(self.text), _HASHED_AT_ONCE):
             piece = self.text[start : start + _HASHED_AT_ONCE]
             digest.update(piece.encode("utf-8", "surrogatepass"))
@@ -100,7 +116,7 @@ class Document:
 
 
 def _not_json(value: object) -> str | None:
-    """The type's name of the first thing in `value` that JSON cannot hold."""
+    """The name of the type of the first thing in `value` that JSON cannot hold; None if there is none."""
     if value is None or isinstance(value, str | int | float | bool):
         return None
     if isinstance(value, list | tuple):
@@ -119,8 +135,14 @@ def _not_json(value: object) -> str | None:
 class Passage:
     """A stretch of one document: the unit of retrieval, compression and expansion.
 
-    `text` is exactly `document.text[start:end]` (characters, not bytes). `header` is the title and the
-    headings that it stands under; empty where the knowledge base has no contextual headers.
+    Attributes:
+        key: The document's id and the passage's position in it.
+        start: Where the passage begins in the document's text, in characters (not bytes).
+        end: Where the passage ends in the document's text (exclusive), in characters.
+        text: Exactly `document.text[start:end]`.
+        metadata: The document's metadata.
+        header: The title and the headings above the passage; empty if the knowledge base has no contextual
+            headers.
     """
 
     key: PassageKey
@@ -132,29 +154,36 @@ class Passage:
 
     @property
     def content(self) -> str:
-        """What is compressed, indexed and pasted: the text, below its header where there is one."""
+        """What is compressed, indexed and pasted: the text, below its header if it has one."""
         return f"{self.header}\n{self.text}" if self.header else self.text
 
     @cached_property
     def characters(self) -> int:
-        """About how much memory it takes: the characters of header, text and metadata (as JSON)."""
+        """Approximate size in memory: the characters of header, text and metadata (as JSON)."""
         metadata = json.dumps(dict(self.metadata)) if self.metadata else ""
         return len(self.header) + len(self.text) + len(metadata)
 
 
 class ReadablePart(Protocol):
-    """A part of a corpus that another process, on another machine perhaps, can read by itself."""
+    """A part of a corpus that another process, perhaps on another machine, can read by itself."""
 
     def read(self) -> Iterator[Document | Exception | str]:
-        """Its documents, the same in the same order each time; an error in place of what cannot be read; a
-        text about what is left out by rule."""
+        """Read the part's documents.
+
+        Yields:
+            The documents, the same ones in the same order each time. An exception in place of a document that
+            cannot be read; a string that describes what was left out by a rule.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class DocumentParts:
-    """Documents that workers read where they lie, in place of a stream that this process reads. parts: each
-    can be pickled."""
+    """Documents that workers read themselves, in place of a stream that this process reads.
+
+    Attributes:
+        parts: The parts; each must be picklable.
+    """
 
     parts: Sequence[ReadablePart]
 
@@ -164,9 +193,13 @@ class DocumentParts:
 
 @dataclass(frozen=True)
 class Grounding:
-    """The numbers, codes and quoted strings of an answer, each once and in its order.
+    """The numbers, codes and quoted strings of an answer, looked up in its sources.
 
-    found: those that stand in the text of the answer's sources, verbatim. missing: those that do not.
+    Each string is listed once, in the order of the answer.
+
+    Attributes:
+        found: Strings that occur verbatim in the text of the answer's sources.
+        missing: Strings that do not.
     """
 
     found: tuple[str, ...] = ()
@@ -174,13 +207,22 @@ class Grounding:
 
     @property
     def complete(self) -> bool:
-        """Whether every such string was found; True where the answer has none."""
+        """Whether every such string was found; True if the answer has none."""
         return not self.missing
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved passage. start, end: its character span in the document."""
+    """A retrieved passage.
+
+    Attributes:
+        key: The passage's key.
+        score: The passage index's score for it.
+        text: The passage's text.
+        start: Where it begins in the document's text, in characters.
+        end: Where it ends in the document's text (exclusive), in characters.
+        metadata: The document's metadata.
+    """
 
     key: PassageKey
     score: float
@@ -190,7 +232,12 @@ class Hit:
     metadata: Metadata
 
     def place(self) -> dict[str, Any]:
-        """Where it is, as metadata of a document in other frameworks."""
+        """Describe where the passage is, as metadata for a document in another framework.
+
+        Returns:
+            The document's id, the passage's ordinal, and its start and end, under keys that begin with
+            "passage_".
+        """
         return {
             "passage_document_id": self.key.document_id,
             "passage_ordinal": self.key.ordinal,
@@ -199,6 +246,7 @@ class Hit:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """The hit as a dict that JSON can hold."""
         return {
             "document_id": self.key.document_id,
             "ordinal": self.key.ordinal,
@@ -211,11 +259,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class Usage:
-    """positions: decoder positions of the prompt, of the last one where there were several.
-    unexpanded_positions: what they would have been with no passage verbatim. latents: how many of these
-    are latents. source_tokens: encoder tokens that the latents stand for. generated_tokens: the answer's.
-    cached_positions: how many of the positions a prefix cache held already, so that they were not computed
-    again; None where a server does not say."""
+    """What an answer took, in decoder positions and tokens.
+
+    Attributes:
+        positions: Decoder positions of the prompt; of the last prompt if there were several rounds.
+        unexpanded_positions: What they would have been with no passage verbatim.
+        latents: How many of the positions are latents.
+        source_tokens: Encoder tokens that the latents stand for.
+        generated_tokens: Tokens of the last reply.
+        cached_positions: How many of the positions a prefix cache already held, so that they were not
+            computed again; None if a server does not report it.
+    """
 
     positions: int
     unexpanded_positions: int
@@ -227,8 +281,15 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. first_token: from the decoder's start to the answer's first token, over all rounds. total:
-    from question to answer."""
+    """How long the steps to an answer took, in seconds.
+
+    Attributes:
+        retrieve: Searching the passage index and reading the hits.
+        load: Decoding the latents and, if the decoder does not do it, projecting them to decoder space.
+        assemble: Building the prompt, again if passages were expanded.
+        first_token: From the decoder's start to the answer's first token, over all rounds.
+        total: From the question to the answer.
+    """
 
     retrieve: float
     load: float
@@ -241,9 +302,15 @@ class Timings:
 class Round:
     """One prompt on the way to an answer, and what the decoder replied.
 
-    expanded: passages that stood in the prompt verbatim, and in none before. no_room: those that were
-    to, and for which there was no room. positions, cached_positions: of the prompt, as in `Usage`.
-    first_token, seconds: of decoding.
+    Attributes:
+        reply: The decoder's reply.
+        expanded: Passages that were verbatim in this prompt and in none before.
+        no_room: Passages that should have been verbatim, but did not fit.
+        positions: Decoder positions of the prompt, as in `Usage`.
+        cached_positions: As in `Usage`, for this prompt.
+        generated_tokens: Tokens of the reply.
+        first_token: Seconds from the decoder's start to the reply's first token.
+        seconds: Seconds that decoding took.
     """
 
     reply: str
@@ -256,6 +323,7 @@ class Round:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
+        """The round as a dict that JSON can hold."""
         return {
             **asdict(self),
             "expanded": [str(key) for key in self.expanded],
@@ -265,11 +333,20 @@ class Round:
 
 @dataclass(frozen=True)
 class Answer:
-    """sources: the passages that were in the prompt, best first. left_out: keys of retrieved passages for
-    which the prompt had no room. complete: False where the answer was cut at max_tokens. grounding: its
-    numbers, codes and quoted strings, looked up in the sources' text. rounds: the transcript, more than one
-    where something was expanded after a first reply. reason: why there is no answer, where no passage was
-    found: then nothing was decoded, and `text` is empty."""
+    """The answer to a question, with its sources and what it took.
+
+    Attributes:
+        question: The question.
+        text: The answer; empty if no passage was found.
+        sources: The passages that were in the prompt, best first.
+        left_out: Keys of retrieved passages that did not fit into the prompt.
+        complete: False if the answer was cut at `max_tokens`.
+        grounding: The answer's numbers, codes and quoted strings, looked up in the text of the sources.
+        rounds: The transcript; more than one round if passages were expanded after a first reply.
+        usage: Positions and tokens.
+        timings: Seconds.
+        reason: If no passage was found, why; then nothing was decoded. Otherwise empty.
+    """
 
     question: str
     text: str
@@ -284,7 +361,7 @@ class Answer:
 
     @property
     def no_passages(self) -> bool:
-        """Whether nothing was found to answer from."""
+        """Whether no passage was found, so that nothing was decoded."""
         return bool(self.reason)
 
     @property
@@ -293,6 +370,7 @@ class Answer:
         return [key for round in self.rounds for key in round.expanded]
 
     def to_dict(self) -> dict[str, Any]:
+        """The answer as a dict that JSON can hold."""
         return {
             "question": self.question,
             "answer": self.text,
@@ -311,7 +389,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What one worker compressed. tokens: of the source. seconds: that it was busy, starting not included."""
+    """What one worker compressed.
+
+    Attributes:
+        worker: The worker's name.
+        passages: Passages that it compressed.
+        tokens: Source tokens of these passages.
+        seconds: How long it was busy, without the time it took to start.
+    """
 
     worker: str
     passages: int
@@ -321,11 +406,20 @@ class WorkerReport:
 
 @dataclass(frozen=True)
 class AddReport:
-    """What one `add` or `sync` did, to documents and passages.
+    """What one `add` or `sync` did, in documents and passages.
 
-    passages: of documents that are new or changed. reused: how many of these were compressed already, by a
-    run that was killed or because their text had not changed. tokens, latents: of those that were compressed.
-    skipped: "document: reason" for each that was left out. workers: where there are several.
+    Attributes:
+        added: New documents.
+        updated: Documents whose text or metadata changed.
+        unchanged: Documents that were skipped because nothing in them changed.
+        deleted: Documents that `sync` deleted.
+        passages: Passages of the new and changed documents.
+        reused: How many of these passages were compressed already, by a run that was killed or because their
+            text had not changed.
+        tokens: Source tokens that were compressed.
+        latents: Latents that were computed.
+        skipped: "document: reason" for each document that was left out.
+        workers: What each worker did, if there were several.
     """
 
     added: int

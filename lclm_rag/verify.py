@@ -1,4 +1,4 @@
-"""Check a whole knowledge base: settings, store, passage index; repair what can be."""
+"""Check a whole knowledge base (settings, store, passage index) and repair what can be repaired."""
 
 from __future__ import annotations
 
@@ -25,12 +25,19 @@ __all__ = ["Findings", "verify"]
 
 @dataclass(frozen=True)
 class Findings:
-    """What `verify` has found, and done.
+    """What `verify` found and repaired.
 
-    problems: sentences; none where all is well. damaged_documents: ids of those of which something is damaged
-    or lost. nameless_passages: damaged ones of documents whose ids are lost. earlier: sentences on what only
-    versions from before a repair have, which is no problem any more. repaired: sentences.
-    reclaimable_bytes: of fragments that no version names, such as killed runs leave behind.
+    Attributes:
+        version: The version that was checked; after a repair, the newest one.
+        documents: Documents in this version.
+        passages: Passages in this version.
+        bytes: Bytes of this version's fragments.
+        problems: Sentences; empty if all is well.
+        damaged_documents: Ids of documents of which something is damaged or lost.
+        nameless_passages: Damaged passages of documents whose ids are lost.
+        earlier: Sentences on damage in versions from before a repair, which is no longer a problem.
+        repaired: Sentences on what was repaired.
+        reclaimable_bytes: Bytes of fragments that no version names, such as killed runs leave behind.
     """
 
     version: int
@@ -54,12 +61,22 @@ def verify(
 ) -> Findings:
     """Read every file of a knowledge base and compare it with what was written.
 
-    repair: commit a version without what is damaged, which adding those documents again heals, and make the
-    passage index anew where it is not that of the store. Nothing that is sound is deleted, but for what is
-    left of a damaged document; earlier versions stay as they are. on_bytes: bytes of fragments read, and in
-    all.
-    Raises KnowledgeBaseError or StoreError where there is no knowledge base, or nothing of it can be read;
-    with repair, LockedError where another process still writes after `wait` seconds.
+    Args:
+        location: The knowledge base's folder, path or URL.
+        repair: Whether to repair what is damaged: commit a version without it (adding the affected documents
+            again restores them), and rebuild the passage index if it does not match the store. Nothing intact
+            is deleted, except what is left of a damaged document. Earlier versions stay as they are.
+        wait: With `repair`, how many seconds to wait while another process writes.
+        on_bytes: Called with the bytes of fragments read so far and the total.
+
+    Returns:
+        What was found, and what was repaired.
+
+    Raises:
+        KnowledgeBaseError: When there is no knowledge base, or its settings cannot be read.
+        StoreError: When there is no store or nothing of it can be read; with `repair`, when it is in an
+            object store.
+        LockedError: With `repair`, when another process still writes after `wait` seconds.
     """
     folder = open_folder(location)
     settings = read_settings(folder)
@@ -99,7 +116,7 @@ def _problems(
 
 
 def _concerns_index(problem: Problem) -> bool:
-    """Whether the index is made anew for it."""
+    """Whether this problem requires that the index be rebuilt."""
     is_missing = problem.document_id is not None or bool(problem.rows)
     return is_missing or problem.kind in ("index", "lost version")
 

@@ -16,8 +16,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import CheckpointError
-
-Make = Callable[..., Path]
+from support.checkpoints import MakeCheckpoint
 
 
 def test_the_bundled_checkpoint_is_small_and_has_the_published_form(checkpoint: Checkpoint) -> None:
@@ -49,7 +48,7 @@ def test_the_bundled_checkpoint_is_small_and_has_the_published_form(checkpoint: 
     ],
 )
 def test_a_setting_that_is_not_supported_is_refused_by_name(
-    make_checkpoint: Make, settings: dict[str, Any], message: str
+    make_checkpoint: MakeCheckpoint, settings: dict[str, Any], message: str
 ) -> None:
     folder = make_checkpoint()
     path = folder / "model_config.json"
@@ -68,7 +67,7 @@ def test_a_setting_that_is_not_supported_is_refused_by_name(
         "decoder/config.json",
     ],
 )
-def test_a_missing_file_is_named(make_checkpoint: Make, missing: str) -> None:
+def test_a_missing_file_is_named(make_checkpoint: MakeCheckpoint, missing: str) -> None:
     folder = make_checkpoint()
     (folder / missing).unlink()
     with pytest.raises(CheckpointError, match=missing):
@@ -76,7 +75,7 @@ def test_a_missing_file_is_named(make_checkpoint: Make, missing: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_missing_weights_are_named(make_checkpoint: Make, part: str) -> None:
+def test_missing_weights_are_named(make_checkpoint: MakeCheckpoint, part: str) -> None:
     folder = make_checkpoint()
     (folder / part / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"{part} has no .*safetensors"):
@@ -89,7 +88,7 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
     save_file(tensors, path, {"format": "pt"})
 
 
-def test_an_adapter_of_the_wrong_shape_or_kind_is_refused(make_checkpoint: Make) -> None:
+def test_an_adapter_of_the_wrong_shape_or_kind_is_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint()
     adapter = folder / "adapter" / "adapter.safetensors"
     whole = adapter.read_bytes()
@@ -105,7 +104,7 @@ def test_an_adapter_of_the_wrong_shape_or_kind_is_refused(make_checkpoint: Make)
 
 
 def test_a_tensor_missing_from_the_weights_is_never_filled_with_noise(
-    make_checkpoint: Make,
+    make_checkpoint: MakeCheckpoint,
 ) -> None:
     folder = make_checkpoint()
     change_tensors(
@@ -121,7 +120,7 @@ def test_a_tensor_missing_from_the_weights_is_never_filled_with_noise(
         TransformersDecoder.from_pretrained(folder, device="cpu")
 
 
-def test_a_decoder_without_memory_tokens_is_refused(make_checkpoint: Make) -> None:
+def test_a_decoder_without_memory_tokens_is_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint()
     path = folder / "decoder" / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("<|memory|>", "<|pad_9|>"), "utf-8")
@@ -129,7 +128,9 @@ def test_a_decoder_without_memory_tokens_is_refused(make_checkpoint: Make) -> No
         Checkpoint.open(folder)
 
 
-def test_a_missing_decoder_tokenizer_says_which_one_to_fetch(make_checkpoint: Make) -> None:
+def test_a_missing_decoder_tokenizer_says_which_one_to_fetch(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
     folder = make_checkpoint()
     (folder / "decoder" / "tokenizer.json").unlink()
     with pytest.raises(
@@ -155,7 +156,7 @@ def test_a_hub_id_that_cannot_be_fetched_says_so_in_one_line(
 
 
 def test_the_fingerprint_follows_what_changes_a_latent(
-    make_checkpoint: Make, tmp_path: Path
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     folder = make_checkpoint()
     before = Checkpoint.open(folder)

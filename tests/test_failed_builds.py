@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Run
 from llama_index.core import Document as LlamaDocument
 
 from lclm_rag import Document, KnowledgeBase, KnowledgeBaseError, LockedError
@@ -20,6 +19,7 @@ from lclm_rag.creation import making
 from lclm_rag.ingestion import passages as steps
 from lclm_rag.storage import LocalFolder
 from lclm_rag.verify import verify
+from support.commands import Run
 
 TOWNS = [Document(f"town-{i}", f"zq{i}w is a town. It lies by a lake.") for i in range(12)]
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from processes import LIMIT, in_child
 
 import lclm_rag.ingestion.passages
 import lclm_rag.store.writer
@@ -34,6 +33,7 @@ from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry
 from lclm_rag.store import writing
 from lclm_rag.store.locks import versions_read
 from lclm_rag.torch_setup import resolve_device
+from support.processes import LIMIT, in_child
 
 # Python 3.12 warns of every fork of a process with threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Run
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checksummed_json import seal, unseal
 from lclm_rag.errors import DamagedError
 from lclm_rag.store import LatentStore
 from lclm_rag.verify import verify
+from support.commands import Run
 
 TOWNS = [Document(f"town-{i}", f"zq{i}w is a town. It lies by a lake.") for i in range(7)]
 

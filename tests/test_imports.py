@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,7 @@ from pathlib import Path
 import pytest
 
 from lclm_rag import KnowledgeBase
-
-HEAVY = {
-    *("torch", "transformers", "vllm", "ray", "llama_index", "qdrant_client"),
-    *("datasets", "markitdown"),
-}
-
-
-def loaded_after(code: str, heavy: set[str] = HEAVY) -> set[str]:
-    program = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return heavy & set(json.loads(done.stdout.splitlines()[-1]))
+from support.imports import loaded_after
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.ingestion import passages as steps
 from lclm_rag.retrieval import EdgeIndex
 from lclm_rag.store import CODECS, CodecName
+from support.checkpoints import MakeCheckpoint
 
 
 def test_questions_are_answered_from_latents_nearly_as_well_as_from_text(
@@ -431,9 +432,7 @@ def test_a_question_longer_than_the_context_is_refused(
     assert_still_answers(small_kb, sheets)
 
 
-def test_passages_without_room_are_listed(
-    tmp_path: Path, make_checkpoint: Callable[..., Path]
-) -> None:
+def test_passages_without_room_are_listed(tmp_path: Path, make_checkpoint: MakeCheckpoint) -> None:
     with KnowledgeBase.create(tmp_path / "kb", make_checkpoint(), passage_tokens=600) as kb:
         kb.add(Document(f"d{i}", f"Zebra number {i}. " * 100) for i in range(4))
         answer = kb.query("zebra number", 8, context="text", sampling=Sampling(max_tokens=4))
@@ -452,7 +451,7 @@ def test_a_folder_that_is_no_knowledge_base_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_checkpoint_is_refused_by_both_names(
-    small_kb: KnowledgeBase, make_checkpoint: Callable[..., Path]
+    small_kb: KnowledgeBase, make_checkpoint: MakeCheckpoint
 ) -> None:
     other = make_checkpoint("other-model")
     with pytest.raises(KnowledgeBaseError, match=r"built with checkpoint bundled .*other-model"):
@@ -460,7 +459,7 @@ def test_another_checkpoint_is_refused_by_both_names(
 
 
 def test_encoder_space_survives_a_new_adapter_and_decoder_space_does_not(
-    tmp_path: Path, make_checkpoint: Callable[..., Path]
+    tmp_path: Path, make_checkpoint: MakeCheckpoint
 ) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Run
 
 from lclm_rag import (
     Document,
@@ -35,6 +34,7 @@ from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, writing
 from lclm_rag.store.verify import verify_store
 from lclm_rag.types import Passage
 from lclm_rag.verify import verify
+from support.commands import Run
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Corpora → documents: folders, globs, files and data sets, here or in an object store, and records."""
+"""Reads corpora as documents: folders, globs, files, data sets and records, local or in an object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files → documents: one for each row. Importing this module imports pyarrow."""
+"""Reads Parquet and Arrow files: one document for each row. Importing this module imports pyarrow."""
 
 from __future__ import annotations
 
@@ -23,16 +23,27 @@ from lclm_rag.types import Document
 
 __all__ = ["batch_documents", "count_rows", "read_arrow", "read_parquet"]
 
-# Small, because one row may hold a whole book.
+# Few rows, because one of them may hold a whole book.
 _BATCH_ROWS = 256
-# Read column chunks piece by piece; without it each chunk of a row group is loaded whole.
+# Column chunks are read in pieces of this size; without it, each chunk of a row group is loaded whole.
 _BUFFER_BYTES = 1 << 20
-# From an object store, where a request costs about as much as so many bytes.
+# What is fetched from an object store at once: a request takes about as long as this many bytes.
 _FETCH_BYTES = 1 << 18
 
 
 def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
-    """A document for each row; only columns that become part of it are read, a batch at a time."""
+    """Read a Parquet file: one document for each row.
+
+    Only columns that become part of a document are read, one batch of rows at a time.
+
+    Args:
+        file: The file.
+        columns: Which column holds what.
+
+    Yields:
+        Row numbers from 1, and documents or errors; without an id in the row, its id is "<name>:<row>".
+        Errors of the whole file have the number 0.
+    """
 
     def batches() -> Iterator[pa.RecordBatch]:
         with (
@@ -47,7 +58,17 @@ def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
 
 
 def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
-    """As `read_parquet`, for the IPC file format (Feather) and the IPC stream format."""
+    """Read a file in the IPC file format (Feather) or the IPC stream format, as `read_parquet` does.
+
+    A fragment of a latent store is an error, not a corpus.
+
+    Args:
+        file: The file.
+        columns: Which column holds what.
+
+    Yields:
+        As `read_parquet`.
+    """
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _source(file) as source:
@@ -70,7 +91,12 @@ def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
 
 
 def count_rows(file: CorpusFile) -> int:
-    """Rows; raises OSError, or ValueError where the file cannot be read."""
+    """The number of rows of a Parquet or Arrow file.
+
+    Raises:
+        OSError: When the file cannot be opened.
+        ValueError: When the file cannot be read as Parquet or Arrow.
+    """
     try:
         with _source(file) as source:
             if file.kind == "parquet":
@@ -115,15 +141,24 @@ def batch_documents(
     rows_before: int,
     more: Mapping[str, object] | None = None,
 ) -> Iterator[Item]:
-    """A document for each row; rows are counted on from `rows_before`.
+    """Read a batch of rows: one document for each.
 
-    more: fields of every record, where the row has none of that name.
+    Args:
+        batch: The rows.
+        columns: Which column holds what.
+        name: The beginning of ids made from row numbers.
+        where: The place, for error messages.
+        rows_before: How many rows came before the batch.
+        more: Fields to add to every record that has none of the same name.
+
+    Yields:
+        Row numbers from `rows_before` + 1, and documents or errors.
     """
     more = more or {}
     try:
         records = _records(batch, where)
     except CorpusError:
-        # Some row holds a value that Python cannot: go row by row, to lose no other.
+        # A row holds a value that Python cannot represent: convert row by row, to lose only that one.
         records = None
     for i in range(batch.num_rows):
         number = rows_before + i + 1
@@ -138,7 +173,7 @@ def batch_documents(
 
 
 def _records(batch: pa.RecordBatch, where: str) -> list[dict[str, object]]:
-    """The rows as a JSON reader would give them, but for times and decimals."""
+    """The rows as a JSON reader would give them, except for times and decimals."""
     names: list[str] = batch.schema.names
     columns = [
         _values(column, name, where) for name, column in zip(names, batch.columns, strict=True)
@@ -150,7 +185,7 @@ def _values(column: pa.Array, name: str, where: str) -> Sequence[object]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
-    # Python's times stop at the microsecond.
+    # Python's times have no more than microseconds.
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         column = column.cast(pa.timestamp("us", kind.tz), safe=False)
     elif pa.types.is_time64(kind) and kind.unit == "ns":
@@ -173,12 +208,12 @@ def _values(column: pa.Array, name: str, where: str) -> Sequence[object]:
 
 @contextmanager
 def _source(file: CorpusFile) -> Iterator[Any]:
-    """What pyarrow reads from, at any place."""
+    """The file as an object that pyarrow can read from, local or in an object store."""
     path = file.path
     if not isinstance(path, Path):
         source = pa.PythonFile(path.open("rb", _FETCH_BYTES), "r")
     elif file.kind == "arrow" and path.stat().st_size:
-        # One batch may be the whole file: mapped, the system takes its pages back as it likes.
+        # One batch may be the whole file. If it is mapped, the system can reclaim its pages at any time.
         source = pa.memory_map(str(path))
     else:
         source = pa.OSFile(str(path))
@@ -201,9 +236,9 @@ def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _partition(name: str) -> dict[str, object]:
-    """What the folders of a Hive-partitioned data set say of a file: "lang=en/year=2024/part-0.parquet".
+    """The values in the folder names of a Hive-partitioned data set: "lang=en/year=2024/part-0.parquet".
 
-    Whole numbers become such; a value with zeros in front is no number but a code.
+    Whole numbers become integers; a value with leading zeros is a code, and stays text.
     """
     pairs = (folder.partition("=") for folder in name.split("/")[:-1] if "=" in folder)
     values = {unquote(key): unquote(value) for key, _, value in pairs}

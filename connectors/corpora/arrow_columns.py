@@ -1,4 +1,4 @@
-"""Which columns of a table are read, and whether their types will do. Importing this imports pyarrow."""
+"""Selects the columns of a table to read, and checks their types. Importing this module imports pyarrow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ __all__ = ["needed_columns"]
 def needed_columns(
     schema: pa.Schema, columns: Columns, where: str, elsewhere: Iterable[str] = ()
 ) -> list[str]:
-    """The columns to read; CorpusError where one is missing or has a type that cannot be used.
+    """The names of the columns to read, in the schema's order.
 
-    elsewhere: names that each row gets from somewhere else.
+    Args:
+        schema: The table's schema.
+        columns: Which column holds what.
+        where: The table, for error messages.
+        elsewhere: Names of fields that each row gets from somewhere else, such as the names of folders.
+
+    Raises:
+        CorpusError: When a column is missing or has a type that cannot be used.
     """
     types = {field.name: field.type for field in schema}
     _check_text_and_id(types, columns, where)
@@ -85,7 +92,10 @@ def _struct_fields(kind: pa.DataType | None) -> list[pa.Field]:
 
 
 def _is_kept_by_default(kind: pa.DataType) -> bool:
-    """Scalars and lists of them; not lists of decimal numbers, which are vectors of some model."""
+    """Whether metadata keeps such a column by default: scalars and lists of them.
+
+    Lists of decimal numbers are not kept, because they are usually vectors of some model.
+    """
     item = _list_item(kind)
     return _is_scalar(kind) or (
         item is not None and _is_scalar(item) and not pa.types.is_floating(item)
@@ -93,7 +103,7 @@ def _is_kept_by_default(kind: pa.DataType) -> bool:
 
 
 def _is_json(kind: pa.DataType) -> bool:
-    """Whether metadata can hold it; binary and durations it cannot."""
+    """Whether metadata can hold the type; binary values and durations it cannot."""
     item = _list_item(kind)
     if item is not None:
         return _is_json(item)
@@ -129,5 +139,5 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    """Of a dictionary-encoded column, the type of the values that it stands for."""
+    """The type itself, or for a dictionary-encoded column the type of its values."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind

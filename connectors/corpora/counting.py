@@ -1,4 +1,4 @@
-"""How many documents a corpus has, for a progress bar."""
+"""Counts the documents of a corpus, for a progress bar."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from lclm_rag.storage import COMPRESSIONS
 
 __all__ = ["count_documents"]
 
-# Counting lines reads the file: a few seconds up to here.
+# Counting lines reads the whole file, which takes a few seconds up to this size.
 _BYTES_TO_COUNT = 1 << 30
 
 
 def count_documents(paths: str | Path | Sequence[str | Path]) -> int | None:
-    """How many documents `read_corpus` would find if all were well.
+    """The number of documents that `read_corpus` finds if all files and records are good.
 
-    Counts the files in folders, the lines of JSONL, the rows of CSV, Parquet and Arrow. None where that
-    takes long (more than 1 GiB of lines in a file, packed files, object stores, the hub), cannot be done
-    twice (a pipe, standard input) or fails.
+    It counts the files in folders, the lines of JSONL, and the rows of CSV, Parquet and Arrow.
 
-    Raises CorpusError and ImportError as `read_corpus` does at once.
+    Args:
+        paths: As for `read_corpus`.
+
+    Returns:
+        The number. None if counting takes long (more than 1 GiB of lines in a file, compressed files, object
+        stores, the hub), if the input can be read only once (a pipe, standard input), or if counting fails.
+
+    Raises:
+        CorpusError: When `read_corpus` raises it at once.
+        ImportError: When an extra is missing.
     """
     sources = find_sources(paths)
     try:

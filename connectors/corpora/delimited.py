@@ -1,4 +1,4 @@
-"""CSV and TSV → documents: one for each row below the header."""
+"""Reads CSV and TSV: one document for each row below the header."""
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ if TYPE_CHECKING:
     from _csv import Reader
 
 _LONGEST_VALUE = 1 << 27
-"""Characters. A quote that is never closed makes all that follows one value, and must end somewhere."""
+"""Characters. Without a limit, a quote that is never closed would read the rest of the file as one value."""
 
 
 def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
-    """A document for each row; without an id its id is "<name>:<line>", the line where it begins.
+    """Read a CSV or TSV file: one document for each row, with one row at a time in memory.
 
-    The first row names the columns. Values are texts, unless they are to be numbers; an empty one is a
-    missing one. One row at a time is in memory.
+    The first row names the columns. Values are texts, except in number columns; an empty value counts as
+    missing.
+
+    Args:
+        path: The file, which is decompressed if its name ends in the suffix of a compression.
+        name: The beginning of ids made from line numbers: without an id, a row's id is "<name>:<line>".
+        columns: Which column holds what.
+
+    Yields:
+        The line at which each row begins, from 1, and a document or an error. Errors of the whole file have
+        the number 0.
     """
     line = 0
     try:
@@ -53,7 +62,12 @@ def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
 
 
 def count_rows(path: Location) -> int:
-    """Rows below the header; raises OSError, or ValueError where the file is no CSV."""
+    """The number of rows below the header.
+
+    Raises:
+        OSError: When the file cannot be read.
+        ValueError: When the file is not valid CSV.
+    """
     with _open(path) as text:
         try:
             return max(0, sum(bool(row) for row in _rows(text, path)) - 1)
@@ -62,9 +76,11 @@ def count_rows(path: Location) -> int:
 
 
 def first_rows(path: Location, count: int) -> Iterator[dict[str, str]]:
-    """The first `count` rows below the header, by column, without those that are of another width.
+    """The first `count` rows below the header as dicts by column; rows of another width are skipped.
 
-    Raises OSError, or ValueError where the file is no CSV.
+    Raises:
+        OSError: When the file cannot be read.
+        ValueError: When the file is not valid CSV.
     """
     with _open(path) as text:
         rows = _rows(text, path)
@@ -78,7 +94,7 @@ def first_rows(path: Location, count: int) -> Iterator[dict[str, str]]:
 
 
 def _open(path: Location) -> TextIO:
-    # Bytes that are not UTF-8 are let through as half surrogates, to be reported row by row.
+    # Bytes that are not UTF-8 are decoded to lone surrogates here, and reported row by row later.
     return io.TextIOWrapper(
         open_unpacked(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
     )
@@ -91,7 +107,7 @@ def _rows(text: TextIO, path: Location) -> Reader:
 
 
 def _header(rows: Reader, columns: Columns, where: str) -> list[str]:
-    """The names in the first row; CorpusError where one that is needed is missing."""
+    """The names in the first row; CorpusError if a needed one is missing or a name occurs twice."""
     try:
         names: list[str] = next(rows, [])
     except csv.Error as error:
@@ -119,7 +135,7 @@ def _document(
         )
     if not all(map(is_unicode, row)):
         return CorpusError(f"{where}: not UTF-8; convert the file to UTF-8.")
-    # There is no other way for CSV to say that something is missing.
+    # CSV cannot express a missing value other than by an empty one.
     record = {
         name: value
         for name, value in zip(header, row, strict=True)

@@ -1,4 +1,4 @@
-"""The files of a folder, a glob or a single path, and what kind each is of."""
+"""Lists the files of a folder, a glob or a single path, and determines the kind of each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,13 @@ _TABLES = frozenset[Kind]({"parquet", "arrow"})
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file of a corpus. name: its path below `root`, with "/"; ids are made of it."""
+    """A file of a corpus.
+
+    Attributes:
+        root: The folder that names are relative to.
+        name: The file's path below `root`, with "/"; ids are made from it.
+        kind: How the file is read.
+    """
 
     root: Location
     name: str
@@ -60,15 +66,18 @@ class CorpusFile:
 
     @property
     def path(self) -> Location:
+        """The file's full path."""
         return self.root / self.name
 
 
 @dataclass(frozen=True)
 class Files:
-    """What one path of the user's stands for.
+    """The files that one path of the user's stands for.
 
-    pattern: the parts of a glob below `root`; None: everything below it. single: the one file in
-    `root`, whatever it is.
+    Attributes:
+        root: The folder that names are relative to.
+        pattern: The parts of a glob below `root`; None for everything below `root`.
+        single: The one file in `root`, of any kind; None for a folder or a glob.
     """
 
     root: Location
@@ -82,7 +91,10 @@ class Files:
 
 
 def kind_of(name: str) -> Kind | None:
-    """By the name's end; None for a kind that cannot be read. Only lines may be packed."""
+    """The kind of a file by the end of its name; None if it cannot be read.
+
+    Only JSONL and CSV may be compressed.
+    """
     path = Path(name.lower())
     if path.suffix in COMPRESSIONS:
         inner = SUFFIXES.get(Path(path.stem).suffix)
@@ -91,11 +103,12 @@ def kind_of(name: str) -> Kind | None:
 
 
 def has_wildcard(part: str) -> bool:
+    """Whether a part of a path has one of the wildcards *, ? and [."""
     return any(sign in part for sign in "*?[")
 
 
 def split_glob(path: Location) -> Files:
-    """The part before the first wildcard, to which ids are relative, and the rest."""
+    """Split a glob before its first wildcard; ids are relative to the first part."""
     parts = path.parts
     fixed = next(i for i, part in enumerate(parts) if has_wildcard(part))
     if isinstance(path, Path):
@@ -107,12 +120,19 @@ def split_glob(path: Location) -> Files:
 
 
 def corpus_files(files: Files) -> Iterator[CorpusFile | CorpusError | NotRead]:
-    """All files that are meant, in a fixed order; NotRead for what is left out by rule.
+    """List the files of a path, in a fixed order.
 
-    A folder of Parquet and Arrow files alone gives these, any other its texts; a glob gives what
-    matches. In memory are the names in the folders on the way to the present one, no more. Links to
-    files are read; links to folders are not followed, because they can lead in circles. Nothing is read
-    from a knowledge base: it would be filled with itself.
+    A folder that holds Parquet and Arrow files but no texts gives its tables, any other folder its texts; a
+    glob gives the matching files. Only the names in the folders on the path to the present one are in memory.
+    Links to files are read; links to folders are not followed, because they can lead in circles. Nothing is
+    read from a knowledge base, which could otherwise be filled with itself.
+
+    Args:
+        files: What one path of the user's stands for.
+
+    Yields:
+        Files; `NotRead` for a file or folder that is left out by rule, and `CorpusError` for one that cannot
+        be read.
     """
     if files.single is not None:
         kind = kind_of(files.single)
@@ -135,7 +155,7 @@ def corpus_files(files: Files) -> Iterator[CorpusFile | CorpusError | NotRead]:
 
 
 def _is_data_set(folder: Files) -> bool:
-    """Whether the folder's files are Parquet and Arrow, with no text among them."""
+    """Whether the folder holds Parquet or Arrow files and no texts."""
     tables = False
     for item in _walk(folder):
         kind = kind_of(item) if isinstance(item, str) else None
@@ -146,7 +166,7 @@ def _is_data_set(folder: Files) -> bool:
 
 
 def _walk(files: Files) -> Iterator[str | CorpusError | NotRead]:
-    """Paths below the root, of files of any kind, in order."""
+    """The paths of all files below the root, of any kind, in order."""
     pending: list[tuple[str, Location]] = [("", files.root)]
     while pending:
         relative, path = pending.pop()
@@ -172,7 +192,7 @@ def _walk(files: Files) -> Iterator[str | CorpusError | NotRead]:
 
 
 def _is_meant(pattern: tuple[str, ...] | None, relative: str, is_folder: bool) -> bool:
-    """Whether a glob means this file, or may mean one in this folder."""
+    """Whether the glob matches this file, or may match a file in this folder."""
     if pattern is None:
         return True
     parts = tuple(relative.split("/"))
@@ -198,17 +218,17 @@ def _may_hold(pattern: tuple[str, ...], folder: tuple[str, ...]) -> bool:
 
 
 def _name_matches(pattern: str, name: str) -> bool:
-    """As in a shell, where hidden names are meant only by patterns that begin with a dot."""
+    """Whether a pattern matches a name as in a shell: hidden names only if it begins with a dot."""
     return fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
 
 
 def _why_passed_over(path: Location, is_folder: bool, skip_hidden: bool) -> str | None:
-    """Why an entry is not looked at; None where it is."""
+    """Why an entry is skipped; None if it is not."""
     if skip_hidden and path.name.startswith("."):
         return "it is hidden"
     if is_folder:
         return "it is a link to a folder" if path.is_symlink() else None
-    # A pipe would block for ever. A broken link is not left out: it stands for a text that is lost.
+    # Reading a pipe could block for ever. A broken link is not skipped: it is reported as a missing text.
     if isinstance(path, Path) and path.exists() and not path.is_file():
         return "it is not a plain file"
     return None

@@ -1,4 +1,4 @@
-"""Hugging Face data sets, saved in a folder or on the hub → documents: one for each row."""
+"""Reads Hugging Face data sets, saved in a folder or on the hub: one document for each row."""
 
 from __future__ import annotations
 
@@ -38,7 +38,13 @@ class SavedDataset:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """`hf://OWNER/NAME/CONFIG:SPLIT`; config None: the only one; split None: all, one after another."""
+    """`hf://OWNER/NAME/CONFIG:SPLIT`: a data set on the hub.
+
+    Attributes:
+        name: OWNER/NAME.
+        config: The config; None for the only one.
+        split: The split; None for all, one after another.
+    """
 
     name: str
     config: str | None
@@ -50,7 +56,11 @@ class HubDataset:
 
 
 def parse_hub_uri(uri: str) -> HubDataset:
-    """Raises CorpusError where it is none."""
+    """Parse the URI of a data set on the hub.
+
+    Raises:
+        CorpusError: When it is not such a URI.
+    """
     path, _, split = uri.removeprefix("hf://").partition(":")
     parts = path.split("/")
     if not all(parts) or len(parts) > 3 or parts[0] == "datasets":
@@ -62,12 +72,23 @@ def parse_hub_uri(uri: str) -> HubDataset:
 
 
 def is_saved_dataset(folder: Location) -> bool:
-    """Whether `save_to_disk` wrote it. Raises OSError."""
+    """Whether `save_to_disk` wrote the folder.
+
+    Raises:
+        OSError: When the folder cannot be read.
+    """
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def require_datasets(where: str) -> None:
-    """Raises ImportError where the library is not installed."""
+    """Check that the library `datasets` is installed.
+
+    Args:
+        where: The data set, for the error message.
+
+    Raises:
+        ImportError: When it is not installed.
+    """
     try:
         import datasets  # noqa: F401
     except ImportError as error:
@@ -79,9 +100,17 @@ def require_datasets(where: str) -> None:
 def read_splits(
     source: SavedDataset | HubDataset, columns: Columns
 ) -> Iterator[tuple[str, Iterator[Item]]]:
-    """For each split: where it is, and a document for each row; only the needed columns are read.
+    """Read the splits of a data set: one document for each row.
 
-    Without an id column the id is "<name>:<row>" or, of several splits, "<name>:<split>:<row>".
+    Only the needed columns are read. Without an id column, the id is "<name>:<row>" or, with several splits,
+    "<name>:<split>:<row>".
+
+    Args:
+        source: The data set.
+        columns: Which column holds what.
+
+    Yields:
+        For each split its place, for messages, and its row numbers with documents or errors.
     """
     try:
         splits = _load(source)
@@ -98,12 +127,16 @@ def read_splits(
 
 
 def count_rows(source: SavedDataset) -> int:
-    """Rows of all splits; raises CorpusError."""
+    """The number of rows of all splits.
+
+    Raises:
+        CorpusError: When the data set cannot be loaded.
+    """
     return sum(len(rows) for rows in _load(source).values())
 
 
 def _load(source: SavedDataset | HubDataset) -> Mapping[str, Any]:
-    """The data set's splits by name; one that has none under ""."""
+    """The data set's splits by name; a data set without splits under ""."""
     import datasets
 
     try:
@@ -113,7 +146,7 @@ def _load(source: SavedDataset | HubDataset) -> Mapping[str, Any]:
             loaded = datasets.load_dataset(
                 source.name, source.config, split=source.split, streaming=True
             )
-    except Exception as error:  # Of the library, its file systems and its network client.
+    except Exception as error:  # From the library, its file systems and its network client.
         raise CorpusError(
             f"{source}: cannot be loaded ({first_line(error)}); check name and network."
         ) from error
@@ -133,7 +166,7 @@ def _rows(rows: Any, columns: Columns, name: str, where: str) -> Iterator[Item]:
         if rows.features is not None:
             rows = rows.select_columns(needed_columns(rows.features.arrow_schema, columns, where))
         for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            # Where the features are not known beforehand, each batch says what it has.
+            # If the features are not known beforehand, each batch brings its schema.
             if table.schema != schema:
                 schema, needed = table.schema, needed_columns(table.schema, columns, where)
             for batch in table.select(needed).to_batches():
@@ -141,7 +174,7 @@ def _rows(rows: Any, columns: Columns, name: str, where: str) -> Iterator[Item]:
                 number += batch.num_rows
     except CorpusError as error:
         yield 0, error
-    except Exception as error:  # Of the library, its file systems and its network client.
+    except Exception as error:  # From the library, its file systems and its network client.
         after = f" after row {number}" if number else ""
         yield (
             0,

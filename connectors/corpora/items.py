@@ -1,4 +1,4 @@
-"""What comes of a file or a record: a document, an error, or the reason why it is left out."""
+"""What reading a file or a record gives: a document, an error, or the reason why it is left out."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ __all__ = ["Item", "NotRead"]
 
 @dataclass(frozen=True)
 class NotRead:
-    """A file or folder that is left out by rule, not because it is broken: "path: reason"."""
+    """A file or folder that is left out by rule, not because it is broken.
+
+    Attributes:
+        message: "path: reason".
+        is_knowledge_base: Whether it is left out because it is a knowledge base.
+    """
 
     message: str
     is_knowledge_base: bool = False
 
 
 Item = tuple[int, Document | CorpusError | NotRead]
-"""The line or row, from 1 (0: a whole file), and what came of it.
+"""The number of a line or row, from 1 (0 for a whole file), and the result of reading it.
 
-Errors are handed on as values, because a generator that raises cannot go on to the next record.
+Errors are passed on as values, because a generator that raises cannot continue with the next record.
 """

@@ -1,4 +1,4 @@
-"""JSONL → documents: one JSON object on each line."""
+"""Reads JSONL: one document for each line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ __all__ = ["count_lines", "read_jsonl", "read_lines"]
 
 
 def read_jsonl(path: Location, name: str, columns: Columns) -> Iterator[Item]:
-    """A document for each line that is not blank; without an id its id is "<name>:<line>"."""
+    """Read a JSONL file: one document for each line that is not blank.
+
+    Args:
+        path: The file, which is decompressed if its name ends in the suffix of a compression.
+        name: The beginning of ids made from line numbers: without an id, a record's id is "<name>:<line>".
+        columns: Which field holds what.
+
+    Yields:
+        Line numbers from 1, and documents or errors. Errors of the whole file have the number 0.
+    """
     number = 0
     try:
         with open_unpacked(path) as lines:
@@ -29,10 +38,22 @@ def read_jsonl(path: Location, name: str, columns: Columns) -> Iterator[Item]:
 
 
 def read_lines(lines: BinaryIO, name: str | None, where: str, columns: Columns) -> Iterator[Item]:
-    """A document for each line that is not blank; one line at a time is in memory.
+    r"""Read JSONL from a stream: one document for each line that is not blank.
 
-    Lines end at "\\n" only: other line separators may stand inside a JSON string.
-    name: None where records must have ids of their own. Raises OSError.
+    One line at a time is in memory. Lines end at "\n" only, because other line separators may stand inside a
+    JSON string.
+
+    Args:
+        lines: The stream; a byte order mark at its start is removed.
+        name: The beginning of ids made from line numbers; None if every record must have its own id.
+        where: The stream, for error messages.
+        columns: Which field holds what.
+
+    Yields:
+        Line numbers from 1, and documents or errors.
+
+    Raises:
+        OSError: When the stream cannot be read.
     """
     number = 0
     while line := lines.readline():
@@ -42,12 +63,16 @@ def read_lines(lines: BinaryIO, name: str | None, where: str, columns: Columns) 
         if not line.isspace() and line:
             default_id = None if name is None else f"{name}:{number}"
             item = _document(line, columns, default_id, f"{where}, line {number}")
-            del line  # It may be long, and the document is worked on before the next is read.
+            del line  # It may be long, and must not stay in memory while the document is processed.
             yield number, item
 
 
 def count_lines(path: Location) -> int:
-    """Lines that are not blank; raises OSError."""
+    """The number of lines that are not blank.
+
+    Raises:
+        OSError: When the file cannot be read.
+    """
     with path.open("rb") as lines:
         return sum(not line.isspace() for line in lines)
 

@@ -1,4 +1,4 @@
-"""What lclm-rag made itself is no corpus: a store must never be filled from a store."""
+"""Recognizes knowledge bases and fragments, which are no corpus: no store may be filled from a store."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ from lclm_rag.storage import Location
 
 __all__ = ["is_fragment", "is_knowledge_base", "refuse_knowledge_base"]
 
-# Folders of a knowledge base; a folder of any other name beside them is the user's own.
+# Folders of a knowledge base; folders with other names beside them are the user's own.
 _PARTS = ("store", "index")
-# Of those in the schema metadata of every fragment (`lclm_rag.store.fragment.Layout`).
+# Some of the keys in the schema metadata of every fragment (`lclm_rag.store.fragment.Layout`).
 _FRAGMENT_KEYS = frozenset({b"format_version", b"codec", b"space", b"fingerprint"})
 
 
 def is_knowledge_base(entries: Iterable[Location]) -> bool:
-    """Whether a folder with these entries is one. Raises OSError."""
+    """Whether a folder with these entries is a knowledge base.
+
+    Raises:
+        OSError: When an entry cannot be read.
+    """
     return any(entry.name == SETTINGS and entry.is_file() for entry in entries)
 
 
 def refuse_knowledge_base(path: Location, named: Location) -> None:
-    """CorpusError where the path is a knowledge base, or belongs to its settings, store or index.
+    """Check that a path is not a knowledge base, and not its settings, store or index.
 
-    named: what the user wrote, of which `path` may be the part before the first wildcard.
+    Args:
+        path: The path.
+        named: What the user wrote; `path` may be only its part before the first wildcard.
+
+    Raises:
+        CorpusError: When it is one of them.
     """
     knowledge_base = _knowledge_base(path)
     if knowledge_base is not None:
@@ -38,7 +47,7 @@ def refuse_knowledge_base(path: Location, named: Location) -> None:
 
 
 def is_fragment(metadata: Mapping[bytes, bytes] | None) -> bool:
-    """Whether a schema with this metadata is that of a fragment, wherever the file was copied to."""
+    """Whether a schema with this metadata is that of a fragment, even if the file was copied elsewhere."""
     return _FRAGMENT_KEYS.issubset(metadata or ())
 
 
@@ -57,7 +66,7 @@ def _knowledge_base(path: Location) -> Location | None:
 
 
 def _spellings(path: Location) -> list[Location]:
-    """Where the path leads, and, because a store may be a link to another disk, how it is written."""
+    """The path that links lead to, and the path as written, because a store may be a link to another disk."""
     if not isinstance(path, Path):
         return [path]
     written = [] if ".." in path.parts else [path.absolute()]
@@ -67,5 +76,5 @@ def _spellings(path: Location) -> list[Location]:
 def _has_settings(folder: Location) -> bool:
     try:
         return (folder / SETTINGS).is_file()
-    except OSError:  # In an object store one may have the right to read one file and no more.
+    except OSError:  # In an object store, the user may be allowed to read only the one file.
         return False

@@ -1,4 +1,4 @@
-"""The parts of error messages: paths, names, kinds of values, what a library complains of."""
+"""The parts of error messages: paths, names, kinds of values, and what a library reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _NAMES_SHOWN = 12
 
 
 def unreadable(path: Location, error: OSError, after: str = "") -> CorpusError:
-    """after: what was read before, such as " after line 12"."""
+    """The error for a file that cannot be read.
+
+    Args:
+        path: The file.
+        error: The reason.
+        after: What was read before, such as " after line 12".
+    """
     reason = error.strerror or first_line(error)
     return CorpusError(
         f"{printable(path)}: cannot be read{after} ({reason}); check the file and its rights."
@@ -31,16 +37,17 @@ def unreadable(path: Location, error: OSError, after: str = "") -> CorpusError:
 
 
 def first_line(error: BaseException) -> str:
-    """Messages of libraries may run over several lines."""
+    """The first line of an error's message: messages of libraries may have several lines."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
+    """The part of a message that says at which byte a text is not UTF-8."""
     return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}, from 0)"
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8; JSON and file names may hold what cannot."""
+    """Whether the text can be written as UTF-8; texts from JSON and file names may not."""
     if text.isascii():
         return True
     try:
@@ -51,12 +58,12 @@ def is_unicode(text: str) -> bool:
 
 
 def printable(path: Location | str) -> str:
-    """The path as text that can always be printed, whatever bytes the file name is made of."""
+    """The path as text that can always be printed, whatever bytes are in the file name."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def name_list(names: Iterable[str]) -> str:
-    """'a', 'b' and 'c'; long lists are cut."""
+    """The names as "'a', 'b' and 'c'"; a long list is cut."""
     quoted = [repr(name) for name in names]
     if not quoted:
         return "nothing"
@@ -66,6 +73,7 @@ def name_list(names: Iterable[str]) -> str:
 
 
 def kind_of_value(value: object) -> str:
+    """The kind of a value in the words of a user: "a text", "a whole number"."""
     match value:
         case None:
             return "null"

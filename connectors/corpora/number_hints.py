@@ -1,4 +1,4 @@
-"""CSV has texts alone: which of its columns a user may want to be numbers."""
+"""Finds columns of CSV files, where all values are text, that a user may want to be numbers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["number_like_columns"]
 
 _ROWS = 1000
 _CHARACTERS = 1 << 24
-"""That are read of a file, where rows are long."""
+"""The most characters to read of a file, for files with long rows."""
 _CSV_FILES = 20
 _FILES = 1000
-"""Of any kind, among which CSV is looked for."""
+"""How many files of any kind to search for CSV files."""
 
 
 def number_like_columns(
@@ -33,10 +33,25 @@ def number_like_columns(
     metadata_columns: Sequence[str] | None = None,
     number_columns: Sequence[str] | None = None,
 ) -> list[str]:
-    """A sentence for each set of columns of CSV files that are kept as text and hold nothing but numbers.
+    """Hints about columns of CSV files that are kept as text but hold only numbers.
 
-    Judged by the first rows of the first files. What cannot be read is left to `read_corpus`, and
-    standard input is left alone. Raises as `read_corpus` does at once.
+    The hints are based on the first rows of the first files. Files that cannot be read are left to
+    `read_corpus`, and standard input is not read.
+
+    Args:
+        paths: As for `read_corpus`.
+        text_column: As for `read_corpus`.
+        id_column: As for `read_corpus`.
+        metadata_columns: As for `read_corpus`.
+        number_columns: As for `read_corpus`.
+
+    Returns:
+        A sentence for each set of such columns.
+
+    Raises:
+        CorpusError: When `read_corpus` raises it at once.
+        ValueError: When an argument is invalid.
+        ImportError: When an extra is missing.
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     files_by_columns: dict[tuple[str, ...], list[Location]] = {}
@@ -51,13 +66,16 @@ def _csv_files(source: Source) -> Iterator[CorpusFile]:
     if not isinstance(source, Files) or not _may_have_csv(source):
         return
     for file in islice(corpus_files(source), _FILES):
-        # What a pipe gives can be read only once.
+        # A pipe is left out, because it can be read only once.
         if isinstance(file, CorpusFile) and file.kind == "csv" and _is_plain_file(file.path):
             yield file
 
 
 def _may_have_csv(files: Files) -> bool:
-    """By the name, because a listing in an object store may take long; a folder by itself gives none."""
+    """Whether the path may have CSV files, by its name; a folder by itself gives none.
+
+    Only the name counts, because listing an object store may take long.
+    """
     last = files.pattern[-1] if files.pattern else files.single
     return last is not None and kind_of(last) in (None, "csv")
 
@@ -70,7 +88,7 @@ def _is_plain_file(path: Location) -> bool:
 
 
 def _number_like(path: Location, columns: Columns) -> tuple[str, ...]:
-    """The columns in which all values are numbers, and at least one is there; in the file's order."""
+    """The columns, in the file's order, that have values and whose values are all numbers."""
     are_numbers: dict[str, bool | None] = {}
     characters = 0
     try:
@@ -88,7 +106,7 @@ def _number_like(path: Location, columns: Columns) -> tuple[str, ...]:
 
 
 def _is_kept_as_text(name: str, columns: Columns) -> bool:
-    """And can be named on the command line, between commas."""
+    """Whether the column is kept as text, and its name can be given on the command line, between commas."""
     if not name or "," in name or name != name.strip():
         return False
     if name in (columns.text, columns.id, *columns.numbers):

@@ -1,4 +1,4 @@
-"""A corpus in parts that workers on other machines read, each by itself."""
+"""A corpus in parts, which workers on other machines read independently."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ from lclm_rag.types import Document, DocumentParts
 __all__ = ["CorpusPart", "corpus_parts"]
 
 _FILES_AT_ONCE = 256
-"""In a part, where a file is one document."""
+"""Files in a part, for files that are one document each."""
 
 
 @dataclass(frozen=True)
 class CorpusPart:
-    """Some files of a corpus, and what was found in their place."""
+    """Some files of a corpus.
+
+    Attributes:
+        files: The files, and in their places errors and messages about files that are left out.
+        columns: Which field of a record holds what.
+    """
 
     files: tuple[CorpusFile | Exception | str, ...]
     columns: Columns
 
     def read(self) -> Iterator[Document | Exception | str]:
-        """As `lclm_rag.types.ReadablePart` says."""
+        """Read the part, as `lclm_rag.types.ReadablePart` describes."""
         for file in self.files:
             if not isinstance(file, CorpusFile):
                 yield file
@@ -45,11 +50,25 @@ def corpus_parts(
     metadata_columns: Sequence[str] | None = None,
     number_columns: Sequence[str] | None = None,
 ) -> DocumentParts | None:
-    """The parts of what `read_corpus` would read: a part is a file of records, or some hundred texts.
+    """Split a corpus into parts: each is a file of records, or a few hundred texts.
 
-    Paths must lie where all workers find them under the same name. None where something is named that only
-    this process can read (standard input), or that is no set of files (data sets of Hugging Face): then
-    `read_corpus` is the way. Raises as `read_corpus` does at once.
+    The paths must be valid on all workers.
+
+    Args:
+        paths: As for `read_corpus`.
+        text_column: As for `read_corpus`.
+        id_column: As for `read_corpus`.
+        metadata_columns: As for `read_corpus`.
+        number_columns: As for `read_corpus`.
+
+    Returns:
+        The parts. None if a path can be read only by this process (standard input) or is no set of files
+        (data sets of Hugging Face): then use `read_corpus`.
+
+    Raises:
+        CorpusError: When `read_corpus` raises it at once.
+        ValueError: When an argument is invalid.
+        ImportError: When an extra is missing.
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     parts: list[CorpusPart] = []
@@ -71,5 +90,5 @@ def corpus_parts(
 
 
 def _absolute(files: Files) -> Files:
-    """Workers have other working directories."""
+    """The same files with an absolute root, because workers have other working directories."""
     return replace(files, root=files.root.absolute()) if isinstance(files.root, Path) else files

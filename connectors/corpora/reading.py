@@ -1,4 +1,4 @@
-"""Whatever is named, one stream of documents."""
+"""Reads all paths of a corpus as one stream of documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where items come from: a file or data set whose `unit`s are numbered, or a folder of texts (None)."""
+    """Where items come from: a file or data set with numbered `unit`s, or a folder of texts (None)."""
 
     where: str
     unit: str | None
@@ -58,51 +58,65 @@ def read_corpus(
 ) -> Iterator[Document]:
     """Stream the documents of folders, globs, files, data sets, object stores and standard input.
 
-    One document, line or small batch of rows at a time is in memory, whatever the size of the corpus.
-    Order and ids are the same in every run over the same files.
+    One document, line or small batch of rows at a time is in memory, for a corpus of any size. Order and ids
+    are the same in every run over the same files.
 
     What `paths` may name:
 
-    - A folder: the texts below it, one document each. Text and Markdown (.txt, .md, .markdown, .rst)
-      stand as they are; HTML, PDF and DOCX (.html, .htm, .pdf, .docx) become Markdown, with the extra
-      `documents`. The id is the path below the folder, with "/"; metadata is {"source": that path},
-      and the `title` of HTML. A folder of Parquet and Arrow files alone is a data set: all its rows;
-      the folders of a Hive-partitioned one ("lang=en") are metadata. Hidden files, links to folders,
-      knowledge bases and other files are not read, and `on_ignore` is told of each.
-    - A glob, "notes/**/*.md", "rows/*.jsonl.gz": the files that match, of all kinds. Ids are relative
-      to the part before the first wildcard.
-    - JSONL (.jsonl, .ndjson) and CSV (.csv, .tsv; the first row names the columns), also packed by
-      gzip or zstd (.jsonl.gz, .csv.zst); Parquet (.parquet) and Arrow (.arrow, .feather, .ipc). The
-      text is in `text_column`. The id is in `id_column`, a text or a whole number; where "id" is
-      missing or null it is "<file name>:<line or row, from 1>", but a column other than "id" that is
-      named here must be there. Metadata is every other scalar or list of scalars, or
-      `metadata_columns` only, which may also be objects and lists of anything; lists with decimal
-      numbers are taken for vectors, and are kept only where they are named. An object in the field
-      `metadata` counts as further fields; where a name is in both, the record's own field counts.
-      Null and NaN are left out. Times become ISO 8601 texts (to the microsecond), decimals floats;
-      what comes from CSV stays text, and empty values are missing. The texts of `number_columns`
-      become numbers, as JSON would read them, so that filters can compare them: "2020", "-3.5",
-      "1e3"; an empty one is missing, and any other, "n/a", "1,000" or the code "007", is a bad record.
-    - A folder written by `datasets.Dataset.save_to_disk`, or a data set on the hub as
-      "hf://OWNER/NAME", "hf://OWNER/NAME:SPLIT", "hf://OWNER/NAME/CONFIG:SPLIT", with the extra
-      `datasets`. Without a split, all of them.
+    - A folder: the texts below it, one document each. Text and Markdown (.txt, .md, .markdown, .rst) are
+      taken unchanged; HTML, PDF and DOCX (.html, .htm, .pdf, .docx) become Markdown, which needs the extra
+      `documents`. The id is the path below the folder, with "/"; metadata is {"source": that path}, and the
+      `title` of HTML. A folder with Parquet or Arrow files and no texts is a data set, of which all rows are
+      read; in a Hive-partitioned one, the folders ("lang=en") are metadata. Hidden files, links to folders,
+      knowledge bases and other files are not read; `on_ignore` is called for each.
+    - A glob, "notes/**/*.md", "rows/*.jsonl.gz": the files that match, of all kinds. Ids are relative to the
+      part before the first wildcard.
+    - JSONL (.jsonl, .ndjson) and CSV (.csv, .tsv; the first row names the columns), also compressed by gzip
+      or zstd (.jsonl.gz, .csv.zst); Parquet (.parquet) and Arrow (.arrow, .feather, .ipc). Their records
+      become documents as described below.
+    - A folder written by `datasets.Dataset.save_to_disk`, or a data set on the hub as "hf://OWNER/NAME",
+      "hf://OWNER/NAME:SPLIT", "hf://OWNER/NAME/CONFIG:SPLIT", which needs the extra `datasets`. Without a
+      split, all of them are read.
     - "-": JSONL on standard input, whose records must have ids.
-    - Any of these files, folders and globs in an object store: s3://, gs://, with the extra
-      `object-stores`. Keys and endpoint are given as the store's environment variables; a URL with
-      "?" or "#" is refused, so that the wildcards there are * and [] alone.
+    - Any of these files, folders and globs in an object store: s3://, gs://, which needs the extra
+      `object-stores`. Keys and endpoint are taken from the store's environment variables. A URL with "?" or
+      "#" is refused, so the only wildcards there are * and [].
+
+    A record becomes a document as follows. Its text is in `text_column`. Its id is in `id_column`, a text or
+    a whole number; if "id" is missing or null, it is "<file name>:<line or row, from 1>", but a column other
+    than "id" must exist. Its metadata is every other scalar or list of scalars, or only the
+    `metadata_columns`, which may also be objects and lists of anything. Lists with decimal numbers are taken
+    for vectors, and are kept only if they are named. An object in the field `metadata` counts as further
+    fields; if a name is in both, the record's own field counts. Null and NaN are left out. Times become ISO
+    8601 texts (to the microsecond), decimals floats. Values of CSV stay text, and empty ones count as
+    missing. The texts of `number_columns` become numbers as JSON would read them, so that filters can compare
+    them: "2020", "-3.5", "1e3". An empty one counts as missing, and any other, such as "n/a", "1,000" or the
+    code "007", makes the record a bad one.
 
     Text is UTF-8; a byte order mark is removed.
 
-    on_error: what becomes of a bad file or record. "fail" raises CorpusError; "skip" tells
-        `on_skip` and goes on.
-    on_skip, on_ignore: take one line, "path: reason", for a bad file or record that was skipped,
-        and for what is no corpus file in the first place; without them, these are logged as
-        warnings.
+    Args:
+        paths: One path or several, as above.
+        text_column: The field or column with the text.
+        id_column: The field or column with the id.
+        metadata_columns: The fields or columns to keep as metadata; None for the default above.
+        number_columns: The fields or columns of the metadata whose texts become numbers.
+        on_error: What happens at a bad file or record: "fail" raises CorpusError, "skip" reports it to
+            `on_skip` and continues.
+        on_skip: Called with one line, "path: reason", for each bad file or record that is skipped; by default
+            it is logged as a warning.
+        on_ignore: Called with such a line for each file or folder that is not read by rule; by default it is
+            logged as a warning.
 
-    Raises CorpusError at once where `paths` names nothing, something that is not there, a knowledge
-    base or a kind of file that is not supported; while iterating, for bad files and records and for ids
-    that come twice; at the end, where there was no document at all. Raises ValueError for a wrong
-    argument, and ImportError, at once, where an extra is missing.
+    Returns:
+        The documents, read while they are iterated over.
+
+    Raises:
+        CorpusError: At once, when `paths` names nothing, something that does not exist, a knowledge base or a
+            kind of file that is not supported. While iterating, for bad files and records, and for ids that
+            occur twice. At the end, when there was no document at all.
+        ValueError: When an argument is invalid.
+        ImportError: At once, when an extra is missing.
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     report = _error_report(on_error, on_skip)
@@ -124,9 +138,24 @@ def documents_from_records(
 ) -> Iterator[Document]:
     """Stream the documents of records in memory: a `datasets.Dataset`, rows of a database, dicts.
 
-    Columns, on_error and on_skip as for `read_corpus`. name: of the records; one without an id gets
-    "<name>:<number, from 1>". None: each must have an id, because a number says nothing of what the
-    next call will bring.
+    Args:
+        records: Mappings from field names to values; they become documents as `read_corpus` describes.
+        text_column: As for `read_corpus`.
+        id_column: As for `read_corpus`.
+        metadata_columns: As for `read_corpus`.
+        number_columns: As for `read_corpus`.
+        name: The name of the records; one without an id gets "<name>:<number, from 1>". None: every record
+            must have an id, because its number would mean another record in the next call.
+        on_error: As for `read_corpus`.
+        on_skip: As for `read_corpus`.
+
+    Returns:
+        The documents, made while they are iterated over.
+
+    Raises:
+        CorpusError: While iterating, for bad records and for ids that occur twice; at the end, when there was
+            no document at all.
+        ValueError: When an argument is invalid.
     """
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     part = (_Origin(name or "records", "record"), read_records(records, name, columns))
@@ -136,7 +165,17 @@ def documents_from_records(
 def columns_of(
     text: str, id: str, metadata: Sequence[str] | None, numbers: Sequence[str] | None
 ) -> Columns:
-    """Raises ValueError where the names do not go together."""
+    """Check the names of columns and put them together.
+
+    Args:
+        text: The text column.
+        id: The id column.
+        metadata: The metadata columns; None for all that metadata keeps by default.
+        numbers: The number columns; None for none.
+
+    Raises:
+        ValueError: When the names contradict each other, or a list of names is a single text.
+    """
     for option, names in (("metadata_columns", metadata), ("number_columns", numbers)):
         if isinstance(names, str):
             raise ValueError(f"{option} is a list of names, not the text {names!r}.")
@@ -155,7 +194,7 @@ def columns_of(
 
 
 def _error_report(on_error: OnError, on_skip: Report | None) -> Report | None:
-    """Who takes the message of an error; None where it is raised."""
+    """The function that takes the message of an error; None if errors are raised."""
     if on_error not in ("fail", "skip"):
         raise ValueError(f'on_error is "fail" or "skip", not {on_error!r}.')
     return (on_skip or _warn) if on_error == "skip" else None
@@ -177,7 +216,7 @@ def _parts(source: Source, columns: Columns) -> Iterator[Part]:
 
 
 def read_file(file: CorpusFile, columns: Columns) -> Part:
-    """Where its items come from, and these."""
+    """Read a file: where its items come from, and the items."""
     match file.kind:
         case "jsonl":
             lines = jsonl.read_jsonl(file.path, file.name, columns)
@@ -186,7 +225,7 @@ def read_file(file: CorpusFile, columns: Columns) -> Part:
             rows = delimited.read_csv(file.path, file.name, columns)
             return _Origin(printable(file.path), "line"), rows
         case "parquet" | "arrow":
-            # pyarrow comes in only here: most commands and many corpora do without it.
+            # pyarrow is imported only here: most commands and many corpora do not need it.
             from lclm_rag.connectors.corpora import arrow
 
             read = arrow.read_parquet if file.kind == "parquet" else arrow.read_arrow
@@ -203,7 +242,7 @@ def _documents(
     origins: list[_Origin] = []
     documents = left_out = 0
     for origin, items in parts:
-        # The texts of a folder have one origin, so that the list does not grow with them.
+        # All texts of a folder have the same origin, so the list does not grow with their number.
         if not origins or origins[-1] != origin:
             origins.append(origin)
         for number, item in items:

@@ -1,4 +1,4 @@
-"""One record (a JSON object, a row of a table) → one document, or an error that says what is wrong."""
+"""Turns one record (a JSON object, a row of a table) into a document, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ __all__ = ["Columns", "document_from_record", "number_in", "read_records"]
 _DEFAULT_ID_COLUMN = "id"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _VALUE_SHOWN = 40
-"""Characters."""
+"""How many characters of a bad value error messages show."""
 
 
 @dataclass(frozen=True)
 class Columns:
     """Which field of a record (column of a table) holds what.
 
-    metadata: the names to keep; None: every other field that holds a scalar or a list of scalars.
-    numbers: of these, those whose texts become numbers.
+    Attributes:
+        text: The field with the text.
+        id: The field with the id.
+        metadata: The fields to keep as metadata; None for every other field that holds a scalar or a list of
+            scalars.
+        numbers: Those fields of the metadata whose texts become numbers.
     """
 
     text: str
@@ -38,14 +42,24 @@ class Columns:
 
     @property
     def id_is_required(self) -> bool:
-        """An id column chosen by hand must be there: a misspelt one must not go unnoticed."""
+        """Whether records must have the id column.
+
+        A column that the user chose must exist, so that a misspelt one does not go unnoticed.
+        """
         return self.id != _DEFAULT_ID_COLUMN
 
 
 def read_records(records: Iterable[object], name: str | None, columns: Columns) -> Iterator[Item]:
-    """A document for each mapping; without an id of its own its id is "<name>:<number>".
+    """Read records: one document for each mapping.
 
-    name None: records must have ids.
+    Args:
+        records: The records.
+        name: The beginning of ids made from numbers: without an id, a record's id is "<name>:<number>". None
+            if every record must have its own id.
+        columns: Which field holds what.
+
+    Yields:
+        Numbers from 1, and documents or errors.
     """
     for number, record in enumerate(records, 1):
         where = f"record {number}" if name is None else f"{name}, record {number}"
@@ -63,9 +77,16 @@ def read_records(records: Iterable[object], name: str | None, columns: Columns) 
 def document_from_record(
     record: Mapping[str, object], columns: Columns, default_id: str | None, where: str
 ) -> Document:
-    """The document that a record stands for; `where` ("file, line 3") begins every CorpusError.
+    """Turn a record into a document.
 
-    default_id: for a record without an id; None where it must have one.
+    Args:
+        record: The record.
+        columns: Which field holds what.
+        default_id: The id of a record without one; None if it must have one.
+        where: The record's place ("file, line 3"), with which every error message begins.
+
+    Raises:
+        CorpusError: When the record cannot become a document.
     """
     return Document(
         id=_id(record, columns, default_id, where),
@@ -130,9 +151,9 @@ def _metadata(
 
 
 def _metadata_candidates(record: Mapping[str, object], columns: Columns) -> dict[str, object]:
-    """The fields of the record and of an object in its field `metadata`, without nulls and NaN.
+    """The fields of the record and those of an object in its field `metadata`, without nulls and NaN.
 
-    Where a name is in both, the record's own field counts. NaN is how data frames write "missing".
+    If a name is in both, the record's own field counts. NaN is how data frames express "missing".
     """
     inner = record.get("metadata")
     own = (
@@ -154,7 +175,7 @@ def _with_numbers(values: dict[str, object], columns: Columns, where: str) -> di
 
 
 def _number(value: object, name: str, where: str) -> object:
-    """The value as a number, None where it is empty; CorpusError where it is something else."""
+    """The value as a number, None if it is empty; CorpusError if it is something else."""
     match value:
         case str():
             number = number_in(value)
@@ -173,9 +194,9 @@ def _number(value: object, name: str, where: str) -> object:
 
 
 def number_in(text: str) -> int | float | None:
-    """The number that a text is, as JSON would read it; None where it is none.
+    """The number that a text stands for, as JSON would read it; None if it is not a number.
 
-    "007" is none: zeros in front make a code. Nor is what no float can hold.
+    "007" is not, because leading zeros make a code; neither is a number too large for a float.
     """
     text = text.strip()
     if not _NUMBER.fullmatch(text):
@@ -188,7 +209,10 @@ def number_in(text: str) -> int | float | None:
 
 
 def _is_kept_by_default(value: object) -> bool:
-    """Scalars and lists of them; not lists with decimal numbers, which are vectors of some model."""
+    """Whether metadata keeps such a value by default: scalars and lists of them.
+
+    Lists with decimal numbers are not kept, because they are usually vectors of some model.
+    """
     if isinstance(value, list):
         return all(
             part is None or (_is_scalar(part) and not isinstance(part, float)) for part in value
@@ -201,7 +225,10 @@ def _is_scalar(value: object) -> bool:
 
 
 def _as_json(value: object, name: str, where: str) -> MetadataValue:
-    """Times as ISO 8601, decimals as floats, NaN as null; CorpusError for what JSON cannot hold."""
+    """The value as metadata holds it: times as ISO 8601, decimals as floats, NaN as null.
+
+    Raises CorpusError for a value that JSON cannot hold.
+    """
     match value:
         case str():
             _require_unicode(value, name, where)

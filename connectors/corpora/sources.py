@@ -1,4 +1,4 @@
-"""What the paths of a corpus stand for: files, data sets, standard input."""
+"""Finds out what the paths of a corpus stand for: files, data sets, standard input."""
 
 from __future__ import annotations
 
@@ -45,8 +45,15 @@ Source = Files | SavedDataset | HubDataset | Stdin
 
 
 def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
-    """Raises CorpusError where nothing is named, or something that is not there or cannot be read;
-    ImportError where an extra is missing."""
+    """Find out what each path stands for, without reading documents.
+
+    Args:
+        paths: One path or several, as for `read_corpus`.
+
+    Raises:
+        CorpusError: When no path is given, or one does not exist or cannot be read.
+        ImportError: When an extra is missing.
+    """
     named = [paths] if isinstance(paths, str | Path) else list(paths)
     if not named:
         raise CorpusError("No corpus is named; give at least one folder or file.")
@@ -57,7 +64,7 @@ def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
         if isinstance(source, SavedDataset | HubDataset):
             require_datasets(str(source))
         elif isinstance(source, Files) and util.find_spec("markitdown") is None:
-            # Looked for beforehand, so that no work is lost on what comes before.
+            # Checked before anything is read, so that no work is lost on the files before.
             for file in corpus_files(source):
                 if isinstance(file, CorpusFile):
                     require_converter(file)

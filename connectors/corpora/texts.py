@@ -1,4 +1,4 @@
-"""A file that is one document: text as it stands; HTML, PDF and DOCX as Markdown, through markitdown."""
+"""Reads a file that is one document: text unchanged; HTML, PDF and DOCX as Markdown, through markitdown."""
 
 from __future__ import annotations
 
@@ -21,9 +21,18 @@ __all__ = ["read_text", "require_converter"]
 
 
 def read_text(file: CorpusFile) -> Document | CorpusError:
-    """The document that a file is. Its id is the file's name below the corpus's root.
+    """Read a file as one document, whose id is the file's name below the corpus's root.
 
-    Metadata is {"source": that name}, and for HTML {"title": …} where the page has one.
+    Metadata is {"source": that name}, and for HTML also {"title": …} if the page has a title.
+
+    Args:
+        file: The file, of the kind "text" or "document".
+
+    Returns:
+        The document, or an error that says why it cannot be read.
+
+    Raises:
+        ImportError: When markitdown, or what it needs, is not installed.
     """
     path = file.path
     try:
@@ -49,7 +58,11 @@ def read_text(file: CorpusFile) -> Document | CorpusError:
 
 
 def require_converter(file: CorpusFile) -> None:
-    """Raises ImportError where the file cannot be read without what is not installed."""
+    """Check that what is needed to read the file is installed.
+
+    Raises:
+        ImportError: When markitdown is needed and not installed.
+    """
     if file.kind == "document" and util.find_spec("markitdown") is None:
         raise ImportError(_missing(file))
 
@@ -63,7 +76,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
-    """Markdown, and the title that HTML may have beside its text."""
+    """The Markdown, and the title that HTML may have apart from its text."""
     try:
         from markitdown import MissingDependencyException, StreamInfo
         from markitdown.converters import DocxConverter, HtmlConverter, PdfConverter
@@ -72,7 +85,7 @@ def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
     if not data:
         return "", None
     suffix = Path(file.name).suffix.lower()
-    # The converters themselves, because MarkItDown would guess format and charset, by a model.
+    # Call the converters directly, because MarkItDown would guess format and charset by a model.
     converters = {".pdf": PdfConverter, ".docx": DocxConverter}
     charset = None if suffix in converters else _html_charset(data)
     info = StreamInfo(extension=suffix, charset=charset)
@@ -80,7 +93,7 @@ def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
         result = converters.get(suffix, HtmlConverter)().convert(io.BytesIO(data), info)
     except MissingDependencyException as error:
         raise ImportError(_missing(file)) from error
-    except Exception as error:  # Whatever the parsers below it raise on what is no such file.
+    except Exception as error:  # The parsers below may raise anything on a broken file.
         raise CorpusError(
             f"{printable(file.path)}: cannot be read as {suffix[1:].upper()} ({first_line(error)}); "
             "mend the file or leave it out."
@@ -89,9 +102,10 @@ def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
 
 
 def _html_charset(data: bytes) -> str:
-    """UTF-8 where the bytes are that, else what the page says; UnicodeDecodeError where neither fits.
+    """UTF-8 if the bytes are valid UTF-8, else what the page declares.
 
-    Never guessed: a guess turns letters into others in silence.
+    Raises UnicodeDecodeError if neither fits. The charset is never guessed: a wrong guess would silently
+    replace letters by others.
     """
     from bs4.dammit import EncodingDetector
 

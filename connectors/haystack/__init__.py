@@ -1,4 +1,4 @@
-"""Haystack: a retriever and a generator as components, over one KnowledgeBase."""
+"""Haystack: a retriever and a generator as components, over one `KnowledgeBase`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""The components: a retriever and a generator, over one KnowledgeBase.
+"""The components: a retriever and a generator over one `KnowledgeBase`.
 
-knowledge_base is its folder, opened when first needed with `open_options` (those of `KnowledgeBase.open`);
-or one that is open, which cannot be saved with a pipeline. A saved pipeline is loaded with
-`Pipeline.loads(text, allowed_modules=["lclm_rag.*"])`.
+A saved pipeline is loaded with `Pipeline.loads(text, allowed_modules=["lclm_rag.*"])`.
 """
 
 from __future__ import annotations
@@ -39,8 +37,15 @@ Documents = list[Document] | None
 class LatentRetriever(OverKnowledgeBase):
     """The best passages for a query, best first.
 
-    A document's id is the passage's key, "report#3". Beside the passage's own meta stand
-    passage_document_id, passage_ordinal, and passage_start and passage_end (characters of the document).
+    A document's id is the passage's key, "report#3". Its meta is the passage's own, with passage_document_id,
+    passage_ordinal, passage_start and passage_end (characters of the document) added.
+
+    Args:
+        knowledge_base: The folder of a knowledge base, which is opened when it is first needed, or an open
+            `KnowledgeBase`. With an open one, the pipeline cannot be saved.
+        top_k: How many passages to retrieve.
+        filters: Haystack filters, as `to_filter` takes them.
+        open_options: Arguments of `KnowledgeBase.open` for a folder.
     """
 
     def __init__(
@@ -54,24 +59,47 @@ class LatentRetriever(OverKnowledgeBase):
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, top_k: int | None = None, filters: Options = None) -> Json:
+        """Retrieve passages.
+
+        Args:
+            query: What to search for.
+            top_k: How many passages to retrieve; by default the component's own.
+            filters: Haystack filters in place of the component's own.
+
+        Returns:
+            "documents": the passages, best first.
+
+        Raises:
+            FilterError: When a filter cannot be translated.
+        """
         return self._retrieve(query, top_k, filters)
 
     @component.output_types(documents=list[Document])
     async def run_async(
         self, query: str, top_k: int | None = None, filters: Options = None
     ) -> Json:
+        """`run` for event loops; takes and returns the same."""
         return await asyncio.to_thread(self._retrieve, query, top_k, filters)
 
 
 @component
 class LatentGenerator(OverKnowledgeBase):
-    """Answers a query from the documents that it is given; where it is given none, it retrieves them.
+    """Answers a query from the documents that it is given; without documents, it retrieves them itself.
 
-    Documents of a LatentRetriever go into the prompt as latents, others as text. `documents` are those for
-    which the prompt had room; `meta` has the ids of the others, "left_out", and the usage.
-    sampling: the arguments of `Sampling`, {"max_tokens": 64}. expand: which of the latents' passages go in
-    verbatim, as for `KnowledgeBase.stream`. Without any document nothing is decoded: the reply is empty,
-    and `meta` has the finish_reason "no_passages" and the reason.
+    Documents of a `LatentRetriever` go into the prompt as latents, others as text. If there is no document,
+    nothing is decoded: the reply is empty, and `meta` has the finish_reason "no_passages" and the reason.
+
+    Args:
+        knowledge_base: The folder of a knowledge base, which is opened when it is first needed, or an open
+            `KnowledgeBase`. With an open one, the pipeline cannot be saved.
+        top_k: How many passages to retrieve if no documents are given.
+        filters: Haystack filters for that, as `to_filter` takes them.
+        sampling: The arguments of `Sampling`, such as {"max_tokens": 64}.
+        open_options: Arguments of `KnowledgeBase.open` for a folder.
+        expand: Which of the passages with latents go in verbatim, as for `KnowledgeBase.stream`.
+
+    Raises:
+        ValueError: When a value in `sampling` is invalid.
     """
 
     def __init__(
@@ -96,6 +124,24 @@ class LatentGenerator(OverKnowledgeBase):
         top_k: int | None = None,
         filters: Options = None,
     ) -> Json:
+        """Answer a query.
+
+        Args:
+            query: The question.
+            documents: The documents to answer from, best first; None to retrieve them.
+            streaming_callback: Called with a `StreamingChunk` for each piece of text as it is generated.
+            top_k: How many passages to retrieve if no documents are given; by default the component's own.
+            filters: Haystack filters for that, in place of the component's own.
+
+        Returns:
+            "replies": the answer. "documents": the documents that the prompt had room for. "meta": the usage,
+            the ids of the documents that it had no room for ("left_out"), and, without streaming, the
+            finish_reason.
+
+        Raises:
+            ValueError: When the query is empty, or a document has no text.
+            FilterError: When a filter cannot be translated.
+        """
         callback = select_streaming_callback(None, streaming_callback, requires_async=False)
         try:
             prompt, output = self._prepare(query, documents, top_k, filters)
@@ -118,6 +164,7 @@ class LatentGenerator(OverKnowledgeBase):
         top_k: int | None = None,
         filters: Options = None,
     ) -> Json:
+        """`run` for event loops; takes and returns the same, and the callback may be asynchronous."""
         callback = select_streaming_callback(None, streaming_callback, requires_async=True)
         try:
             prompt, output = await asyncio.to_thread(

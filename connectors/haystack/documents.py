@@ -1,4 +1,4 @@
-"""What Haystack's components share: a knowledge base, and documents on their way in and out."""
+"""What the Haystack components share: the knowledge base, and the conversion of documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Options = Json | None
 
 
 class OverKnowledgeBase:
-    """A component over a knowledge base: what is opened here is closed here."""
+    """A component over a knowledge base; it closes the knowledge base only if it opened it."""
 
     def _take(self, knowledge_base: KnowledgeBase | str | Path, **parameters: Any) -> None:
         self._kb = knowledge_base if isinstance(knowledge_base, KnowledgeBase) else None
@@ -40,25 +40,29 @@ class OverKnowledgeBase:
 
     @property
     def kb(self) -> KnowledgeBase:
+        """The knowledge base, opened when it is first needed."""
         if self._kb is None:
             named, options = self._parameters["knowledge_base"], self._parameters["open_options"]
             self._kb = KnowledgeBase.open(named, **(options or {}))
         return self._kb
 
     def warm_up(self) -> None:
+        """Open the knowledge base."""
         self.kb  # noqa: B018
 
     def close(self) -> None:
-        """Close the knowledge base that was opened here."""
+        """Close the knowledge base if this component opened it."""
         if self._kb is not None and self._kb is not self._parameters["knowledge_base"]:
             self._kb.close()
             self._kb = None
 
     def to_dict(self) -> Json:
+        """The component as Haystack saves it in a pipeline."""
         return default_to_dict(self, **self._parameters)
 
     @classmethod
     def from_dict(cls, data: Json) -> Any:
+        """Make the component from what `to_dict` gave."""
         return default_from_dict(cls, data)
 
     def _retrieve(self, query: str, top_k: int | None, filters: Options) -> Json:
@@ -71,7 +75,7 @@ class OverKnowledgeBase:
 
 
 def _document(hit: Hit) -> Document:
-    """Its id is the passage's key, "report#3"."""
+    """A passage as a Haystack document, whose id is the passage's key, "report#3"."""
     meta = {**hit.metadata, **hit.place()}
     return Document(str(hit.key), hit.text, meta=meta, score=hit.score)
 
@@ -79,10 +83,22 @@ def _document(hit: Hit) -> Document:
 def prompt_of(
     kb: KnowledgeBase, query: str, documents: Sequence[Document], expand: Expand, max_tokens: int
 ) -> tuple[SoftPrompt, Json]:
-    """The prompt that the knowledge base itself would make of these documents, best first, and what a
-    generator puts out beside its reply: the documents for which there was room, and meta.
+    """Make the prompt that the knowledge base itself would make of these documents.
 
-    Raises NoPassagesError where there are no documents.
+    Args:
+        kb: The knowledge base.
+        query: The question.
+        documents: The documents, best first.
+        expand: Which of the passages with latents go in verbatim, as for `KnowledgeBase.stream`.
+        max_tokens: Room to leave for the answer, in tokens.
+
+    Returns:
+        The prompt, and the generator's output apart from the reply: the documents that the prompt had room
+        for, and meta.
+
+    Raises:
+        NoPassagesError: When there are no documents.
+        ValueError: When the query is empty, or a document has no text.
     """
     if not query.strip():
         raise ValueError("The query is empty.")
@@ -103,14 +119,22 @@ def prompt_of(
 
 
 def without_reply(reason: str) -> Json:
-    """What a generator puts out where there is nothing to answer from, and nothing was decoded."""
+    """The output of a generator that had no documents to answer from and decoded nothing."""
     usage = {"positions": 0, "latents": 0, "generated_tokens": 0}
     meta = {"usage": usage, "left_out": [], "finish_reason": "no_passages", "reason": reason}
     return {"replies": [""], "documents": [], "meta": [meta]}
 
 
 def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Json:
-    """What a generator puts out, from what the decoder gave for its prompt."""
+    """The output of a generator, made from the decoder's completion of its prompt.
+
+    Args:
+        decoded: The decoder's result for the one prompt.
+        output: The output without the reply, as `prompt_of` gives it; its meta is completed in place.
+
+    Raises:
+        PromptError: When the decoder refused the prompt.
+    """
     (completion,) = all_answered(decoded)
     (meta,) = output["meta"]
     meta["finish_reason"] = completion.finish_reason
@@ -119,9 +143,9 @@ def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Jso
 
 
 def _passage(document: Document, knowledge_base: KnowledgeBase) -> PromptPassage:
-    """As latents where it is a passage of the knowledge base, and its text still that passage's.
+    """The document as a prompt's passage; as latents if it is an unchanged passage of the knowledge base.
 
-    Raises ValueError where it has no text.
+    Raises ValueError if the document has no text.
     """
     if document.content is None:
         raise ValueError(f"Haystack document {document.id} has no text.")

@@ -1,4 +1,4 @@
-"""Haystack's filters as this library's."""
+"""Haystack's filters, translated to this library's."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ _OPERATORS = ("==", "!=", ">", ">=", "<", "<=", "in", "not in", "AND", "OR", "NO
 
 
 def to_filter(filters: dict[str, Any] | None) -> Filter | None:
-    """What `{"field": "meta.year", "operator": ">=", "value": 2020}` and "AND", "OR", "NOT" of such ask for.
+    """Translate Haystack filters to a filter of this library.
 
-    As in Haystack, == None asks for what lacks the key, and NOT for what does not match all of its
-    conditions. Metadata that is a list matches where one of its elements does.
-    Raises FilterError for an operator, a field or a shape that cannot be translated, ValueError for a value
-    that a filter cannot compare with.
+    As in Haystack, == None matches what lacks the key, and NOT matches what does not meet all of its
+    conditions. A list in the metadata matches if one of its elements does.
+
+    Args:
+        filters: A comparison, `{"field": "meta.year", "operator": ">=", "value": 2020}`, or "AND", "OR" or
+            "NOT" of such conditions.
+
+    Returns:
+        The filter; None if there are no conditions.
+
+    Raises:
+        FilterError: When an operator, a field or a shape cannot be translated.
+        ValueError: When a filter cannot compare with a value.
     """
     return _condition(filters) if filters else None
 
@@ -59,7 +68,7 @@ def _listed(operator: str, value: Any) -> tuple[Any, ...]:
 
 
 def _key(field: str) -> str:
-    """The metadata key that a field names: "meta.year", or, as older filters have it, "year"."""
+    """The metadata key of a field: "meta.year" or, as in older filters, "year"."""
     key = field.removeprefix("meta.")
     if "." in key or field in (
         "id",

@@ -1,7 +1,7 @@
 """LlamaIndex's chat engines with a context, answering from latents.
 
-The engines are LlamaIndex's own: history, condensing of questions, postprocessors, streaming. They build a
-synthesizer for each turn, from the history; here it is one that takes latents.
+The engines are LlamaIndex's own: history, condensing of questions, postprocessors, streaming. For each turn
+they build a synthesizer from the history; these subclasses replace it by one that takes latents.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ __all__ = [
 
 
 def _with_latents(engine: Any, theirs: Any, streaming: bool) -> Any:
-    """A synthesizer with the prompt of the one that the engine built. Typed Any: the engines promise a
-    CompactAndRefine, and call nothing of it but `synthesize`."""
+    """A synthesizer for latents, with the prompt of the synthesizer that the engine built.
+
+    The return type is Any: the engines expect a CompactAndRefine, but call only its `synthesize`.
+    """
     llm = engine._llm
     if not isinstance(llm, LatentLLM):
         raise ValueError(f"{type(engine).__name__} decodes latents: its llm must be a LatentLLM.")
@@ -46,7 +48,18 @@ def make_chat_engine(
     query_engine: BaseQueryEngine,
     **options: Any,
 ) -> Any:
-    """LlamaIndex's chat engine of that mode, with latents where it has a context. options: the engine's."""
+    """Make LlamaIndex's chat engine for a chat mode; it takes latents if that engine has a context.
+
+    Args:
+        chat_mode: LlamaIndex's chat mode.
+        llm: The LLM that decodes.
+        retriever: Retrieves for the engines with a context.
+        query_engine: Answers in the mode "condense_question".
+        **options: Options of LlamaIndex's engine.
+
+    Raises:
+        ValueError: When there is no chat engine for that mode.
+    """
     if chat_mode == ChatMode.SIMPLE:
         return SimpleChatEngine.from_defaults(llm=llm, **options)
     if chat_mode == ChatMode.CONDENSE_QUESTION:
@@ -66,7 +79,10 @@ def make_chat_engine(
 
 
 class LatentContextChatEngine(ContextChatEngine):
-    """Retrieves for each message; passages stand in the system message, history after it."""
+    """Retrieves for each message; the passages are in the system message, followed by the history.
+
+    Use it like LlamaIndex's `ContextChatEngine`, with a `LatentLLM` as `llm`.
+    """
 
     def _get_response_synthesizer(
         self, chat_history: list[ChatMessage], streaming: bool = False
@@ -76,7 +92,10 @@ class LatentContextChatEngine(ContextChatEngine):
 
 
 class LatentCondensePlusContextChatEngine(CondensePlusContextChatEngine):
-    """As `LatentContextChatEngine`; retrieves for a question condensed from the whole conversation."""
+    """Like `LatentContextChatEngine`, but retrieves for a question condensed from the whole conversation.
+
+    Use it like LlamaIndex's `CondensePlusContextChatEngine`, with a `LatentLLM` as `llm`.
+    """
 
     def _get_response_synthesizer(
         self, chat_history: list[ChatMessage], streaming: bool = False

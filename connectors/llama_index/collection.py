@@ -1,4 +1,4 @@
-"""LatentCollectionIndex: latents beside a Qdrant collection that LlamaIndex's QdrantVectorStore filled."""
+"""LatentCollectionIndex: latents for a Qdrant collection that LlamaIndex's QdrantVectorStore filled."""
 
 from __future__ import annotations
 
@@ -25,17 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["LatentCollectionIndex"]
 
 _SCROLLED = 256
-"""Points that are read from the collection at once."""
+"""Points to read from the collection at once."""
 
 
 class LatentCollectionIndex(LatentIndex):
     """A knowledge base whose passages are the nodes of a Qdrant collection.
 
-    The collection is read, and left as it is: retrieval is its own, by the vectors that are in it, and the
-    latents come from the knowledge base. Nodes that came after the last `sync` go into prompts as text.
+    The collection is only read, never changed. It retrieves by its own vectors, and the latents come from the
+    knowledge base. Nodes added to the collection after the last `sync` go into prompts as text.
 
-    embed_model: the one that the collection was filled with; default `Settings.embed_model`.
-    Raises ValueError where the vector store has no synchronous client, or there is no such collection.
+    Args:
+        knowledge_base: The knowledge base with the latents; it stays open until `close`.
+        vector_store: The vector store of the collection.
+        embed_model: The embedding model that the collection was filled with; by default
+            `Settings.embed_model`.
+        callback_manager: LlamaIndex's callback manager.
+        show_progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: When the vector store has no synchronous client, or the collection does not exist.
     """
 
     def __init__(
@@ -67,12 +75,26 @@ class LatentCollectionIndex(LatentIndex):
         show_progress: bool = False,
         **options: Any,
     ) -> LatentCollectionIndex:
-        """Compress the nodes of a collection into a knowledge base at `path`; one that is there already is
-        brought up to date.
+        """Compress the nodes of a collection into the knowledge base at `path`, new or existing.
 
-        options: as for `KnowledgeBase.create`, or `open` where it is there.
+        An existing knowledge base is brought up to date.
+
+        Args:
+            vector_store: The vector store of the collection.
+            path: The folder of the knowledge base.
+            embed_model: The embedding model that the collection was filled with; by default
+                `Settings.embed_model`.
+            callback_manager: LlamaIndex's callback manager.
+            show_progress: Whether to show progress bars.
+            **options: As for `KnowledgeBase.create`, or as for `KnowledgeBase.open` if it exists.
+
+        Returns:
+            The index, with the latents of all nodes.
+
+        Raises:
+            ValueError: When the vector store has no synchronous client, or the collection does not exist.
         """
-        _check(vector_store)  # Before a folder is made for it.
+        _check(vector_store)  # Before a folder is made for the knowledge base.
         is_there = is_knowledge_base(open_folder(path))
         kb = (KnowledgeBase.open if is_there else KnowledgeBase.create)(path, **options)
         index = cls(
@@ -86,8 +108,10 @@ class LatentCollectionIndex(LatentIndex):
         return index
 
     def sync(self) -> None:
-        """Bring the latents up to the collection: only new and changed nodes are compressed, and those that
-        are gone are deleted."""
+        """Bring the latents up to date with the collection.
+
+        Only new and changed nodes are compressed; those that are gone from the collection are deleted.
+        """
         seen: set[str] = set()
 
         def nodes() -> Iterator[BaseNode]:
@@ -107,25 +131,35 @@ class LatentCollectionIndex(LatentIndex):
         filters: MetadataFilters | None = None,
         verbose: bool = False,
     ) -> BaseRetriever:
-        """The collection's own."""
+        """The collection's own retriever.
+
+        Args:
+            similarity_top_k: How many nodes to retrieve.
+            filters: LlamaIndex's metadata filters.
+            verbose: Whether the retriever prints what it does.
+        """
         return self._retrieving.as_retriever(
             similarity_top_k=similarity_top_k, filters=filters, verbose=verbose
         )
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Raises ValueError: change the collection through its vector store, and call `sync`."""
         raise _read_only()
 
     def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Raises ValueError: change the collection through its vector store, and call `sync`."""
         raise _read_only()
 
     def delete_ref_doc(
         self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
+        """Raises ValueError: change the collection through its vector store, and call `sync`."""
         raise _read_only()
 
     def delete_nodes(
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
+        """Raises ValueError: change the collection through its vector store, and call `sync`."""
         raise _read_only()
 
     def _replace(self, documents: Sequence[Document], **insert_kwargs: Any) -> None:

@@ -18,14 +18,20 @@ __all__ = ["LatentCompressor"]
 
 
 class LatentCompressor(TransformComponent):
-    """Compresses nodes into a knowledge base and hands them on as they came.
+    """Compresses nodes into a knowledge base and passes them on unchanged.
 
-    Put it behind the node parser. The node's id is the reference: what any vector store, docstore or
-    retriever gives back by this id, and with this text, goes in as latents (`LatentSynthesizer`). Nodes
-    that the knowledge base has already cost a hash.
+    Put it after the node parser. Nodes are recognized by their id: what any vector store, docstore or
+    retriever returns under this id and with this text goes into the prompt as latents (`LatentSynthesizer`).
+    Nodes that are already in the knowledge base cost only a hash.
 
-    knowledge_base: one, or its folder. Raises KnowledgeBaseError where `fingerprint` is given, as when it
-    is made anew from `to_dict`, and the knowledge base was built by another encoder.
+    Args:
+        knowledge_base: An open knowledge base, or the folder of one.
+        fingerprint: The fingerprint that its encoder must have, as when the component is made again from
+            `to_dict`; None for any.
+        **component_options: Options of `TransformComponent`.
+
+    Raises:
+        KnowledgeBaseError: When the knowledge base was built by an encoder with another fingerprint.
     """
 
     knowledge_base: str = Field(description="Folder of the knowledge base.")
@@ -54,27 +60,45 @@ class LatentCompressor(TransformComponent):
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that identifies the class in saved components."""
         return "LatentCompressor"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """As for any component, and what the store holds: a pipeline's cache may pass over this step only
-        where nothing was added or deleted since."""
+        """The component as a dict, with the state of the store.
+
+        The state is part of it so that a pipeline's cache skips this step only if nothing was added or
+        deleted since.
+        """
         return {**super().to_dict(**kwargs), "store": self._state()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> LatentCompressor:
+        """Make the component again from `to_dict`; the encoder must be the same."""
         own = {name: data[name] for name in ("knowledge_base", "fingerprint")}
         return cls(**own, **kwargs)
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Compress nodes; those without text are left out with a warning.
+
+        Args:
+            nodes: The nodes.
+            **kwargs: Ignored.
+
+        Returns:
+            The same nodes.
+        """
         add_to(self._kb, nodes, split=False)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Do the same for event loops."""
         return await asyncio.to_thread(self.__call__, nodes, **kwargs)
 
     def _state(self) -> str:
-        """Changes with every version. A new store is like no other: there, nothing may be passed over."""
+        """A string that changes with every version of the store.
+
+        A new store has a state that equals no other, so nothing is skipped for it.
+        """
         manifest = self._kb.store.manifest
         newest = manifest.fragments[-1].name if manifest.fragments else uuid4().hex
         return f"{manifest.version}-{newest}"

@@ -1,4 +1,4 @@
-"""LlamaIndex's metadata filters → this library's, which reach Qdrant."""
+"""LlamaIndex's metadata filters, translated to this library's, which Qdrant applies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lclm_rag.retrieval import And, Filter, In, Not, Or
 
 __all__ = ["to_filter"]
 
-# value → filter on a field; for ANY, ALL and CONTAINS a list matches where one of its elements does.
+# Operators with one value, and operators with a list of values. A list in the metadata matches if one of its
+# elements does, which is what ANY, ALL and CONTAINS need.
 _ONE: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
     FilterOperator.EQ: lambda key, value: field(key) == value,
     FilterOperator.NE: lambda key, value: field(key) != value,
@@ -37,10 +38,19 @@ _MANY: dict[FilterOperator, Callable[[str, list[Any]], Filter]] = {
 
 
 def to_filter(filters: MetadataFilters | None) -> Filter | None:
-    """The same condition as a filter of `lclm_rag.retrieval`; None where there is none.
+    """Translate LlamaIndex's metadata filters to a filter of `lclm_rag.retrieval`.
 
-    TEXT_MATCH finds substrings, upper and lower case told apart. Raises ValueError for what Qdrant cannot
-    do: TEXT_MATCH_INSENSITIVE, and an order of strings.
+    TEXT_MATCH finds substrings; case counts.
+
+    Args:
+        filters: LlamaIndex's filters, which may be nested.
+
+    Returns:
+        The filter; None if there are no conditions.
+
+    Raises:
+        ValueError: When Qdrant does not support a condition (TEXT_MATCH_INSENSITIVE, ordering of strings), or
+            when an operator gets a list instead of a single value or the reverse.
     """
     if filters is None:
         return None
@@ -56,7 +66,7 @@ def to_filter(filters: MetadataFilters | None) -> Filter | None:
             return And(parts)
         case FilterCondition.OR:
             return Or(parts)
-        case FilterCondition.NOT:  # None of them, as LlamaIndex's stores read it.
+        case FilterCondition.NOT:  # None of them may match, as LlamaIndex's stores understand it.
             return Not(Or(parts))
     raise ValueError(f"Metadata filters cannot be joined by {filters.condition!r}.")
 

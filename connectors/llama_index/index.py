@@ -1,4 +1,4 @@
-"""LatentIndex: a knowledge base with the feel of LlamaIndex's own indexes."""
+"""LatentIndex: a knowledge base with the interface of LlamaIndex's own indexes."""
 
 from __future__ import annotations
 
@@ -47,15 +47,21 @@ _logger = logging.getLogger(__name__)
 class LatentIndex(BaseManagedIndex):
     """Documents in a knowledge base: retrieved by Qdrant, answered from their latents.
 
-    Without `transformations` a document is split by the knowledge base, as `lclm-rag build` would, and
-    replaces one of the same id. With them (node parsers, extractors, …) they make the nodes, and each node
-    is compressed as it is. The text alone is compressed, not the metadata; what has no text is left out, with
-    a warning.
+    Without `transformations`, the knowledge base splits documents as `lclm-rag build` does; a document
+    replaces one of the same id. With `transformations` (node parsers, extractors, …), these make the nodes,
+    and each node is compressed whole. Only the text is compressed, not the metadata. Documents and nodes
+    without text are left out, with a warning.
 
-    Every change is one atomic version of the store. Documents lie in the knowledge base only: the docstore
-    of the storage context stays empty.
+    Every change is one atomic version of the store. Documents are kept in the knowledge base only; the
+    docstore of the storage context stays empty.
 
-    knowledge_base: it stays open; close it, or the index, with `close`. nodes: inserted at once.
+    Args:
+        knowledge_base: The knowledge base; it stays open until it, or the index, is closed with `close`.
+        nodes: Nodes to insert at once.
+        transformations: LlamaIndex's transformations from documents to nodes; None to let the knowledge base
+            split documents.
+        callback_manager: LlamaIndex's callback manager.
+        show_progress: Whether to show progress bars.
     """
 
     index_struct_cls = IndexDict
@@ -73,7 +79,7 @@ class LatentIndex(BaseManagedIndex):
             index_struct=IndexDict(summary=f"lclm-rag knowledge base {knowledge_base.path}"),
             callback_manager=callback_manager,
             show_progress=show_progress,
-            # Anything but nothing: LlamaIndex would take its own settings, a SentenceSplitter, in its place.
+            # Must not be empty: LlamaIndex would fall back to its settings, a SentenceSplitter.
             transformations=transformations or [_as_they_are],
         )
         self.knowledge_base = knowledge_base
@@ -95,9 +101,21 @@ class LatentIndex(BaseManagedIndex):
     ) -> LatentIndex:
         """Compress documents into a new knowledge base at `path`.
 
-        options: as for `KnowledgeBase.create`: checkpoint, codec, space, passage_tokens, embedder, decoder,
-        device, …. Where it fails or is interrupted, what was compressed stays, and the same call goes on from
-        there; where nothing was, nothing is left in `path`.
+        If the call fails or is interrupted, what was compressed stays, and the same call continues from
+        there. If nothing was compressed, nothing is left in `path`.
+
+        Args:
+            documents: LlamaIndex's documents.
+            path: The folder of the new knowledge base.
+            show_progress: Whether to show progress bars.
+            callback_manager: LlamaIndex's callback manager.
+            transformations: LlamaIndex's transformations from documents to nodes; None to let the knowledge
+                base split documents.
+            **options: As for `KnowledgeBase.create`: checkpoint, codec, space, passage_tokens, embedder,
+                decoder, device, ….
+
+        Returns:
+            The index, with all documents.
         """
         kb = KnowledgeBase.create(path, resume=True, **options)
         try:
@@ -126,7 +144,18 @@ class LatentIndex(BaseManagedIndex):
         callback_manager: CallbackManager | None = None,
         **options: Any,
     ) -> LatentIndex:
-        """Open an existing knowledge base, whatever built it. options: as for `KnowledgeBase.open`."""
+        """Open an existing knowledge base, no matter what built it.
+
+        Args:
+            path: The folder of the knowledge base.
+            transformations: LlamaIndex's transformations for documents that are added later; None to let the
+                knowledge base split them.
+            callback_manager: LlamaIndex's callback manager.
+            **options: As for `KnowledgeBase.open`.
+
+        Returns:
+            The index.
+        """
         kb = KnowledgeBase.open(path, **options)
         return cls(kb, transformations=transformations, callback_manager=callback_manager)
 
@@ -136,12 +165,22 @@ class LatentIndex(BaseManagedIndex):
 
     # --- reading --------------------------------------------------------------------------------
 
-    def as_retriever(  # type: ignore[override]  # No **kwargs: a misspelt one is told.
+    def as_retriever(  # type: ignore[override]  # No **kwargs, so that a misspelt one fails.
         self,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         verbose: bool = False,
     ) -> BaseRetriever:
+        """A retriever over the knowledge base.
+
+        Args:
+            similarity_top_k: How many passages to retrieve.
+            filters: LlamaIndex's metadata filters, which Qdrant applies.
+            verbose: Whether the retriever prints what it does.
+
+        Raises:
+            ValueError: When `similarity_top_k` is below 1, or Qdrant does not support a filter.
+        """
         return LatentRetriever(
             self.knowledge_base,
             similarity_top_k,
@@ -165,9 +204,25 @@ class LatentIndex(BaseManagedIndex):
         verbose: bool = False,
         expand: Expand = "auto",
     ) -> LatentQueryEngine:
-        """llm: a LatentLLM, with other sampling, say. response_mode: "compact" (one pass) alone.
-        response_synthesizer: in place of a `LatentSynthesizer`; as in LlamaIndex, llm, text_qa_template and
-        streaming are then its own, and expand is. expand: as for `LatentSynthesizer`."""
+        """A query engine over the knowledge base.
+
+        Args:
+            llm: A `LatentLLM`, for example with other sampling; None for the index's own.
+            similarity_top_k: How many passages to retrieve.
+            filters: LlamaIndex's metadata filters, which Qdrant applies.
+            node_postprocessors: LlamaIndex's postprocessors for the retrieved nodes.
+            text_qa_template: As for `LatentSynthesizer`.
+            response_mode: Only "compact" or "simple_summarize"; both mean one pass.
+            response_synthesizer: Replaces the `LatentSynthesizer`. As in LlamaIndex, it brings its own llm,
+                text_qa_template and streaming, and also its own expand: these arguments are then ignored.
+            streaming: Whether answers are streamed.
+            verbose: Whether the retriever prints what it does.
+            expand: As for `LatentSynthesizer`.
+
+        Raises:
+            ValueError: When `response_mode` needs several passes, `llm` is not a `LatentLLM`, or an argument
+                of `as_retriever` is invalid.
+        """
         if response_mode not in ("compact", "simple_summarize"):
             raise ValueError(
                 f"Latents are answered from in one pass, not by response_mode {response_mode!r}; for that, "
@@ -197,10 +252,19 @@ class LatentIndex(BaseManagedIndex):
         streaming: bool = False,
         **engine_options: Any,
     ) -> BaseChatEngine:
-        """As other indexes': "context", "condense_plus_context" (also "best"), "condense_question", "simple".
+        """A chat engine, as other indexes make it.
 
-        engine_options: of LlamaIndex's engine: memory, chat_history, system_prompt, context_template (or
-        context_prompt), node_postprocessors, …. streaming: of the query engine in "condense_question".
+        Args:
+            chat_mode: "context", "condense_plus_context" (also as "best"), "condense_question" or "simple".
+            llm: A `LatentLLM`; None for the index's own.
+            similarity_top_k: How many passages to retrieve.
+            filters: LlamaIndex's metadata filters, which Qdrant applies.
+            streaming: Whether the query engine of "condense_question" streams its answers.
+            **engine_options: Options of LlamaIndex's engine: memory, chat_history, system_prompt,
+                context_template (or context_prompt), node_postprocessors, ….
+
+        Raises:
+            ValueError: When there is no such chat mode, or `llm` is not a `LatentLLM`.
         """
         llm = self._latent_llm(llm)
         engine = make_chat_engine(
@@ -227,7 +291,7 @@ class LatentIndex(BaseManagedIndex):
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
-        """Document id → its nodes and metadata. Reads the whole store."""
+        """The nodes and metadata of each document, by document id; reads the whole store."""
         found: dict[str, RefDocInfo] = {}
         for row in self.knowledge_base.store.passages():
             node = to_node(row.passage)
@@ -238,18 +302,37 @@ class LatentIndex(BaseManagedIndex):
     # --- writing --------------------------------------------------------------------------------
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Compress a document, as the class describes it.
+
+        Args:
+            document: The document.
+            **insert_kwargs: Options for the transformations.
+        """
         with self._callback_manager.as_trace("insert"):
             self._add([document], **insert_kwargs)
 
     def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        """Compress nodes; one of the same id is replaced."""
+        """Compress nodes; those of the same id are replaced.
+
+        Args:
+            nodes: The nodes.
+            **insert_kwargs: Ignored.
+        """
         with self._callback_manager.as_trace("insert_nodes"):
             self._insert(nodes, **insert_kwargs)
 
     def delete_ref_doc(
         self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
-        """Delete a document and its nodes. As LlamaIndex does, an unknown one is only warned of."""
+        """Delete a document and its nodes.
+
+        As in LlamaIndex, an unknown document only gets a warning.
+
+        Args:
+            ref_doc_id: The document's id.
+            delete_from_docstore: Ignored; the docstore is empty.
+            **delete_kwargs: Ignored.
+        """
         gone = self._documents_of({ref_doc_id})
         if not gone:
             _logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
@@ -259,20 +342,42 @@ class LatentIndex(BaseManagedIndex):
     def delete_nodes(
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
-        """Raises KnowledgeBaseError where one of them is not there, or is a passage of a document that the
-        knowledge base has split: that is deleted as a whole, by `delete_ref_doc`."""
+        """Delete nodes.
+
+        Args:
+            node_ids: Ids of nodes. A passage of a document that the knowledge base has split cannot be
+                deleted by itself; delete the whole document by `delete_ref_doc`.
+            delete_from_docstore: Ignored; the docstore is empty.
+            **delete_kwargs: Ignored.
+
+        Raises:
+            KnowledgeBaseError: When one of them does not exist, or is such a passage.
+        """
         self.knowledge_base.delete(node_ids)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         self.delete_nodes([node_id])
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """Replace a document and its nodes; one that is not there is inserted."""
+        """Replace a document and its nodes; an unknown document is inserted.
+
+        Args:
+            document: The document.
+            **update_kwargs: "insert_kwargs" holds options for the transformations.
+        """
         with self._callback_manager.as_trace("update_ref_doc"):
             self._replace([document], **update_kwargs.get("insert_kwargs", {}))
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        """Insert what is new and replace what has changed, in text or metadata; True for each of those."""
+        """Insert new documents, and replace those whose text or metadata has changed.
+
+        Args:
+            documents: The documents.
+            **update_kwargs: "insert_kwargs" holds options for the transformations.
+
+        Returns:
+            For each document whether it was new or changed.
+        """
         with self._callback_manager.as_trace("refresh_ref_docs"):
             fresh = self._unchanged(documents)
             changed = [document.id_ not in fresh for document in documents]
@@ -284,7 +389,8 @@ class LatentIndex(BaseManagedIndex):
     def _replace(self, documents: Sequence[Document], **insert_kwargs: Any) -> None:
         before = self._documents_of({document.id_ for document in documents})
         written = self._add(documents, **insert_kwargs)
-        # After, so that an interruption leaves a document twice rather than not at all.
+        # Delete the old nodes only after the new ones are added (in `_add` above), so that an interruption
+        # leaves a document twice rather than not at all.
         gone = [document_id for document_id in before if document_id not in written]
         if gone:
             self.knowledge_base.delete(gone)
@@ -295,7 +401,7 @@ class LatentIndex(BaseManagedIndex):
         self._add_nodes(nodes)
 
     def _add(self, documents: Iterable[Document], **insert_kwargs: Any) -> set[str]:
-        """Returns the ids under which they are in the knowledge base."""
+        """Add documents; returns the ids under which they are in the knowledge base."""
         if self._transformations:
             nodes = run_transformations(
                 list(documents),
@@ -313,21 +419,21 @@ class LatentIndex(BaseManagedIndex):
         add_to(self.knowledge_base, shown, split=False)
 
     def _keep_object(self, node: BaseNode) -> None:
-        """What an IndexNode points to stays in this process where it cannot be written down."""
+        """Keep the object of an IndexNode in this process if it cannot be stored."""
         target = getattr(node, "obj", None)
         if target is not None and not isinstance(target, BaseNode):
             self._object_map[node.index_id] = target  # type: ignore[attr-defined]
             node.obj = None  # type: ignore[attr-defined]
 
     def _documents_of(self, ref_doc_ids: set[str]) -> list[str]:
-        """Documents of the knowledge base that are, or are nodes of, these LlamaIndex documents."""
+        """The knowledge base's documents that are, or are nodes of, these LlamaIndex documents."""
         kb = self.knowledge_base
         own = (i for i in sorted(ref_doc_ids) if kb.store.document_hash(i) is not None)
         nodes = (key.document_id for key in kb.find(field(REF_DOC_ID).is_in(ref_doc_ids)))
         return list(dict.fromkeys([*own, *nodes]))
 
     def _unchanged(self, documents: Sequence[Document]) -> set[str]:
-        """Ids of the documents that are in the knowledge base just so."""
+        """The ids of the documents that the knowledge base contains unchanged."""
         store = self.knowledge_base.store
         if not self._transformations:
             hashes = {d.id_: to_document(d).content_hash() for d in documents}
@@ -341,27 +447,33 @@ class LatentIndex(BaseManagedIndex):
     # --- the same for event loops -----------------------------------------------------------------
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
+        """`insert` for event loops."""
         await asyncio.to_thread(self.insert, document, **insert_kwargs)
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """`insert_nodes` for event loops."""
         await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
 
     async def adelete_nodes(
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
+        """`delete_nodes` for event loops."""
         await asyncio.to_thread(self.delete_nodes, node_ids)
 
     async def adelete_ref_doc(
         self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
+        """`delete_ref_doc` for event loops."""
         await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """`update_ref_doc` for event loops."""
         await asyncio.to_thread(self.update_ref_doc, document, **update_kwargs)
 
     async def arefresh_ref_docs(
         self, documents: Sequence[Document], **update_kwargs: Any
     ) -> list[bool]:
+        """`refresh_ref_docs` for event loops."""
         return await asyncio.to_thread(self.refresh_ref_docs, documents, **update_kwargs)
 
 

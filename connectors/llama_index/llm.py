@@ -42,7 +42,13 @@ __all__ = ["LatentLLM"]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chat ready to be decoded. passages: what of it the response tells."""
+    """A chat ready to be decoded.
+
+    Attributes:
+        prompt: The prompt.
+        sampling: How the answer is decoded.
+        passages: Node ids for the response's `raw`, under "latents", "text" and "left_out"; {} without nodes.
+    """
 
     prompt: SoftPrompt
     sampling: Sampling
@@ -52,14 +58,26 @@ class _Prepared:
 class LatentLLM(LLM):
     """The decoder of a knowledge base, or of a checkpoint, as a LlamaIndex LLM.
 
-    It takes chats of text, from agents, chat engines and other synthesizers. Given `nodes=` with a chat in
-    one of whose messages stands `PASSAGES`, it puts those nodes there: as latents where the knowledge base
-    knows them, else as text; with `expand=` and `question=`, as for `KnowledgeBase.stream`, the best of them
-    verbatim. What became of each node, and the usage, is in the response's `raw`.
+    It takes chats of text, from agents, chat engines and other synthesizers. With `nodes=`, one message of
+    the chat must contain `PASSAGES`; the nodes go in at that place, as latents if the knowledge base knows
+    them, else as text. `expand=` and `question=`, as for `KnowledgeBase.stream`, put the best of them in
+    verbatim. The response's `raw` reports how each node was used, and the usage.
 
-    knowledge_base: one, or its folder. checkpoint, decoder: in place of a knowledge base, what to decode
-    with (see `KnowledgeBase.open`); it then takes text only, and is loaded here.
-    Each call takes max_tokens, temperature, top_p and seed in place of the ones given here.
+    Every call can override `max_tokens`, `temperature`, `top_p` and `seed`.
+
+    Args:
+        knowledge_base: An open knowledge base, or the folder of one; None to decode text only.
+        checkpoint: Without a knowledge base: the checkpoint to decode with, a folder, a hub id or "bundled".
+        decoder: The decoder as for `KnowledgeBase.open`, for a knowledge base given as a folder, or without a
+            knowledge base; without one, it is loaded right away.
+        max_tokens: Longest answer, in tokens.
+        temperature: 0 is greedy.
+        top_p: Share of probability to sample from.
+        seed: Makes sampling repeatable.
+        **llm_options: Options of LlamaIndex's `LLM`.
+
+    Raises:
+        ValueError: When a sampling value is invalid.
     """
 
     knowledge_base: str | None = Field(description="Folder of the knowledge base.")
@@ -114,11 +132,13 @@ class LatentLLM(LLM):
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that identifies the class in saved components."""
         return "LatentLLM"
 
     @property
     def metadata(self) -> LLMMetadata:
-        source = self._loaded if self._kb is None else self._kb  # An empty knowledge base is false.
+        """What LlamaIndex asks about a model: its context length, longest answer and name."""
+        source = self._loaded if self._kb is None else self._kb  # Not `or`: an empty one is falsy.
         assert source is not None
         return LLMMetadata(
             context_window=source.context_length,
@@ -128,54 +148,96 @@ class LatentLLM(LLM):
         )
 
     def words(self, passages: str, question: str) -> str:
-        """The user's turn as the knowledge base itself words it."""
+        """The user's turn in the knowledge base's own wording.
+
+        Args:
+            passages: The text for the place of the passages.
+            question: The text for the place of the question.
+        """
         return self._template.words(passages, question)
 
     # --- chat -----------------------------------------------------------------------------------
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a chat.
+
+        Args:
+            messages: The chat, text only.
+            **kwargs: nodes, question and expand, as the class describes them; max_tokens, temperature, top_p
+                and seed for this call.
+
+        Returns:
+            The answer; `raw` has the usage, the finish reason and what became of each node.
+
+        Raises:
+            ValueError: When a message has a block other than text, or there are nodes but no knowledge base.
+            PromptError: When the decoder refuses the prompt.
+        """
         return self._chat(messages, **kwargs)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer a chat as `chat` does, in pieces.
+
+        The last response has an empty delta, and the usage in `raw`.
+
+        Args:
+            messages: The chat, text only.
+            **kwargs: As for `chat`.
+
+        Returns:
+            The responses.
+        """
         return self._stream_chat(messages, **kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat` for event loops."""
         return await self._achat(messages, **kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
+        """`stream_chat` for event loops."""
         return await self._astream_chat(messages, **kwargs)
 
     # --- complete: a chat of one message ---------------------------------------------------------
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a chat of one user message.
+
+        Args:
+            prompt: The message.
+            formatted: Ignored.
+            **kwargs: As for `chat`.
+        """
         return chat_to_completion_decorator(self._chat)(prompt, **kwargs)
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
+        """Answer a chat of one user message, in pieces."""
         return stream_chat_to_completion_decorator(self._stream_chat)(prompt, **kwargs)
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
+        """`complete` for event loops."""
         return await achat_to_completion_decorator(self._achat)(prompt, **kwargs)
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
+        """`stream_complete` for event loops."""
         return await astream_chat_to_completion_decorator(self._astream_chat)(prompt, **kwargs)
 
-    # --- the four ways, without events ------------------------------------------------------------
+    # --- the four kinds of chat, without LlamaIndex's events --------------------------------------
 
     def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         prepared = self._prepare(messages, **kwargs)
@@ -218,7 +280,7 @@ class LatentLLM(LLM):
         return pieces()
 
     def _decoder(self) -> Decoder:
-        """Loaded when first needed, where it is a knowledge base's."""
+        """The decoder; a knowledge base loads its own when it is first needed."""
         found = self._loaded if self._kb is None else self._kb.decoder
         assert found is not None
         return found
@@ -261,14 +323,17 @@ class LatentLLM(LLM):
         return _Prepared(assembled.prompt, sampling, placed)
 
     def _end(self, prepared: _Prepared, text: str) -> ChatResponse:
-        """The last response of a stream, with the usage; the answer's tokens are counted in its text."""
+        """The last response of a stream, with the usage; its generated tokens are those of the text."""
         tokens = self._checkpoint.inert_decoder_tokenizer.encode(text, add_special_tokens=False)
         return _piece(text, "", _raw(prepared, len(tokens.ids)))
 
 
 def _passages_of(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, PromptPassage]:
-    """Node id → passage, best first. In the prompt they stand as in their documents, whatever their rank, so
-    that the same nodes are the same prefix."""
+    """The passage of each node id, best first.
+
+    In the prompt they stand in the order of their documents, whatever their rank, so that the same nodes give
+    the same prefix.
+    """
     best_first = {scored.node.node_id: scored.node for scored in nodes}
     reading_order = sorted(
         best_first.values(),

@@ -1,8 +1,8 @@
-"""LlamaIndex's documents and nodes ⇄ documents and passages of a knowledge base.
+"""LlamaIndex's documents and nodes, converted to documents and passages of a knowledge base and back.
 
 A LlamaIndex document that this library splits becomes a document of the knowledge base; its passages come
-back as nodes with the id "<document id>#<ordinal>". A node that something else has split off becomes a
-document of one passage, by its own id, and comes back as it was.
+back as nodes with the id "<document id>#<ordinal>". A node that something else has made becomes a document
+with one passage, under its own id, and comes back unchanged.
 """
 
 from __future__ import annotations
@@ -35,22 +35,24 @@ __all__ = [
 ]
 
 REF_DOC_ID = "ref_doc_id"
-"""Metadata key by which the passage of a node names the document it is part of, as in LlamaIndex's vector
-stores; filters may use it."""
+"""Metadata key for the id of the document that a node is part of, as in LlamaIndex's vector stores.
+
+Filters may use it.
+"""
 
 _logger = logging.getLogger(__name__)
 
 _NODE = "_node"
-"""Metadata key of what a node is beside its text and metadata."""
+"""Metadata key for everything that a node has besides its text and metadata."""
 
 
 def to_document(document: BaseNode) -> Document:
-    """A LlamaIndex document, to be split by this library. Only its text is compressed."""
+    """A LlamaIndex document, to be split by this library; only its text is compressed."""
     return Document(document.node_id, _text(document), document.metadata)
 
 
 def from_node(node: BaseNode) -> Document:
-    """A node, to be added with `split=False`. Only its text is compressed, not its metadata."""
+    """A node, to be added with `split=False`; only its text is compressed, not its metadata."""
     kept: dict[str, Any] = doc_to_json(node)
     data = kept["__data__"]
     for name in ("text", "text_resource", "metadata", "embedding"):
@@ -62,10 +64,17 @@ def from_node(node: BaseNode) -> Document:
 
 
 def add_to(knowledge_base: KnowledgeBase, items: Iterable[BaseNode], *, split: bool) -> set[str]:
-    """Add LlamaIndex documents (split) or nodes, in one version; returns their ids.
+    """Add LlamaIndex documents or nodes to a knowledge base, in one version.
 
-    Items without text have nothing to compress: as LlamaIndex's node parsers do, they are passed over, with
-    a warning that names them.
+    Items without text are left out, as LlamaIndex's node parsers do, with a warning that names them.
+
+    Args:
+        knowledge_base: The knowledge base.
+        items: The documents or nodes.
+        split: Whether the items are documents that this library splits; if not, each is one passage.
+
+    Returns:
+        The ids of the items added.
     """
     written: set[str] = set()
 
@@ -84,7 +93,12 @@ def add_to(knowledge_base: KnowledgeBase, items: Iterable[BaseNode], *, split: b
 
 
 def to_node(passage: Passage, siblings: Iterable[PassageKey] = ()) -> BaseNode:
-    """A passage as a node. siblings: keys of passages of the same document that may be its neighbours."""
+    """Convert a passage to a node.
+
+    Args:
+        passage: The passage.
+        siblings: Keys of passages of the same document that exist; the neighbours among them get related.
+    """
     metadata = {k: v for k, v in passage.metadata.items() if k not in (_NODE, REF_DOC_ID)}
     kept: Any = passage.metadata.get(_NODE)
     if kept is not None:
@@ -113,12 +127,12 @@ def to_node(passage: Passage, siblings: Iterable[PassageKey] = ()) -> BaseNode:
 
 
 def ref_doc_id_of(passage: Passage) -> str:
-    """The LlamaIndex document that a passage is part of; a node without one stands for itself."""
+    """The id of the LlamaIndex document that a passage is part of; a node without one is its own."""
     return str(passage.metadata.get(REF_DOC_ID, passage.key.document_id))
 
 
 def known_key(node: BaseNode, knowledge_base: KnowledgeBase) -> PassageKey | None:
-    """The key of the passage that a node is; None where the store lacks it, or holds another text."""
+    """The key of the passage that a node is; None if the store lacks it, or has it with another text."""
     document_id, _, ordinal = node.node_id.rpartition("#")
     keys = [PassageKey(node.node_id, 0)]
     if document_id and ordinal.isdecimal():

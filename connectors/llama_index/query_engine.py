@@ -1,4 +1,4 @@
-"""LatentQueryEngine: LlamaIndex's own retriever query engine, put together over a knowledge base."""
+"""LatentQueryEngine: LlamaIndex's own retriever query engine, assembled for a knowledge base."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ __all__ = ["LatentQueryEngine"]
 
 
 class LatentQueryEngine(RetrieverQueryEngine):
-    """`RetrieverQueryEngine` as it is; `from_knowledge_base` puts the parts together."""
+    """LlamaIndex's `RetrieverQueryEngine`; `from_knowledge_base` assembles it."""
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that identifies the class in saved components."""
         return "LatentQueryEngine"
 
     @classmethod
@@ -30,17 +31,30 @@ class LatentQueryEngine(RetrieverQueryEngine):
         *,
         similarity_top_k: int = DEFAULT_TOP_K,
     ) -> LatentQueryEngine:
-        """knowledge_base: one, or its folder. For anything else, give the parts: a `LatentRetriever` and a
-        `LatentSynthesizer`."""
+        """Make a query engine with default parts.
+
+        For anything else, construct it from a `LatentRetriever` and a `LatentSynthesizer`.
+
+        Args:
+            knowledge_base: An open knowledge base, or the folder of one.
+            similarity_top_k: How many passages to retrieve.
+
+        Returns:
+            The query engine.
+        """
         kb = knowledge_base
         if not isinstance(kb, KnowledgeBase):
             kb = KnowledgeBase.open(kb)
         return cls(LatentRetriever(kb, similarity_top_k), LatentSynthesizer(LatentLLM(kb)))
 
     def as_tool(self, name: str, description: str) -> QueryEngineTool:
-        """For agents and routers: an engine that gives whole answers, whatever this one does.
+        """A tool for agents and routers, which gives whole answers even if this engine streams.
 
-        A tool asks a streamed answer for its text while the event loop waits for the tool.
+        With a streamed answer, a tool would wait for the text while the event loop waits for the tool.
+
+        Args:
+            name: The tool's name.
+            description: What the agent reads about the tool.
         """
         engine = self
         synthesizer = self._response_synthesizer

@@ -21,8 +21,16 @@ __all__ = ["LatentRetriever"]
 class LatentRetriever(BaseRetriever):
     """Retrieves from a knowledge base, best first; the nodes carry text, metadata and scores, no latents.
 
-    similarity_top_k: how many. filters: LlamaIndex's metadata filters; Qdrant applies them.
-    Raises ValueError where a filter cannot be put to Qdrant.
+    Args:
+        knowledge_base: The knowledge base.
+        similarity_top_k: How many passages to retrieve.
+        filters: LlamaIndex's metadata filters, which Qdrant applies.
+        callback_manager: LlamaIndex's callback manager.
+        object_map: The objects of LlamaIndex's IndexNodes, by id.
+        verbose: Whether the retriever prints what it does.
+
+    Raises:
+        ValueError: When `similarity_top_k` is below 1, or Qdrant does not support a filter.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class LatentRetriever(BaseRetriever):
         super().__init__(callback_manager, object_map, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        # A query transform (HyDE, say) may have put other words to search for than the question's.
+        # A query transform, such as HyDE, may have set other words to search for than the question's.
         question = "\n".join(query_bundle.embedding_strs)
         kb = self.knowledge_base
         nodes = []

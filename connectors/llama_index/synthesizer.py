@@ -1,4 +1,4 @@
-"""LatentSynthesizer: any retriever's nodes and a question → an answer, decoded from latents."""
+"""LatentSynthesizer: takes any retriever's nodes and a question, and decodes an answer from latents."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ __all__ = ["LatentSynthesizer"]
 
 
 class LatentSynthesizer(BaseSynthesizer):
-    """Answers in one pass. Nodes that the knowledge base knows go in as latents, others as text.
+    """Answers in one pass; nodes that the knowledge base knows go in as latents, others as text.
 
-    A node is known where its id and its text are those of a passage in the store. What became of each node
-    is in `response.metadata["lclm_rag"]`: lists of node ids under "latents", "text" and "left_out" (no room
-    in the decoder's context), and "usage"; of a stream, once it has ended.
+    A node is known if its id and its text are those of a passage in the store.
+    `response.metadata["lclm_rag"]` reports what became of each node: lists of node ids under "latents",
+    "text" and "left_out" (no room in the decoder's context), and "usage". For a stream it is complete once
+    the stream has ended.
 
-    llm: a LatentLLM over the knowledge base. text_qa_template: with {context_str} and {query_str}; the
-    default is the prompt that the knowledge base itself uses. expand: which of the known nodes go in word
-    for word, as for `KnowledgeBase.stream`: "auto", the best where the question asks for an exact string,
-    "never", "always", or so many of the best. They stand under "text".
+    Args:
+        llm: A `LatentLLM` over the knowledge base.
+        text_qa_template: A prompt with {context_str} and {query_str}; by default the prompt that the
+            knowledge base itself uses.
+        streaming: Whether answers are streamed.
+        callback_manager: LlamaIndex's callback manager; by default that of `llm`.
+        empty_response: The answer if there are no nodes; by default LlamaIndex's own.
+        expand: Which of the known nodes go in verbatim, as for `KnowledgeBase.stream`: "auto", the best one
+            if the question asks for an exact string; "never"; "always"; or a number, so many of the best.
+            They are listed under "text".
     """
 
     def __init__(
@@ -55,14 +62,16 @@ class LatentSynthesizer(BaseSynthesizer):
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that identifies the class in saved components."""
         return "LatentSynthesizer"
 
     @property
     def streaming(self) -> bool:
+        """Whether answers are streamed."""
         return self._streaming
 
     def without_streaming(self) -> LatentSynthesizer:
-        """The same, with whole answers."""
+        """The same synthesizer, but with whole answers."""
         return LatentSynthesizer(
             self._latent_llm,
             self._text_qa_template,
@@ -85,6 +94,20 @@ class LatentSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
+        """Answer a question from nodes.
+
+        Args:
+            query: The question.
+            nodes: The nodes, best first.
+            additional_source_nodes: More nodes to list as the response's sources.
+            **response_kwargs: Values for other variables of the template.
+
+        Returns:
+            The response, whose metadata reports what became of each node.
+
+        Raises:
+            ValueError: When the question contains `PASSAGES`, the mark for the place of the passages.
+        """
         report: dict[str, Any] = {}
         response = super().synthesize(
             query, nodes, additional_source_nodes, nodes_=nodes, report_=report, **response_kwargs
@@ -98,6 +121,7 @@ class LatentSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
+        """`synthesize` for event loops."""
         report: dict[str, Any] = {}
         response = await super().asynthesize(
             query, nodes, additional_source_nodes, nodes_=nodes, report_=report, **response_kwargs
@@ -112,7 +136,18 @@ class LatentSynthesizer(BaseSynthesizer):
         report_: dict[str, Any] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """nodes_: references, as `synthesize` hands them on. told_: filled with what became of them."""
+        """Answer a question; called by `synthesize`.
+
+        Args:
+            query_str: The question.
+            text_chunks: Ignored; the nodes' texts.
+            nodes_: The nodes, which `synthesize` passes on.
+            report_: Filled with what became of each node.
+            **response_kwargs: Values for other variables of the template.
+
+        Returns:
+            The answer's text, or its pieces if answers are streamed.
+        """
         messages = self._messages(query_str, response_kwargs)
         report = {} if report_ is None else report_
         if self._streaming:
@@ -132,6 +167,7 @@ class LatentSynthesizer(BaseSynthesizer):
         report_: dict[str, Any] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
+        """`get_response` for event loops."""
         messages = self._messages(query_str, response_kwargs)
         report = {} if report_ is None else report_
         if self._streaming:
@@ -185,6 +221,6 @@ def _note(response: ChatResponse, report: dict[str, Any]) -> None:
 
 
 def _with(response: RESPONSE_TYPE, report: dict[str, Any]) -> RESPONSE_TYPE:
-    if response.metadata is not None:  # There is none where there were no nodes.
+    if response.metadata is not None:  # It is None if there were no nodes.
         response.metadata["lclm_rag"] = report
     return response

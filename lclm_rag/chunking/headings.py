@@ -1,4 +1,4 @@
-"""Markdown headings of a text: where they begin, and the path of headings above a place."""
+"""Markdown headings of a text: where they begin, and the path of headings above a position."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ __all__ = ["Headings"]
 
 _HEADING_OR_FENCE = re.compile(r"^ {0,3}(#{1,6}(?=[ \t\r\n]|$)|`{3,}|~{3,})", re.MULTILINE)
 _LONGEST_TITLE = 500
-"""Characters; a longer line that begins with # is hardly a heading, and shows this much of itself."""
+"""In characters. A longer line that begins with # is hardly a heading; only this much of it is used."""
 
 
 class Headings:
     """The ATX headings (`# Title`) of one text, without those in fenced code.
 
-    Rules as in CommonMark 0.31, sections 4.2 and 4.5. Only their places are kept, 8 bytes each.
+    The rules are those of CommonMark 0.31, sections 4.2 and 4.5. Only the positions of headings are kept, 8
+    bytes each.
+
+    Args:
+        text: The text.
     """
 
     def __init__(self, text: str) -> None:
@@ -26,12 +30,28 @@ class Headings:
         self._path: list[tuple[int, str]] = []
 
     def last_between(self, after: int, until: int) -> int | None:
-        """Where the last heading begins that begins later than `after` and not later than `until`."""
+        """Find the last heading that begins in a range.
+
+        Args:
+            after: The heading must begin later than this position.
+            until: The heading must not begin later than this position.
+
+        Returns:
+            The position at which the heading begins; None if there is none in the range.
+        """
         index = bisect_right(self._starts, until) - 1
         return self._starts[index] if index >= 0 and self._starts[index] > after else None
 
     def left_alone(self, start: int, end: int) -> int | None:
-        """Where a heading begins with which text[start:end] ends, though it begins with something else."""
+        """Find a heading that stands at the end of a passage without any text below it.
+
+        Args:
+            start: Where the passage begins. A heading that begins here does not count.
+            end: Where the passage ends (exclusive).
+
+        Returns:
+            The position at which the heading begins; None if there is none.
+        """
         index = bisect_left(self._starts, end) - 1
         if index < 0 or self._starts[index] <= start:
             return None
@@ -42,10 +62,15 @@ class Headings:
         return begin
 
     def path(self, position: int) -> list[str]:
-        """The titles of the headings that a passage from `position` on stands under, outermost first.
+        """Find the headings above a passage.
 
-        A heading with which the passage itself begins is not among them. Positions must not decrease
-        from call to call.
+        A heading with which the passage itself begins is not among them.
+
+        Args:
+            position: Where the passage begins. It must not decrease from call to call.
+
+        Returns:
+            The titles of the headings, outermost first.
         """
         next_heading = bisect_left(self._starts, position)
         for start in self._starts[self._read : next_heading]:

@@ -1,4 +1,4 @@
-"""Documents → passages: stretches of at most so many encoder tokens, cut where the text allows."""
+"""Documents → passages: stretches with a limited number of encoder tokens, cut where the text allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lclm_rag.types import Document, Passage, PassageKey
 __all__ = ["TokenOffsets", "first_piece", "split_document"]
 
 TokenOffsets = Callable[[str], Sequence[tuple[int, int]]]
-"""text -> the character span of each of its tokens, in order."""
+"""Maps a text to the character span of each of its tokens, in order."""
 
 Span = tuple[int, int, str]
 """Start and end of a passage, and its header."""
@@ -35,8 +35,17 @@ _INK = re.compile(r"\S")
 
 
 def first_piece(text: str, passage_tokens: int) -> str:
-    """What `split_document` asks the tokens of first, where there is no header: so that those of many
-    documents can be had at once, beforehand."""
+    """The piece of a text for which `split_document` asks the token offsets first, if there is no header.
+
+    With it, the offsets of many documents can be computed together beforehand.
+
+    Args:
+        text: The document's text.
+        passage_tokens: As for `split_document`.
+
+    Returns:
+        The beginning of the text.
+    """
     return text[: _first_reach(passage_tokens)]
 
 
@@ -53,18 +62,29 @@ def split_document(
 ) -> Iterator[Passage]:
     """Split a document into passages of at most `passage_tokens` encoder tokens, one after another.
 
-    A passage ends, by preference, before a Markdown heading, after a paragraph, a sentence, a line or a
-    word: at the last of the first of these that there is in the second half of what fits. Where there
-    is none it ends after a whole character as a reader sees it (a letter with its accents, a flag).
-    Passages follow each other without gap or overlap, so that their texts joined give the document's
-    text; only white space may make a passage longer, because a passage is never blank. A heading goes
-    with what it stands above.
+    A passage ends, by preference, before a Markdown heading, or after a paragraph, a sentence, a line or a
+    word: at the last one in the second half of what fits, of the first kind in this list that occurs there.
+    If none occurs, it ends after a whole character as a reader sees it (a letter with its accents, a flag). A
+    heading goes with the text below it.
 
-    contextual_headers: each passage has a header, "Title > Heading > Heading below it": the document's
-    metadata `title`, then the headings above. It counts towards `passage_tokens`, and may take half of
-    them; where it would take more, its outermost parts are left out.
+    Passages follow each other without gap or overlap, so that their texts joined give the document's text.
+    Only white space may make a passage longer than the limit, because a passage is never blank.
 
-    Raises ValueError where `passage_tokens` is smaller than what one character takes.
+    With contextual headers each passage has a header, "Title > Heading > Heading below it": the document's
+    metadata `title`, then the headings above. The header counts towards `passage_tokens` and may take up to
+    half of them; if it would take more, its outermost parts are left out.
+
+    Args:
+        document: The document.
+        token_offsets: Gives the character span of each token of a text.
+        passage_tokens: Most tokens in a passage, its header included.
+        contextual_headers: Whether passages have headers.
+
+    Yields:
+        The passages, in order.
+
+    Raises:
+        ValueError: When `passage_tokens` is smaller than what one character takes.
     """
     if passage_tokens < 1:
         raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
@@ -105,7 +125,7 @@ def _spans(
         )
         yield start, end, above
         start = end
-        # What fits next is likely as long; to look much further is tokenizing in vain.
+        # The next passage is likely as long; looking much further would tokenize text in vain.
         reach = fitted + fitted // 4 + 16
 
 
@@ -118,10 +138,19 @@ def _next_bound(
     token_offsets: TokenOffsets,
     passage_tokens: int,
 ) -> tuple[int, int]:
-    """Where the passage that begins at `start`, below `prefix`, ends (exclusive), in characters; and how
-    many characters would have fitted.
+    """Find where the passage that begins at `start`, below `prefix`, ends.
 
-    reach: how many characters to look at first.
+    Args:
+        text: The whole text.
+        start: Where the passage begins.
+        reach: How many characters to look at first.
+        prefix: The header, with a line break; empty if there is none.
+        headings: The text's headings.
+        token_offsets: Gives the character span of each token of a text.
+        passage_tokens: Most tokens in a passage.
+
+    Returns:
+        The end (exclusive) as a position in the text, and how many characters would have fitted.
     """
     while True:
         piece = text[start : start + reach]
@@ -131,7 +160,7 @@ def _next_bound(
         reach *= 2
     if len(offsets) <= passage_tokens:
         return len(text), len(piece)
-    # Characters that several tokens share (byte-level tokens of one character) are never cut.
+    # A character that several tokens share (byte-level tokens) is never cut.
     limit = offsets[passage_tokens][0] - len(prefix)
     if limit <= 0:
         raise _too_small(passage_tokens, piece[:1])
@@ -152,11 +181,11 @@ def _too_small(passage_tokens: int, character: str) -> ValueError:
 
 
 def _best_end(piece: str, start: int, limit: int, headings: Headings) -> int:
-    """Where in piece[:limit], which begins at `start` of the text, to end; from 1 to `limit`."""
+    """Where to end in piece[:limit], which begins at `start` of the text; from 1 to `limit`."""
     heading = headings.last_between(start + limit // 2, start + limit)
     end = heading - start if heading is not None else _preferred_break(piece, limit)
-    # What a heading stands above is in the next passage: there it belongs, with the headings above it;
-    # unless these are many (a table of contents, a text that marks its comments with #).
+    # The text below a heading is in the next passage, so the heading goes there too, with the headings right
+    # above it; unless these are many (a table of contents, a text that marks its comments with #).
     before = end
     while (heading := headings.left_alone(start, start + before)) is not None:
         before = heading - start
@@ -178,9 +207,9 @@ def _preferred_break(piece: str, limit: int) -> int:
 
 
 def _whole_character(piece: str, end: int) -> int:
-    """The last place up to `end` that is not within what a reader sees as one character.
+    """The last position up to `end` that is not inside what a reader sees as one character.
 
-    Longer ones than 64 code points (letters under towers of accents) are cut like anything else.
+    Characters longer than 64 code points (letters under towers of accents) are cut anywhere.
     """
     if piece[end - 1 : end + 1].isascii() and piece[end - 1 : end + 1] != "\r\n":
         return end
@@ -196,7 +225,7 @@ def _whole_character(piece: str, end: int) -> int:
 
 
 def _join_blank(text: str, spans: Iterator[Span]) -> Iterator[Span]:
-    """Passages of nothing but white space join the one before (the first joins the next)."""
+    """Join passages that are only white space to the one before (the first joins the next)."""
     held: Span | None = None
     held_blank = False
     for start, end, header in spans:
@@ -215,10 +244,10 @@ def _join_blank(text: str, spans: Iterator[Span]) -> Iterator[Span]:
 
 
 def _shortened(parts: list[str], token_offsets: TokenOffsets, most_tokens: int) -> str:
-    """The parts as one line of at most so many tokens; the outermost parts go first."""
+    """The parts as one line of at most `most_tokens` tokens; the outermost parts are dropped first."""
     while parts:
         header = " > ".join(parts)
-        # No tokenizer's tokens are this long on average: spares tokenizing what is far too long.
+        # No tokenizer's tokens are this long on average, so a header far too long is not tokenized.
         if len(header) <= most_tokens * 24 and len(token_offsets(f"{header}\n")) <= most_tokens:
             return header
         parts = parts[1:]

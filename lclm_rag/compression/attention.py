@@ -1,5 +1,8 @@
-"""Causal attention inside each window of a packed batch, for any model that transformers lets choose its
-attention. No window sees another, and nothing is padded."""
+"""Causal attention inside each window of a packed batch.
+
+It works with any model for which transformers lets the attention be chosen. No window sees another, and
+nothing is padded.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,22 @@ _NAME = "lclm_packed"
 
 
 class PackedEncoder:
-    """An encoder that reads windows one behind the other, as [positions], without padding.
+    """An encoder that reads windows one after another, as [positions], without padding.
 
-    On CUDA in half precision: the flash-attention kernel for sequences of different lengths that torch ships.
-    Elsewhere torch's scaled_dot_product_attention, window by window. All that is not attention (9 tenths of
-    the work at the published shape) runs over all positions at once either way.
+    On CUDA in half precision it uses the flash-attention kernel for sequences of different lengths that torch
+    ships. Elsewhere it uses torch's scaled_dot_product_attention, window by window. Everything that is not
+    attention (nine tenths of the work at the published shape) runs over all positions at once in both cases.
+
+    Args:
+        model: A transformers model; its attention is replaced.
+        longest: Positions of the longest window.
+        compile: Whether to compile the model's layers with torch.compile.
+
+    Raises:
+        CheckpointError: When the model does not let windows be packed.
     """
 
     def __init__(self, model: Any, longest: int, *, compile: bool = False) -> None:
-        """model: a transformers model; its attention is replaced. longest: positions of the longest window.
-        compile: its layers, with torch.compile.
-
-        Raises CheckpointError where the model does not let windows be packed.
-        """
         from transformers import AttentionInterface
 
         AttentionInterface.register(_NAME, _attention)
@@ -42,7 +48,7 @@ class PackedEncoder:
         self._fused = on_gpu and half and torch.cuda.get_device_capability(self.device) >= (8, 0)
         self._check()
         if compile:
-            # A layer at a time, because they are all alike: compiled once, not as often as there are layers.
+            # Layer by layer: all layers are alike, so the code is compiled once and not once per layer.
             for part in getattr(model, "layers", [model]):
                 part.compile(dynamic=True)
 
@@ -50,8 +56,17 @@ class PackedEncoder:
     def __call__(
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
-        """token_ids, positions: int64 [positions] on the encoder's device. → [positions, width]."""
-        # As a tensor, because torch.compile would compile anew for each list of numbers.
+        """Encode packed windows.
+
+        Args:
+            token_ids: int64 [positions], on the encoder's device.
+            positions: int64 [positions], on the encoder's device: each position's place in its window.
+            lengths: How many positions each window has.
+
+        Returns:
+            The last hidden states, [positions, width].
+        """
+        # As a tensor, because torch.compile would compile again for each new list of numbers.
         windows: dict[str, Any] = {"window_lengths": torch.tensor(lengths)}
         if self._fused:
             ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).pin_memory()
@@ -66,11 +81,14 @@ class PackedEncoder:
 
     @torch.inference_mode()
     def _check(self) -> None:
-        """Packed, two windows must give what each gives alone with the model's own attention: what an
-        architecture adds to it (soft caps, sinks, states that run on) would make wrong latents in silence."""
+        """Check that two packed windows give what each gives alone with the model's own attention.
+
+        Whatever else an architecture adds to attention (soft caps, sinks, states that run on) would silently
+        make wrong latents.
+        """
         model, lengths = self.model, [7, 5]
         ids = torch.arange(1, 13, device=self.device) % model.config.vocab_size
-        model.set_attn_implementation("eager")  # The one that leaves nothing out.
+        model.set_attn_implementation("eager")  # The implementation that leaves nothing out.
         alone = [
             model(input_ids=part[None], use_cache=False).last_hidden_state[0]
             for part in ids.split(lengths)
@@ -108,8 +126,11 @@ def _attention(
     window_lengths: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: query, key, value [1, heads, positions, head_dim], key and value with fewer
-    heads where these are grouped. → [1, positions, heads, head_dim]."""
+    """Packed attention, with the signature that transformers calls.
+
+    Query, key and value are [1, heads, positions, head_dim]; key and value have fewer heads if these are
+    grouped. The result is [1, positions, heads, head_dim].
+    """
     if cu_seq_lens_q is not None:
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
         return _flash(q, k, v, scaling, sliding_window, cu_seq_lens_q, max_length_q)[None], None
@@ -119,7 +140,7 @@ def _attention(
     return out.transpose(1, 2), None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # It asks the tensor for its numbers.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # It reads the tensor's values.
 def _window_by_window(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -143,7 +164,7 @@ def _one_window(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """[1, heads, positions, head_dim] → the same."""
+    """Causal attention in one window; [1, heads, positions, head_dim] → the same shape."""
     length = query.shape[2]
     if sliding_window is None or length <= sliding_window:
         return scaled_dot_product_attention(
@@ -164,9 +185,9 @@ def _flash(
     ends: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    """[positions, heads, head_dim] → the same; ends: int32 [windows + 1], from 0."""
-    # The kernel itself: `torch.nn.attention.varlen`, which wraps it, had another signature in each of torch
-    # 2.10, 2.11 and 2.12, and is not there in 2.9. Grouped heads it takes as they are.
+    """Flash attention; [positions, heads, head_dim] → the same. ends: int32 [windows + 1], from 0."""
+    # The kernel itself is called: `torch.nn.attention.varlen`, which wraps it, has a different signature in
+    # each of torch 2.10, 2.11 and 2.12, and does not exist in 2.9. The kernel takes grouped heads directly.
     remaining = None if sliding_window is None else sliding_window - 1
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
         query,

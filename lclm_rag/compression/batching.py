@@ -1,4 +1,4 @@
-"""Batches of similar length, by a budget of padded size."""
+"""Batches of items of similar length, within a budget of padded size."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ __all__ = ["batches_by_size"]
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indexes of `sizes`, largest first, in batches whose padded size is at most `budget`.
+    """Group items into batches, largest first.
 
-    Neighbours in size share a batch, so little is padding. An item larger than the budget is a batch of
-    its own.
+    Items of similar size share a batch, so there is little padding.
+
+    Args:
+        sizes: The size of each item.
+        budget: Largest padded size of a batch. A larger item forms a batch by itself.
+
+    Yields:
+        Indexes into `sizes`, one list for each batch.
     """
     order = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
     batch: list[int] = []

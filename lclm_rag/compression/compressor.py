@@ -27,7 +27,7 @@ from lclm_rag.torch_setup import (
 __all__ = ["Compressor"]
 
 _TOKEN_BUDGET = {"cpu": 4_096, "cuda": 65_536}
-"""Tokens in one encoder batch: what its memory grows with. More make neither faster."""
+"""Tokens in one encoder batch, which its memory grows with. A larger budget is not faster on either."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +36,17 @@ class Compressor:
     """Encoder and adapter of one checkpoint.
 
     A text of T tokens gives ceil(T / compression_ratio) latents, window by window. Windows are packed one
-    behind the other into batches of at most `token_budget` tokens, without padding; none sees another, so
-    that it does not matter what else is in the batch. Out of memory, the budget is halved for good, with a
-    warning, and the batch is tried again.
+    after another into batches of at most `token_budget` tokens, without padding. No window sees another, so
+    the rest of the batch does not affect a text's latents. When memory runs out, the budget is halved for
+    good, with a warning, and the batch is tried again.
+
+    Make one with `from_pretrained`.
+
+    Args:
+        checkpoint: The checkpoint.
+        encoder: The encoder.
+        adapter: The adapter.
+        token_budget: Most tokens in one encoder batch, at least 1; default 4,096 on a CPU, 65,536 on a GPU.
     """
 
     def __init__(
@@ -68,11 +76,24 @@ class Compressor:
     ) -> Compressor:
         """Load encoder and adapter (not the decoder).
 
-        token_budget: tokens in one encoder batch; default 4,096 on a CPU, 65,536 on a GPU. compile: the
-        encoder with torch.compile, which takes half a minute when the first text comes, and on a CPU a C++
-        compiler; after that it is faster by a sixth or so.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
-        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 on CUDA, float32 on a CPU.
+        Args:
+            checkpoint: A checkpoint's folder or hub id, "bundled", or a `Checkpoint`.
+            device: "cpu", "cuda", "cuda:1" and so on; "auto" is CUDA if there is any.
+            dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on CUDA and float32 on a CPU.
+            token_budget: Most tokens in one encoder batch, at least 1; default 4,096 on a CPU, 65,536 on a
+                GPU.
+            compile: Whether to compile the encoder with torch.compile. This takes half a minute when the
+                first text comes, and on a CPU it needs a C++ compiler; after that the encoder is faster by
+                about a sixth.
+
+        Returns:
+            The compressor.
+
+        Raises:
+            CheckpointError: When the checkpoint cannot be found or loaded, or its encoder does not let
+                windows be packed.
+            ValueError: When the device, the dtype or the token budget is not valid.
+            LclmRagError: When CUDA is to be used in a process that was forked from one that has used it.
         """
         checkpoint = Checkpoint.open(checkpoint)
         on, kind = resolve_device(device), resolve_dtype(dtype, device)
@@ -83,9 +104,19 @@ class Compressor:
         return cls(checkpoint, encoder, load_adapter(checkpoint, device, dtype), token_budget)
 
     def compress(self, texts: Sequence[str], space: Space = "decoder") -> list[torch.Tensor]:
-        """Latents of each text, [n_latents, width of `space`], on the compressor's device and dtype.
+        """Compress texts.
 
-        Raises ValueError where a text is empty (has no token).
+        Args:
+            texts: The texts.
+            space: The space of the latents.
+
+        Returns:
+            The latents of each text, [n_latents, width of `space`], in the compressor's dtype and on its
+            device.
+
+        Raises:
+            ValueError: When a text is empty (has no token).
+            CompressionError: When memory does not suffice for one window.
         """
         return self.compress_token_ids(self.checkpoint.encoder_token_ids(texts), space)
 
@@ -94,7 +125,19 @@ class Compressor:
         texts: Sequence[Sequence[int]],
         space: Space = "decoder",
     ) -> list[torch.Tensor]:
-        """As `compress`, for texts already tokenized by the encoder's tokenizer."""
+        """Compress texts that are tokenized already.
+
+        Args:
+            texts: Token ids of the encoder's tokenizer, for each text.
+            space: The space of the latents.
+
+        Returns:
+            As for `compress`.
+
+        Raises:
+            ValueError: When a text has no token.
+            CompressionError: When memory does not suffice for one window.
+        """
         latents, counts = self.compress_together(texts, space)
         return list(latents.split(counts))
 
@@ -103,8 +146,20 @@ class Compressor:
         texts: Sequence[Sequence[int]],
         space: Space = "decoder",
     ) -> tuple[torch.Tensor, list[int]]:
-        """As `compress_token_ids`: the latents of all texts, [sum of counts, width of `space`], and how many
-        each text has. On a GPU they may still be under way, as all that torch returns from there.
+        """Compress tokenized texts into one tensor.
+
+        Args:
+            texts: Token ids of the encoder's tokenizer, for each text.
+            space: The space of the latents.
+
+        Returns:
+            The latents of all texts, [sum of counts, width of `space`], and the number of latents of each
+            text. On a GPU the latents may still be being computed, like anything that torch returns from
+            there.
+
+        Raises:
+            ValueError: When a text has no token.
+            CompressionError: When memory does not suffice for one window.
         """
         for index, ids in enumerate(texts):
             if not len(ids):
@@ -123,15 +178,22 @@ class Compressor:
                 continue
             parts.append(self.project(latents) if space == "decoder" else latents)
             first = stop
-        # A window holds whole groups, but for a text's last: so it is as if the text were one window.
+        # Every window but a text's last holds whole groups, so the counts are those of one long window.
         return torch.cat(parts), [-(-len(ids) // ratio) for ids in texts]
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
-        """Encoder space [n, encoder width] → decoder space [n, decoder width]."""
+        """Project latents from encoder space to decoder space.
+
+        Args:
+            latents: Encoder space, [n, encoder width].
+
+        Returns:
+            Decoder space, [n, decoder width].
+        """
         return self.adapter.project(latents)
 
     def _encode_or_halve(self, windows: Windows) -> torch.Tensor | None:
-        """None where there was not enough memory: then the budget is half of what was tried."""
+        """None if memory ran out; then the budget is half of what was tried."""
         try:
             return self._encode(windows)
         except Exception as error:
@@ -150,14 +212,14 @@ class Compressor:
                 f"{tokens:,}",
                 f"{self.token_budget:,}",
             )
-        # Not before the error is gone: it holds on to what was computed.
+        # Only after the error is gone, because its traceback keeps tensors alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
 
     @torch.inference_mode()
     def _encode(self, windows: Windows) -> torch.Tensor:
-        """Encoder space: [sum of the windows' latents, encoder width]."""
+        """Latents in encoder space, [sum of the windows' latents, encoder width]."""
         hidden = self.encoder(
             to_device(windows.token_ids, self.device),
             to_device(windows.positions(), self.device),

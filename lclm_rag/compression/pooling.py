@@ -1,4 +1,4 @@
-"""Hidden states to latents, all windows of a batch at once."""
+"""Hidden states → latents, for all windows of a batch at once."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ __all__ = ["pool"]
 def pool(hidden: torch.Tensor, windows: Windows, pooling: Pooling, ratio: int) -> torch.Tensor:
     """Pool the last hidden states of packed windows.
 
-    hidden: [positions, width]. Returns [sum of the windows' latents, width], windows in order;
-    `concat` gives width * ratio, the last group filled up with zeros.
+    `mean` averages the tokens of a group (the last group may be short). `concat` puts them side by side, the
+    last group filled up with zeros. `eos` takes the hidden states of the markers that follow the window's
+    tokens.
 
-    `mean` averages the tokens of a group (the last group may be short), `concat` puts them side by
-    side, `eos` takes the hidden states of the markers behind the window's tokens.
+    Args:
+        hidden: The hidden states, [positions, width].
+        windows: The windows.
+        pooling: How a group becomes a latent.
+        ratio: Tokens in a group (the compression ratio).
+
+    Returns:
+        The latents, [sum of the windows' latents, width], windows in order; `concat` gives width * ratio.
     """
     first_own = windows.lengths.cumsum() - windows.lengths + windows.contexts
-    place = places(windows.latents)  # of a latent in its window
+    place = places(windows.latents)  # of each latent in its window
     own, tokens = (np.repeat(each, windows.latents) for each in (first_own, windows.tokens))
     if pooling == "eos":
         return hidden.index_select(0, to_device(own + tokens + place, hidden.device))
 
     if not windows.contexts.any() and not (windows.tokens % ratio).any():
-        groups = hidden.view(-1, ratio, hidden.shape[1])  # Every group is whole, and they touch.
+        groups = hidden.view(-1, ratio, hidden.shape[1])  # Every group is whole and adjacent.
         return groups.flatten(1) if pooling == "concat" else groups.mean(1)
     offset = place[:, None] * ratio + np.arange(ratio)  # [latents, ratio], in the window
     real = offset < tokens[:, None]

@@ -1,4 +1,4 @@
-"""Cut token sequences into the encoder's windows, packed one behind the other."""
+"""Cut token sequences into the encoder's windows, packed one after another."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 class Windows:
     """What the encoder reads at once, window by window, without padding.
 
-    token_ids: [positions] of all windows. Each is its left context (tokens of the window before), its own
-        tokens, and for `eos` pooling one marker a latent.
-    lengths: [windows] positions of each.
-    contexts: [windows] how many tokens at its front are context only.
-    tokens: [windows] how many are its own.
-    latents: [windows] how many latents it gives, ceil(tokens / compression_ratio).
+    Attributes:
+        token_ids: [positions] of all windows. Each window is its left context (tokens of the previous
+            window), its own tokens, and for `eos` pooling one marker per latent.
+        lengths: [windows] positions of each window.
+        contexts: [windows] how many tokens at its front are context only.
+        tokens: [windows] how many tokens are its own.
+        latents: [windows] how many latents it gives, ceil(tokens / compression_ratio).
     """
 
     token_ids: Ints
@@ -38,7 +39,15 @@ class Windows:
         return len(self.lengths)
 
     def part(self, first: int, stop: int) -> Windows:
-        """Windows first … stop - 1; no copy."""
+        """Take a range of windows, without copying.
+
+        Args:
+            first: The first window.
+            stop: One past the last window.
+
+        Returns:
+            Windows first … stop - 1.
+        """
         before, here = int(self.lengths[:first].sum()), int(self.lengths[first:stop].sum())
         facts = (self.lengths, self.contexts, self.tokens, self.latents)
         return Windows(
@@ -46,24 +55,41 @@ class Windows:
         )
 
     def pack(self, first: int, budget: int) -> int:
-        """Where a batch that begins with window `first` stops: at most `budget` positions, or one window."""
+        """Find where a batch that begins with a given window ends.
+
+        Args:
+            first: The batch's first window.
+            budget: Most positions in the batch. A batch has at least one window, however long.
+
+        Returns:
+            One past the batch's last window.
+        """
         ends = self.lengths[first:].cumsum()
         return first + max(1, int(np.searchsorted(ends, budget, side="right")))
 
     def positions(self) -> Ints:
-        """[positions] the place of each in its window."""
+        """Each position's place in its window, int64 [positions]."""
         return places(self.lengths)
 
 
 def cut_windows(
     texts: Sequence[Sequence[int]], config: ModelConfig, marker_id: int | None
 ) -> Windows:
-    """All windows of all texts, in order. `marker_id` is the token that `eos` pooling appends."""
+    """Cut texts into windows.
+
+    Args:
+        texts: Token ids of each text.
+        config: The checkpoint's window size, boundary overlap and compression ratio.
+        marker_id: The token that `eos` pooling appends for each latent; None for other poolings.
+
+    Returns:
+        All windows of all texts, in order.
+    """
     size = config.encoder_window_size
     of_text = np.array([len(ids) for ids in texts], np.int64)
     ids = np.fromiter(chain.from_iterable(texts), np.int64, int(of_text.sum()))
     count = -(-of_text // size)
-    # Of each window: where it starts in its text, and where its text starts in `ids`.
+    # For each window: where it starts in its text, and where its text starts in `ids`.
     start = places(count) * size
     text_start = np.repeat(of_text.cumsum() - of_text, count)
     tokens = np.minimum(size, np.repeat(of_text, count) - start)
@@ -82,5 +108,5 @@ def cut_windows(
 
 
 def places(counts: Ints) -> Ints:
-    """0 … n - 1 for each n of `counts`, one behind the other."""
+    """0 … n - 1 for each n of `counts`, one range after another."""
     return np.arange(int(counts.sum())) - np.repeat(counts.cumsum() - counts, counts)

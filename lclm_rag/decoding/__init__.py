@@ -1,4 +1,4 @@
-"""SoftPrompt → Completion."""
+"""Decoding: SoftPrompt → Completion."""
 
 from lclm_rag.decoding.decoder import (
     Completion,

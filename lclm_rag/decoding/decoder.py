@@ -1,4 +1,4 @@
-"""What every decoder is: SoftPrompt → Completion."""
+"""The interface of all decoders: SoftPrompt → Completion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_p in (0, 1]; seed makes sampling repeatable."""
+    """How a decoder chooses tokens.
+
+    Attributes:
+        max_tokens: The most tokens that a completion may have; at least 1.
+        temperature: 0 is greedy; higher values sample more evenly.
+        top_p: The share of probability to sample from, in (0, 1].
+        seed: Makes sampling repeatable; None samples differently each time.
+
+    Raises:
+        ValueError: When a setting is out of its range.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -48,13 +58,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a decoder wrote.
+    """The text that a decoder wrote for one prompt.
 
-    text: without special tokens, as decoded (white space is not stripped).
-    token_ids: with the end-of-turn token where it was written.
-    finish_reason: "stop" at the end of the turn, "length" at max_tokens.
-    first_token, total: seconds from the call on; transformers gives those of the batch.
-    cached_positions: prompt positions that a prefix cache held already; None where a server does not say.
+    Attributes:
+        text: The text without special tokens. White space at its ends is kept: see `stripped`.
+        token_ids: The tokens, including the end-of-turn token if the decoder wrote it.
+        finish_reason: "stop" at the end of the turn, "length" at `max_tokens`.
+        first_token: Seconds from the call to the first token. `TransformersDecoder` gives the batch's time.
+        total: Seconds from the call to the last token. `TransformersDecoder` gives the batch's time.
+        cached_positions: The prompt positions that a prefix cache already held; None if a server does not
+            report them.
     """
 
     text: str
@@ -66,10 +79,13 @@ class Completion:
 
 
 class Decoder(ABC):
-    """Takes soft prompts, gives completions; knows nothing of stores or questions.
+    """Turns soft prompts into completions; knows nothing of stores or questions.
 
-    takes_encoder_space: whether it has the adapter, and takes latents of either space. latent_dtype: what
-    it casts latents to; None where another machine decides.
+    Attributes:
+        checkpoint: The checkpoint whose decoder it runs.
+        context_length: The most positions of prompt and answer together.
+        takes_encoder_space: Whether the decoder has the adapter, and so takes latents of both spaces.
+        latent_dtype: The dtype that latents are cast to; None if another machine decides.
     """
 
     checkpoint: Checkpoint
@@ -79,30 +95,54 @@ class Decoder(ABC):
 
     @property
     def space(self) -> Space:
-        """Of the latents that it is best given: one that has the adapter takes them as stores keep them."""
+        """The best space for a prompt's latents: "encoder" if the decoder has the adapter, else "decoder".
+
+        Stores usually keep latents in encoder space, and a decoder with the adapter takes them unchanged.
+        """
         return "encoder" if self.takes_encoder_space else "decoder"
 
     @abstractmethod
     def complete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
-        """A completion for each prompt, in their order; the error in place of one that is refused."""
+        """Complete prompts.
+
+        Args:
+            prompts: The prompts.
+            sampling: How tokens are chosen, for all prompts.
+
+        Returns:
+            A completion for each prompt, in the same order; in place of each refused prompt's completion,
+            the error that says why.
+
+        Raises:
+            DecoderError: When the engine or the server fails.
+        """
 
     @abstractmethod
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
-        """Pieces of text; joined, they are the completion's text. Closing it ends the generation.
+        """Complete a prompt piece by piece.
 
-        Raises PromptError.
+        Args:
+            prompt: The prompt.
+            sampling: How tokens are chosen.
+
+        Yields:
+            Pieces of text; joined, they are the completion's text. Closing the iterator ends the generation.
+
+        Raises:
+            PromptError: When the prompt is refused.
+            DecoderError: When the engine or the server fails.
         """
 
     async def acomplete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
-        """`complete` from an event loop, in a thread."""
+        """`complete` for callers in an event loop; runs in a thread."""
         return await asyncio.to_thread(self.complete, prompts, sampling)
 
     async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        """`stream` from an event loop, in threads."""
+        """`stream` for callers in an event loop; runs in threads."""
         pieces = self.stream(prompt, sampling)
         try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
@@ -111,7 +151,15 @@ class Decoder(ABC):
             await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
 
     def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
-        """Raise PromptError where the prompt would be cut or do harm."""
+        """Check that this decoder can take a prompt: see `check_prompt`.
+
+        Args:
+            prompt: The prompt.
+            sampling: Its `max_tokens` must fit into the context, too.
+
+        Raises:
+            PromptError: When the decoder would cut the prompt, or the prompt would do harm.
+        """
         check_prompt(
             prompt,
             self.checkpoint,
@@ -126,7 +174,17 @@ class Decoder(ABC):
 
 
 def all_answered(results: Sequence[Completion | PromptError]) -> list[Completion]:
-    """The completions, where none was refused; else raises the first refusal."""
+    """The completions, if no prompt was refused.
+
+    Args:
+        results: What `Decoder.complete` returned.
+
+    Returns:
+        The same results in the same order, all of them completions.
+
+    Raises:
+        PromptError: When a prompt was refused: the first refusal.
+    """
     for result in results:
         if isinstance(result, PromptError):
             raise result
@@ -134,7 +192,7 @@ def all_answered(results: Sequence[Completion | PromptError]) -> list[Completion
 
 
 def end_token_ids(checkpoint: Checkpoint) -> list[int]:
-    """Where an answer ends: the end of the turn, and what the decoder's generation config ends at."""
+    """The tokens that end an answer: the end of the turn, and those of the decoder's generation config."""
     ends = checkpoint.generation_config.get("eos_token_id")
     configured = [ends] if isinstance(ends, int) else list(ends or [])
     return sorted({PromptTemplate.of(checkpoint).end_of_turn, *configured})
@@ -149,9 +207,20 @@ def check_prompt(
     takes_encoder_space: bool = False,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Refuse what would be cut, break an engine or poison its cache: PromptError with one sentence.
+    """Refuse a prompt that would be cut, break an engine or poison its cache.
 
-    dtype: what the latents will be cast to, where they are cast.
+    Args:
+        prompt: The prompt.
+        checkpoint: The decoder's checkpoint.
+        context_length: The most positions of prompt and answer together.
+        max_tokens: The most tokens of the answer.
+        takes_encoder_space: Whether the decoder has the adapter.
+        dtype: The dtype that the latents will be cast to; None if they are not cast here.
+
+    Raises:
+        ContextLengthError: When prompt and answer do not fit into the context.
+        PromptError: When the prompt is empty or has an unknown token id, or its latents are in the wrong
+            space, have the wrong width or dtype, are not finite or contain a row of zeros.
     """
     if not prompt.token_ids:
         raise PromptError("The prompt is empty.")
@@ -200,14 +269,28 @@ def _check_latents(
 
 
 def stripped(pieces: Iterator[str]) -> Iterator[str]:
-    """Leave out white space at both ends of the text that the pieces make."""
+    """Strip the white space at both ends of a text that comes in pieces.
+
+    Args:
+        pieces: The pieces of the text, such as those of `Decoder.stream`.
+
+    Yields:
+        The pieces of the stripped text.
+    """
     strip = Stripping()
     for piece in pieces:
         yield from strip(piece)
 
 
 async def astripped(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    """As `stripped`."""
+    """`stripped` for asynchronous iterators.
+
+    Args:
+        pieces: The pieces of the text, such as those of `Decoder.astream`.
+
+    Yields:
+        The pieces of the stripped text.
+    """
     strip = Stripping()
     async for piece in pieces:
         for body in strip(piece):
@@ -215,7 +298,7 @@ async def astripped(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 class Stripping:
-    """Called with one piece after another, gives back what may be shown so far."""
+    """Strips a text that comes in pieces: called with each piece, returns what may be shown by then."""
 
     def __init__(self) -> None:
         self._held, self._started = "", False

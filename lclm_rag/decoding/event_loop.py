@@ -1,4 +1,4 @@
-"""Decoders whose engine lives in an event loop, for callers in threads and in event loops alike."""
+"""Decoders whose engine runs in an event loop, for callers in threads and in event loops alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ _END = object()
 
 
 class EventLoopThread:
-    """An event loop in a thread of its own. It ends with `stop`, or when this object is gone."""
+    """An event loop in a separate thread. It ends with `stop`, or when this object is garbage collected.
+
+    Args:
+        name: The thread's name.
+    """
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
@@ -41,15 +45,23 @@ class EventLoopThread:
         watch(self)
 
     def after_fork(self) -> None:
-        """The thread is not in the child; what wakes the loop is shared with it."""
+        """Release nothing in a forked child.
+
+        The thread does not exist there, and what wakes the loop is shared with the parent.
+        """
         keep_for_ever(self)
 
     @property
     def inherited(self) -> bool:
-        """Whether this process was forked from the one in which it runs."""
+        """Whether the loop runs in the process that this one was forked from."""
         return self._process != this_process()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start `work` in the loop.
+
+        Raises:
+            DecoderError: When the loop runs in the process that this one was forked from.
+        """
         if self.inherited:
             work.close()
             raise DecoderError(
@@ -59,7 +71,7 @@ class EventLoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for `work` here; an interruption of the wait cancels it."""
+        """Run `work` in the loop and wait for it in this thread; interrupting the wait cancels `work`."""
         future = self.submit(work)
         try:
             return future.result()
@@ -67,11 +79,11 @@ class EventLoopThread:
             future.cancel()
 
     def cancel(self) -> None:
-        """End what runs in the loop."""
+        """Cancel everything that runs in the loop."""
         self.run(_cancel_the_rest())
 
     async def arun(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for `work` in the caller's own event loop; cancelling the wait cancels it."""
+        """Run `work` and wait for it in the caller's event loop; cancelling the wait cancels `work`."""
         return await asyncio.wrap_future(self.submit(work))
 
 
@@ -82,7 +94,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     try:
         asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(timeout=5)
     except TimeoutError:
-        return  # Busy with what does not yield, an engine's start say; the thread is a daemon.
+        return  # Busy with work that does not yield, such as starting an engine. The thread is a daemon.
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=10)
     loop.close()
@@ -96,9 +108,13 @@ async def _cancel_the_rest() -> None:
 
 
 class EventLoopDecoder(Decoder):
-    """The four faces of a decoder, `complete`, `stream`, `acomplete`, `astream`, over two coroutines.
+    """A decoder made of two coroutines: a subclass implements `_complete` and `_stream`.
 
-    Any number of threads and tasks may call at once; what they ask runs side by side in the engine.
+    `complete`, `stream`, `acomplete` and `astream` run them in the engine's event loop. Any number of threads
+    and tasks may call at once; their requests run side by side in the engine.
+
+    Args:
+        thread: The thread with the engine's event loop.
     """
 
     def __init__(self, thread: EventLoopThread) -> None:
@@ -106,28 +122,31 @@ class EventLoopDecoder(Decoder):
         watch(self)
 
     def after_fork(self) -> None:
-        """Engines and connections are the parent's."""
+        """Release nothing in a forked child: engines and connections are the parent's."""
         keep_for_ever(self)
 
     @abstractmethod
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
-        """Answer one checked prompt, in the engine's event loop."""
+        """Complete one checked prompt, in the engine's event loop."""
 
     @abstractmethod
     def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        """Answer one checked prompt piece by piece, in the engine's event loop."""
+        """Complete one checked prompt piece by piece, in the engine's event loop."""
 
     def complete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
+        """See `Decoder.complete`."""
         return self.thread.run(self._complete_all(prompts, sampling))
 
     async def acomplete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
+        """See `Decoder.acomplete`; no thread waits here."""
         return await self.thread.arun(self._complete_all(prompts, sampling))
 
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+        """See `Decoder.stream`."""
         self.check(prompt, sampling)
         came: queue.SimpleQueue[Any] = queue.SimpleQueue()
         work = self.thread.submit(_pump(self._stream(prompt, sampling), came.put))
@@ -140,6 +159,7 @@ class EventLoopDecoder(Decoder):
             work.cancel()
 
     async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        """See `Decoder.astream`; no thread waits for the pieces."""
         await asyncio.to_thread(self.check, prompt, sampling)
         loop = asyncio.get_running_loop()
         came: asyncio.Queue[Any] = asyncio.Queue()
@@ -168,7 +188,7 @@ class EventLoopDecoder(Decoder):
                 return error
 
         try:
-            async with asyncio.TaskGroup() as group:  # An engine's failure ends what else is asked.
+            async with asyncio.TaskGroup() as group:  # An engine's failure ends the others, too.
                 tasks = [group.create_task(one(prompt)) for prompt in prompts]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

@@ -1,4 +1,4 @@
-"""A decoder by its name: what `decoder=` and `--decoder` take."""
+"""Load a decoder by the name that `decoder=` and `--decoder` take."""
 
 from __future__ import annotations
 
@@ -16,11 +16,23 @@ DECODERS = "transformers, vllm, or the URL of a vLLM server such as http://local
 def load_decoder(
     name: str, checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", **options: Any
 ) -> Decoder:
-    """Load what decodes for a checkpoint.
+    """Load the decoder of a checkpoint.
 
-    name: "transformers", "vllm" (an engine in this process), or a vLLM server's URL. options: those of
-    `VLLMDecoder.from_pretrained` (any engine argument of vLLM) or `ServerDecoder` (model, api_key, ...).
-    Raises ValueError for an unknown name or option.
+    Args:
+        name: "transformers", "vllm" (an engine started from this process), or a vLLM server's URL.
+        checkpoint: The checkpoint.
+        device: See `Compressor.from_pretrained`; ignored for a server.
+        dtype: See `Compressor.from_pretrained`; ignored for a server.
+        **options: For "vllm", options of `VLLMDecoder.from_pretrained` (any engine argument of vLLM); for a
+            server, options of `ServerDecoder` (`model`, `api_key`, ...). "transformers" takes none.
+
+    Returns:
+        The decoder, ready to use.
+
+    Raises:
+        ValueError: When the name or an option is unknown.
+        DecoderError: When the engine does not start, or no server answers.
+        ImportError: When vLLM or the server's client is not installed.
     """
     if name == "transformers":
         if options:

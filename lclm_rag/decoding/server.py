@@ -1,4 +1,4 @@
-"""ServerDecoder: a `vllm serve` somewhere else, over its OpenAI-compatible HTTP interface."""
+"""`ServerDecoder`: decoding on a vLLM server, over its OpenAI-compatible HTTP interface."""
 
 from __future__ import annotations
 
@@ -26,13 +26,29 @@ T = TypeVar("T")
 
 
 class ServerDecoder(EventLoopDecoder):
-    """Talks to `vllm serve CHECKPOINT/decoder --enable-prompt-embeds`.
+    """Decodes on a server, started with `vllm serve CHECKPOINT/decoder --enable-prompt-embeds`.
 
-    A prompt with latents is one `prompt_embeds` part of one chat message: the server's chat template
-    writes what stands around the message, everything inside it goes as embeddings, text too (the rows of
-    the decoder's embedding table). vLLM joins text parts with line breaks of its own, and would read
-    `<|im_end|>` in a document as the end of the turn; rows are neither joined nor read. A prompt without
-    latents goes to the completions interface as token ids.
+    The constructor connects to the server and asks which models it serves.
+
+    A prompt with latents is sent as one chat message with a single `prompt_embeds` part. The server's chat
+    template adds the tokens around the message; everything inside it is sent as embeddings. That includes
+    text, as rows of the decoder's embedding table, because vLLM would join text parts with line breaks, and
+    would read `<|im_end|>` in a document as the end of the turn. Neither happens to embeddings. A prompt
+    without latents goes to the completions interface as token ids.
+
+    Args:
+        url: The server's URL, up to and including `/v1`.
+        checkpoint: The checkpoint whose decoder the server runs.
+        model: The name of the served model; needed if the server serves several.
+        api_key: The key given to `vllm serve --api-key`, if any.
+        timeout: Seconds to wait without a sign of life.
+        retries: How often a request is repeated, with growing pauses, after connection errors and the
+            statuses 429 and 5xx. An answer that breaks off halfway is requested again as often.
+        concurrency: The most requests in flight at the same time.
+
+    Raises:
+        DecoderError: When no server answers, or it does not serve the model.
+        ImportError: When the client is not installed: pip install 'lclm-rag[client]'.
     """
 
     def __init__(
@@ -46,13 +62,6 @@ class ServerDecoder(EventLoopDecoder):
         retries: int = 3,
         concurrency: int = 32,
     ) -> None:
-        """Connect, and ask what is served.
-
-        url: up to and with `/v1`. model: the served name, where there are several. api_key: as given to
-        `vllm serve --api-key`. timeout: seconds without a sign of life. retries: after connection errors,
-        429 and 5xx, with growing pauses. concurrency: requests in flight.
-        Raises DecoderError where no server answers or the model is not served.
-        """
         try:
             import openai
         except ImportError as error:
@@ -78,14 +87,14 @@ class ServerDecoder(EventLoopDecoder):
             raise
 
     def close(self) -> None:
-        """Close the connections; the server goes on."""
+        """Close the connections. The server keeps running."""
         if self.thread.inherited:
             return
         self.thread.run(self._client.close())
         self.thread.stop()
 
     async def _served(self, model: str | None) -> tuple[str, int]:
-        """(model name, context length) of what the server serves."""
+        """The name and the context length of the model to use, from the server's list of models."""
         page: Any = await self._response(self._client.models.list())
         served = {entry.id: entry for entry in page.data}
         if model is None and len(served) == 1:
@@ -103,7 +112,7 @@ class ServerDecoder(EventLoopDecoder):
                 try:
                     return await self._complete_once(prompt, sampling)
                 except _BrokenOffError:
-                    continue  # The client itself tries requests again, but not half answers.
+                    continue  # The client itself repeats failed requests, but not half answers.
             return await self._complete_once(prompt, sampling)
 
     async def _complete_once(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
@@ -147,7 +156,7 @@ class ServerDecoder(EventLoopDecoder):
                         yield piece
 
     async def _chunks(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[Any]:
-        """What the server sends, chunk by chunk. Raises _BrokenOffError where it breaks off."""
+        """The chunks that the server sends. Raises _BrokenOffError if the connection breaks."""
         import httpx
         import openai
 
@@ -180,7 +189,7 @@ class ServerDecoder(EventLoopDecoder):
             await chunks.close()
 
     async def _response(self, request: Coroutine[Any, Any, T] | Any) -> T:
-        """The server's answer; its refusals with its own words."""
+        """The server's answer. Refusals become PromptError or DecoderError with the server's message."""
         import openai
 
         try:
@@ -200,7 +209,7 @@ class ServerDecoder(EventLoopDecoder):
         return answer
 
     def _message(self, prompt: SoftPrompt) -> dict[str, Any]:
-        """The chat message whose turn is the whole prompt: its one part is embeddings [n, width]."""
+        """The chat message whose turn makes up the whole prompt; its only part is embeddings [n, width]."""
         ids = prompt.token_ids
         fitting = [
             (role, len(opening), len(closing))
@@ -223,11 +232,11 @@ class ServerDecoder(EventLoopDecoder):
 
 
 class _BrokenOffError(DecoderError):
-    """Half an answer came."""
+    """The connection broke before the whole answer had come."""
 
 
 def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:
-    """For each role that may speak first: token ids before and after its words, up to the answer."""
+    """For each role that may speak first, the token ids before and after its words, up to the answer."""
     turns = {}
     for role in ("user", "system"):
         try:
@@ -243,7 +252,17 @@ def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:
 
 
 def embedding_table(checkpoint: Checkpoint) -> Any:
-    """The decoder's embedding table [vocabulary, width] on disk; rows are read as they are sliced."""
+    """The decoder's embedding table [vocabulary, width] on disk; only the rows that are sliced are read.
+
+    Args:
+        checkpoint: The checkpoint.
+
+    Returns:
+        A safetensors slice: `table[start:end]` is a tensor [end - start, width].
+
+    Raises:
+        CheckpointError: When the decoder's weights have no embedding table.
+    """
     from safetensors import safe_open
 
     for path in sorted((checkpoint.path / "decoder").glob("*.safetensors")):
@@ -255,7 +274,7 @@ def embedding_table(checkpoint: Checkpoint) -> Any:
 
 
 def _encoded(rows: torch.Tensor) -> str:
-    """As vLLM reads it: base64 of torch.save."""
+    """The tensor as vLLM reads it: base64 of torch.save."""
     buffer = io.BytesIO()
     torch.save(rows, buffer)
     return base64.b64encode(buffer.getbuffer()).decode("ascii")

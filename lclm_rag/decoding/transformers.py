@@ -1,4 +1,4 @@
-"""Decoding with transformers, by `inputs_embeds`."""
+"""Decoding with transformers, through `inputs_embeds`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolv
 __all__ = ["TransformersDecoder", "embed"]
 
 _BATCH_POSITIONS = {"cpu": 8_192, "cuda": 65_536}
-"""Padded prompt positions that are decoded together."""
+"""The most prompt positions, padding included, in one batch, by type of device."""
 
 
 class _TokenStreamer(BaseStreamer):
     """Queues the token ids of one answer, and None at its end.
 
-    transformers' own streamers of text hold words back until a space comes after them.
+    The text streamers of transformers would hold each word back until a space follows.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class _TokenStreamer(BaseStreamer):
 
 
 class _Watch(StoppingCriteria):
-    """Notes when the first token came, and ends generation when told to."""
+    """Notes when the first token comes, and ends the generation once `cancelled` is set."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -71,7 +71,14 @@ class _Watch(StoppingCriteria):
 
 
 class TransformersDecoder(Decoder):
-    """The checkpoint's decoder on transformers; encoder and adapter are not loaded."""
+    """A checkpoint's decoder on transformers; encoder and adapter are not loaded.
+
+    Usually made by `from_pretrained`.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The decoder, loaded as a causal language model of transformers.
+    """
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         self.checkpoint = checkpoint
@@ -81,19 +88,32 @@ class TransformersDecoder(Decoder):
         self._tokenizer = checkpoint.chat_tokenizer
         self._stop_ids = end_token_ids(checkpoint)
         self._generating = threading.Lock()
-        # Our settings alone decide: transformers fills gaps in them from the checkpoint's own config.
+        # transformers would fill gaps in our settings from the checkpoint's config; ours alone must decide.
         model.generation_config = GenerationConfig()
         watch(self)
 
     def after_fork(self) -> None:
-        """Another thread may have been generating."""
+        """Renew the lock in a forked child: another thread of the parent may have held it."""
         self._generating = threading.Lock()
 
     @classmethod
     def from_pretrained(
         cls, checkpoint: str | Path | Checkpoint, device: str = "auto", dtype: str = "auto"
     ) -> TransformersDecoder:
-        """device and dtype as for `Compressor.from_pretrained`."""
+        """Load a checkpoint's decoder.
+
+        Args:
+            checkpoint: A folder, a hub id or an open checkpoint.
+            device: See `Compressor.from_pretrained`.
+            dtype: See `Compressor.from_pretrained`.
+
+        Returns:
+            The decoder.
+
+        Raises:
+            CheckpointError: When the checkpoint cannot be found or is incomplete.
+            ValueError: When the device or the dtype is unknown or not available.
+        """
         checkpoint = Checkpoint.open(checkpoint)
         on, kind = resolve_device(device), resolve_dtype(dtype, device)
         folder = checkpoint.path / "decoder"
@@ -102,7 +122,7 @@ class TransformersDecoder(Decoder):
     def complete(
         self, prompts: Sequence[SoftPrompt], sampling: Sampling
     ) -> list[Completion | PromptError]:
-        """Prompts of similar length are decoded together."""
+        """See `Decoder.complete`. Prompts of similar length are decoded together."""
         results: dict[int, Completion | PromptError] = {}
         for number, prompt in enumerate(prompts):
             try:
@@ -118,7 +138,7 @@ class TransformersDecoder(Decoder):
         return [results[number] for number in range(len(prompts))]
 
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
-        """Pieces of text as they are written; closing the iterator ends the generation."""
+        """See `Decoder.stream`. The generation runs in another thread."""
         self.check(prompt, sampling)
         streamer = _TokenStreamer()
         watch, failure = _Watch(), []
@@ -141,7 +161,7 @@ class TransformersDecoder(Decoder):
             raise failure[0]
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        """Text as soon as tokens make whole characters; joined, it is the text of a completion."""
+        """Text as soon as the tokens make up whole characters; joined, it is the completion's text."""
         decoding, ids, text = DecodeStream(skip_special_tokens=True), [], ""
         for token in tokens:
             ids.append(token)
@@ -149,7 +169,7 @@ class TransformersDecoder(Decoder):
             if piece:
                 text += piece
                 yield piece
-        # Half a character at the end is shown as a completion shows it.
+        # An incomplete character at the end appears as it does in a completion's text.
         rest = str(self._tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(text)
         if rest:
             yield rest
@@ -175,7 +195,7 @@ class TransformersDecoder(Decoder):
     def _generate(
         self, prompts: list[SoftPrompt], sampling: Sampling, watch: _Watch, **extra: Any
     ) -> torch.Tensor:
-        """New token ids, [prompts, new tokens], filled up with the first stop token."""
+        """New token ids [prompts, new tokens], padded with the first stop token."""
         embeds, mask = embed(self.model, prompts)
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
@@ -186,7 +206,7 @@ class TransformersDecoder(Decoder):
             eos_token_id=self._stop_ids,
             pad_token_id=self._stop_ids[0],
         )
-        # One at a time: the random state belongs to the whole process.
+        # One generation at a time: the random state is shared by the whole process.
         with self._generating, _seeded(sampling.seed):
             ids: torch.Tensor = self.model.generate(
                 inputs_embeds=embeds,
@@ -199,8 +219,16 @@ class TransformersDecoder(Decoder):
 
 
 def embed(model: Any, prompts: Sequence[SoftPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """([prompts, longest, width], attention mask [prompts, longest]), padded on the left: what a causal LM of
-    transformers takes. Latents in decoder space."""
+    """Make the inputs that a causal language model of transformers takes.
+
+    Args:
+        model: The language model; its embedding table decides dtype and device.
+        prompts: The prompts; their latents must be in decoder space.
+
+    Returns:
+        The embeddings [prompts, longest, width], and the attention mask [prompts, longest], int64, with 1 for
+        positions in use; both padded on the left to the longest prompt.
+    """
     table = model.get_input_embeddings()
     longest = max(prompt.positions for prompt in prompts)
     embeds = table.weight.new_zeros(len(prompts), longest, table.weight.shape[1])

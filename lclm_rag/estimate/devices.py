@@ -1,4 +1,4 @@
-"""GPUs and what renting one costs, as they stand in devices.toml beside this file, with their sources."""
+"""GPUs and what renting one costs, from devices.toml beside this file, which names the sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ __all__ = ["GPUS", "Gpu"]
 
 @dataclass(frozen=True)
 class Gpu:
-    """flops: per second, dense bfloat16. memory: bytes. bandwidth: bytes per second. All at their peak."""
+    """A GPU; its figures are peak values.
+
+    Attributes:
+        name: The GPU's name.
+        flops: FLOPs per second, dense bfloat16.
+        memory: Bytes.
+        bandwidth: Bytes per second.
+        dollars_per_hour: What renting one costs.
+    """
 
     name: str
     flops: float
@@ -20,7 +28,18 @@ class Gpu:
     dollars_per_hour: float
 
     def hours(self, flops: float, utilization: float) -> float:
-        """utilization: share of the peak that is reached, above 0 and at most 1."""
+        """How long this GPU takes for a number of FLOPs.
+
+        Args:
+            flops: The FLOPs to compute.
+            utilization: Share of the peak that is reached, above 0 and at most 1.
+
+        Returns:
+            The time in hours.
+
+        Raises:
+            ValueError: When `utilization` is not such a share.
+        """
         if not 0 < utilization <= 1:
             raise ValueError(f"utilization is a share, above 0 and at most 1, not {utilization}.")
         return flops / (self.flops * utilization) / 3600

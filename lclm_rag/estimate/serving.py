@@ -1,7 +1,7 @@
 """What a question costs on vLLM, from latents and from pasted text: positions, FLOPs, GPU seconds, money.
 
-A model of one engine that is kept busy, not a measurement: seconds of the tensor cores or of the memory,
-whichever takes longer, at a share of their peak. No prefix cache hits, no speculation.
+This is a model of one engine that is kept busy, not a measurement. Time is that of the tensor cores or of the
+memory, whichever takes longer, at a share of their peak. Prefix cache hits and speculation are left out.
 """
 
 from __future__ import annotations
@@ -18,18 +18,28 @@ __all__ = ["Context", "Questions", "Serving", "paid_back_after", "plan_contexts"
 
 _USABLE_MEMORY = 0.92  # For weights and KV cache: vLLM 0.32's default of `gpu_memory_utilization`.
 _MOST_AT_ONCE = 256
-"""Questions that are decoded together at most: the default of vLLM 0.32's `max_num_seqs`, which is 1,024 on
-GPUs with 70 GiB and more. Beyond 256 little is gained: the weights are no longer what is read most."""
+"""Most questions that are decoded together.
+
+This is the default of vLLM 0.32's `max_num_seqs`, which is 1,024 on GPUs with 70 GiB or more. Beyond 256
+little is gained: the weights are then no longer most of what is read.
+"""
 
 # In Qwen3's tokenizer (`prompting.template`).
-_FRAME_POSITIONS = 20  # Chat markup, instruction and the word before the question.
+_FRAME_POSITIONS = 20  # Chat markup, the instruction and "Question:".
 _PASSAGE_POSITIONS = 5  # `[7] ` before a passage and the line break after it.
 _SPAN_POSITIONS = 2  # `<|memory_start|>` and `<|memory_end|>`.
 
 
 @dataclass(frozen=True)
 class Questions:
-    """per_second: on average; leave room for peaks. question_tokens, answer_tokens: of each."""
+    """The questions to serve.
+
+    Attributes:
+        per_second: Questions per second on average; leave room for peaks.
+        top_k: Passages in each prompt.
+        question_tokens: Tokens of each question.
+        answer_tokens: Tokens of each answer.
+    """
 
     per_second: float
     top_k: int
@@ -41,9 +51,14 @@ class Questions:
 class Serving:
     """What answering takes.
 
-    prefill_flops, kv_bytes: of one question, its answer included in the latter. at_once: questions that one
-    server decodes together. tensor_parallel: GPUs of a server. gpu_seconds: of one question, while the GPU
-    is kept busy. gpus: for all questions. cost_per_1000: dollars, of the GPU seconds alone.
+    Attributes:
+        prefill_flops: FLOPs to prefill one question's prompt.
+        kv_bytes: KV cache of one question, its answer included.
+        at_once: Questions that one server decodes together.
+        tensor_parallel: GPUs of a server.
+        gpu_seconds: GPU time of one question, while the GPU is kept busy.
+        gpus: GPUs for all questions.
+        cost_per_1000: Dollars for 1,000 questions; GPU time only.
     """
 
     prefill_flops: int
@@ -57,8 +72,14 @@ class Serving:
 
 @dataclass(frozen=True)
 class Context:
-    """What a question is answered from: "latents 16x", or "text". positions: of a prompt. serving: None where
-    it does not fit into the decoder. paid_back_after: questions, see the function; None for text."""
+    """What a question is answered from, and what that takes.
+
+    Attributes:
+        name: Such as "latents 16x", or "text".
+        positions: Decoder positions of a prompt.
+        serving: What answering takes; None if the prompt does not fit into the decoder's context.
+        paid_back_after: Questions, as from `paid_back_after`; None for text.
+    """
 
     name: str
     positions: int
@@ -74,8 +95,22 @@ def plan_contexts(
     gpu: Gpu,
     utilization: float = 0.4,
 ) -> list[Context]:
-    """Latents of each store, then the same passages as text. ValueError where there are no passages, or none
-    of the prompts fits into the decoder."""
+    """Estimate what answering takes from the latents of each store, and from the same passages as text.
+
+    Args:
+        size: The corpus.
+        stores: The stores to compare.
+        decoder: The decoder.
+        questions: The questions to serve.
+        gpu: The GPU that serves them.
+        utilization: Share of the GPU's peak that is reached, above 0 and at most 1.
+
+    Returns:
+        One context for each store, then the one for text.
+
+    Raises:
+        ValueError: When there are no passages, or no prompt fits into the decoder's context.
+    """
 
     def prompt(passage: float) -> tuple[int, Serving | None]:
         passages = questions.top_k * (_PASSAGE_POSITIONS + passage)
@@ -101,8 +136,18 @@ def plan_contexts(
 
 
 def paid_back_after(cost: float, latents: Serving | None, text: Serving | None) -> float | None:
-    """Questions after which compressing, at this cost, is saved against pasted text. None: never, or one of
-    the two does not fit. Disks for the latents, which pasted text does not need, are not in it."""
+    """The number of questions after which compressing has saved what it cost, compared with pasted text.
+
+    Disk space for the latents, which pasted text does not need, is left out.
+
+    Args:
+        cost: What compressing the corpus costs, in dollars.
+        latents: What answering from latents takes; None if the prompt does not fit.
+        text: What answering from text takes; None if the prompt does not fit.
+
+    Returns:
+        The number of questions; None if it is never paid back, or one of the prompts does not fit.
+    """
     if latents is None or text is None or latents.cost_per_1000 >= text.cost_per_1000:
         return None
     return 1000 * cost / (text.cost_per_1000 - latents.cost_per_1000)
@@ -111,11 +156,21 @@ def paid_back_after(cost: float, latents: Serving | None, text: Serving | None) 
 def plan_serving(
     positions: int, decoder: DecoderShape, questions: Questions, gpu: Gpu, utilization: float
 ) -> Serving | None:
-    """For prompts of so many positions; None where they and the answer are longer than the decoder's context.
+    """Estimate what answering prompts of one length takes.
 
-    Prefill: FLOPs / (peak · utilization). Decoding a token for each of n questions reads the weights once and
-    the KV cache of each, and computes n tokens: a step takes the longer of the two, and each question pays
-    for an n-th of it. utilization: share of both peaks that is reached. The adapter, below 1%, is left out.
+    Prefill takes FLOPs / (peak · utilization). Decoding a token for each of n questions reads the weights
+    once and the KV cache of each question, and computes n tokens; such a step takes as long as the slower of
+    the two, and each question pays for an n-th of it. The adapter, below 1%, is left out.
+
+    Args:
+        positions: Decoder positions of a prompt.
+        decoder: The decoder.
+        questions: The questions to serve.
+        gpu: The GPU that serves them.
+        utilization: Share of both peaks (FLOPs and bandwidth) that is reached.
+
+    Returns:
+        What answering takes; None if prompt and answer are longer than the decoder's context.
     """
     whole = positions + questions.answer_tokens
     if whole > decoder.context_length:

@@ -1,4 +1,4 @@
-"""Sizes of encoders and decoders, and what follows from them: FLOPs, bytes of weights and of KV cache."""
+"""Sizes of encoders and decoders, and what follows: FLOPs, bytes of weights and of KV cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,18 @@ __all__ = ["PUBLISHED", "PUBLISHED_DECODER", "DecoderShape", "LclmShape", "Trans
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """What the FLOPs of an encoder or a decoder depend on: a transformer with grouped heads and a gated MLP
-    (Qwen, Llama, Mistral). Names as in transformers' config.json."""
+    """The sizes that determine the FLOPs of an encoder or a decoder.
+
+    They describe a transformer with grouped heads and a gated MLP (Qwen, Llama, Mistral).
+
+    Attributes:
+        num_hidden_layers: As in transformers' config.json.
+        hidden_size: As in transformers' config.json.
+        num_attention_heads: As in transformers' config.json.
+        num_key_value_heads: As in transformers' config.json.
+        head_dim: As in transformers' config.json.
+        intermediate_size: As in transformers' config.json.
+    """
 
     num_hidden_layers: int
     hidden_size: int
@@ -26,7 +36,18 @@ class TransformerShape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], part: str = "encoder") -> TransformerShape:
-        """From the config.json of a checkpoint's part. CheckpointError where it lacks a size."""
+        """Read the sizes from a config.
+
+        Args:
+            config: The config.json of a checkpoint's encoder or decoder.
+            part: What to call it in an error: "encoder" or "decoder".
+
+        Returns:
+            The sizes.
+
+        Raises:
+            CheckpointError: When the config lacks a size.
+        """
         try:
             layers, width = int(config["num_hidden_layers"]), int(config["hidden_size"])
             heads = int(config["num_attention_heads"])
@@ -50,9 +71,16 @@ class TransformerShape:
     def flops(self, tokens: int, pairs: int) -> int:
         """FLOPs of one forward pass, without the output layer.
 
-        A token costs 2 FLOPs for each matrix parameter (multiply and add); a pair of query and key that
-        attention looks at, in each layer and head, 2 * head_dim for the score and 2 * head_dim for the
-        weighted sum. Norms, rotations and the softmax are left out: below 1% in the published models.
+        A token costs 2 FLOPs per matrix parameter (multiply and add). A pair of query and key that attention
+        looks at costs, in each layer and head, 2 * head_dim for the score and 2 * head_dim for the weighted
+        sum. Norms, rotations and the softmax are left out: below 1% in the published models.
+
+        Args:
+            tokens: Tokens in the pass.
+            pairs: Pairs of query and key that attention looks at.
+
+        Returns:
+            The number of FLOPs.
         """
         heads = self.num_hidden_layers * self.num_attention_heads
         return 2 * self.matrix_parameters * tokens + 4 * heads * self.head_dim * pairs
@@ -60,8 +88,13 @@ class TransformerShape:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What a prompt costs the decoder. vocabulary: rows of its output layer. context_length: positions that
-    it takes at most, prompt and answer together."""
+    """The sizes that determine what a prompt costs the decoder.
+
+    Attributes:
+        transformer: The sizes of its layers.
+        vocabulary: Rows of its output layer.
+        context_length: Most positions, prompt and answer together.
+    """
 
     transformer: TransformerShape
     vocabulary: int
@@ -69,19 +102,29 @@ class DecoderShape:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> DecoderShape:
-        """Raises CheckpointError where its config.json lacks a size."""
+        """Read the sizes of a checkpoint's decoder.
+
+        Args:
+            checkpoint: The checkpoint.
+
+        Returns:
+            The sizes.
+
+        Raises:
+            CheckpointError: When the decoder's config.json lacks a size.
+        """
         config = checkpoint.decoder_config
         transformer = TransformerShape.of(config, "decoder")
         return cls(transformer, int(config["vocab_size"]), checkpoint.context_length)
 
     @property
     def output_flops(self) -> int:
-        """FLOPs of the output layer for one position: a prompt needs it at its end only."""
+        """FLOPs of the output layer for one position; a prompt needs it only at its end."""
         return 2 * self.transformer.hidden_size * self.vocabulary
 
     @property
     def weight_bytes(self) -> int:
-        """In bfloat16. An embedding table that is not also the output layer is left out."""
+        """Bytes of the weights in bfloat16, without an embedding table that is not also the output layer."""
         output = self.transformer.hidden_size * self.vocabulary
         return 2 * (self.transformer.matrix_parameters + output)
 
@@ -94,7 +137,16 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class LclmShape:
-    """The sizes of one checkpoint. adapter_width: between the adapter's two layers."""
+    """The sizes of one checkpoint.
+
+    Attributes:
+        name: The checkpoint's name.
+        config: Its `model_config.json`.
+        encoder: The sizes of its encoder.
+        encoder_width: Width of a latent before the adapter.
+        adapter_width: Width between the adapter's two layers.
+        decoder_width: Width of a latent after the adapter.
+    """
 
     name: str
     config: ModelConfig
@@ -105,6 +157,17 @@ class LclmShape:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> LclmShape:
+        """Read the sizes of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+
+        Returns:
+            The sizes.
+
+        Raises:
+            CheckpointError: When the encoder's config.json lacks a size.
+        """
         return cls(
             checkpoint.name,
             checkpoint.config,
@@ -116,7 +179,7 @@ class LclmShape:
 
     @property
     def adapter_flops(self) -> int:
-        """FLOPs that the adapter takes for a latent: two matrices."""
+        """FLOPs that the adapter takes per latent: two matrices."""
         return 2 * self.adapter_width * (self.encoder_width + self.decoder_width)
 
 
@@ -131,8 +194,10 @@ PUBLISHED = tuple(
     )
     for ratio in (4, 8, 16)
 )
-"""The published checkpoints, which differ in nothing but the ratio. Sizes: config.json of
-Qwen/Qwen3-Embedding-0.6B; windows, pooling and adapter: arXiv 2606.09659."""
+"""The published checkpoints, which differ only in the compression ratio.
+
+Sizes: config.json of Qwen/Qwen3-Embedding-0.6B; windows, pooling and adapter: arXiv 2606.09659.
+"""
 
 PUBLISHED_DECODER = DecoderShape(TransformerShape(36, 2560, 32, 8, 128, 9728), 151_936, 262_144)
-"""Of all three: config.json of Qwen/Qwen3-4B-Instruct-2507."""
+"""The decoder of all three. Sizes: config.json of Qwen/Qwen3-4B-Instruct-2507."""

@@ -27,19 +27,29 @@ __all__ = [
 ]
 
 BYTES_PER_TOKEN = 4.5
-"""Bytes of UTF-8 that one token of Qwen3's tokenizer stands for in English prose, about. Code, tables and
-most other languages have fewer."""
+"""Approximate bytes of UTF-8 per token of Qwen3's tokenizer, in English prose.
+
+Code, tables and most other languages have fewer.
+"""
 
 _ROW_BYTES = 105
-"""Key, span, hash and offsets of a passage in the store, measured: 101 to 112 on stores of 170 to 1,200
-passages. (A fragment of 64 MiB has 3 kB besides, which are left out.)"""
+"""Key, span, hash and offsets of a passage in the store, in bytes.
+
+Measured: 101 to 112 on stores of 170 to 1,200 passages. (A fragment of 64 MiB has 3 kB besides, which are
+left out.)
+"""
 
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """text_bytes: UTF-8 of the documents. beside_bytes: UTF-8 of what the rows of the store hold beside the
-    text: id and metadata, repeated by each passage of a document, and headers.
-    passage_lengths: how many passages there are of each length in tokens, headers included.
+    """The size of a corpus.
+
+    Attributes:
+        documents: Number of documents.
+        text_bytes: UTF-8 of the documents' texts.
+        beside_bytes: UTF-8 of what the rows of the store hold besides the text: id and metadata, which each
+            passage of a document repeats, and headers.
+        passage_lengths: For each length in tokens (headers included), how many passages have it.
     """
 
     documents: int
@@ -49,20 +59,31 @@ class CorpusSize:
 
     @property
     def passages(self) -> int:
+        """Number of passages."""
         return sum(self.passage_lengths.values())
 
     @property
     def tokens(self) -> int:
+        """Tokens of all passages, headers included."""
         return sum(tokens * count for tokens, count in self.passage_lengths.items())
 
 
 Split = Callable[[Document], Iterable[tuple[int, int]]]
-"""document -> tokens of each of its passages, and the bytes of its header."""
+"""Maps a document to the tokens of each of its passages and the bytes of the passage's header."""
 
 
 def split_by_bytes(passage_tokens: int, bytes_per_token: float) -> Split:
-    """Tokens guessed from the bytes of a text, in passages that are full but for the last. A build ends
-    passages where a sentence or paragraph ends: the same tokens, a few more rows."""
+    """Guess tokens from the bytes of a text, in passages that are full except for the last.
+
+    A build ends passages at the end of a sentence or paragraph instead: the same tokens, a few more rows.
+
+    Args:
+        passage_tokens: Tokens in a full passage.
+        bytes_per_token: Bytes of UTF-8 per token.
+
+    Returns:
+        The function that splits a document.
+    """
 
     def split(document: Document) -> Iterator[tuple[int, int]]:
         tokens = math.ceil(_utf8_bytes(document.text) / bytes_per_token)
@@ -75,7 +96,16 @@ def split_by_bytes(passage_tokens: int, bytes_per_token: float) -> Split:
 def split_by_tokenizer(
     checkpoint: Checkpoint, passage_tokens: int, *, contextual_headers: bool = False
 ) -> Split:
-    """The passages that a build makes, with the tokens that the encoder reads."""
+    """Split as a build does, and count the tokens that the encoder reads.
+
+    Args:
+        checkpoint: The checkpoint whose encoder tokenizer counts.
+        passage_tokens: Most tokens in a passage.
+        contextual_headers: Whether passages have headers.
+
+    Returns:
+        The function that splits a document.
+    """
     tokenizer = checkpoint.encoder_tokenizer
 
     def offsets(text: str) -> list[tuple[int, int]]:
@@ -92,7 +122,15 @@ def split_by_tokenizer(
 
 
 def measure_corpus(documents: Iterable[Document], split: Split) -> CorpusSize:
-    """Read all documents. Memory does not grow with them."""
+    """Read all documents and add up their sizes. Memory does not grow with their number.
+
+    Args:
+        documents: The documents.
+        split: Splits a document, as from `split_by_bytes` or `split_by_tokenizer`.
+
+    Returns:
+        The size of the corpus.
+    """
     count = text_bytes = beside_bytes = 0
     lengths: Counter[int] = Counter()
     for document in documents:
@@ -107,8 +145,18 @@ def measure_corpus(documents: Iterable[Document], split: Split) -> CorpusSize:
 
 
 def equal_passages(passages: int, passage_tokens: int, bytes_per_token: float) -> CorpusSize:
-    """A corpus that is not at hand: passages of one length, each a document of its own, with 64 bytes of id
-    and metadata."""
+    """The size of a corpus that is only described by numbers.
+
+    Its passages have one length, and each is a document with 64 bytes of id and metadata.
+
+    Args:
+        passages: Number of passages.
+        passage_tokens: Tokens in each.
+        bytes_per_token: Bytes of UTF-8 per token.
+
+    Returns:
+        The size of the corpus.
+    """
     text_bytes = round(passages * passage_tokens * bytes_per_token)
     return CorpusSize(passages, text_bytes, 64 * passages, {passage_tokens: passages})
 
@@ -119,9 +167,19 @@ def _utf8_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """width: numbers in a latent. bytes: of the store with each codec, with the text, without the passage
-    index. flops: of the encoder, and in decoder space of the adapter; gpu_hours, gpu_cost (dollars): theirs
-    on one GPU, by its name."""
+    """What the store of a corpus takes.
+
+    Attributes:
+        checkpoint: The checkpoint's name.
+        compression_ratio: Source tokens per latent.
+        space: The space of the latents.
+        width: Numbers in a latent.
+        latents: Number of latents.
+        bytes: Bytes of the store with each codec, text included, passage index not included.
+        flops: FLOPs of the encoder, and in decoder space of the adapter.
+        gpu_hours: Hours that these FLOPs take on one GPU, by the GPU's name.
+        gpu_cost: What these hours cost, in dollars, by the GPU's name.
+    """
 
     checkpoint: str
     compression_ratio: int
@@ -137,14 +195,25 @@ class StorePlan:
 def plan_store(
     size: CorpusSize, shape: LclmShape, space: Space, gpus: Iterable[Gpu], utilization: float
 ) -> StorePlan:
-    """What a checkpoint makes of a corpus, with every codec there is. utilization: as in `Gpu.hours`."""
+    """Estimate what the store of a corpus takes, with every codec.
+
+    Args:
+        size: The corpus.
+        shape: The checkpoint's sizes.
+        space: The space of the latents.
+        gpus: The GPUs to estimate hours and costs for.
+        utilization: Share of a GPU's peak that is reached, as for `Gpu.hours`.
+
+    Returns:
+        The plan.
+    """
     config = shape.config
     latents = positions = pairs = 0
     for tokens, count in size.passage_lengths.items():
         latents += count * -(-tokens // config.compression_ratio)
         for length in _window_lengths(tokens, config):
             positions += count * length
-            # Causal: a position looks at itself and at those before it in its window.
+            # Causal: a position sees itself and those before it in its window.
             pairs += count * (length * (length + 1) // 2)
     flops = shape.encoder.flops(positions, pairs)
     if space == "decoder":
@@ -166,7 +235,7 @@ def plan_store(
 
 
 def _window_lengths(tokens: int, config: ModelConfig) -> Iterator[int]:
-    """Positions of each window of a passage: as `lclm_rag.compression.windows.cut_windows` cuts them."""
+    """Positions of each window of a passage, cut as `lclm_rag.compression.windows.cut_windows` does."""
     for start in range(0, tokens, config.encoder_window_size):
         own = min(config.encoder_window_size, tokens - start)
         markers = -(-own // config.compression_ratio) if config.pooling == "eos" else 0

@@ -1,0 +1,1 @@
+"""Evaluation: question sets, contexts, baselines, scores and reports."""

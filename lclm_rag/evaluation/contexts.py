@@ -1,12 +1,12 @@
 """The contexts that an evaluation compares: what a question is answered from.
 
 ```
-text             the passages pasted
+text             the passages as pasted text
 latents          the passages as latents
-latents+expand   the same, expanded as `lclm-rag query` does it; :always, :model, :tool; :3 for the best three
+latents+expand   latents, expanded as `lclm-rag query` does it; :always, :model, :tool; :3 for the best three
 closed-book      no passages
-kvpress:PRESS    the KV cache of the pasted text cut to the positions that latents take; snapkv, kvzip, …
-llmlingua2       the passages' text cut by LLMLingua-2 to the same; :MODEL for another than its published one
+kvpress:PRESS    the KV cache of the pasted text, cut to as many positions as latents take; snapkv, kvzip, …
+llmlingua2       the passages' text, cut by LLMLingua-2 to as many; :MODEL for another than its published one
 ```
 """
 
@@ -22,10 +22,14 @@ __all__ = ["EvalContext", "parse_context"]
 
 @dataclass(frozen=True)
 class EvalContext:
-    """One of the contexts that are compared.
+    """One of the contexts that an evaluation compares.
 
-    name: as reports have it. kind, expand: as for `KnowledgeBase.query`. press: of kvpress, "" for none.
-    lingua: the model of LLMLingua-2, "" for its published one, None where it is not used.
+    Attributes:
+        name: The name in reports, as `parse_context` takes it.
+        kind: What the passages go into the prompt as, as for `KnowledgeBase.query`.
+        expand: Which passages go in verbatim, as for `KnowledgeBase.query`.
+        press: The press of kvpress; "" for none.
+        lingua: The model of LLMLingua-2; "" for its published one, None if LLMLingua-2 is not used.
     """
 
     name: str
@@ -36,11 +40,19 @@ class EvalContext:
 
     @property
     def has_passages(self) -> bool:
+        """Whether questions are answered from passages at all."""
         return self.kind != "none"
 
 
 def parse_context(name: str) -> EvalContext:
-    """A context by its name. Raises ValueError where there is none of that name."""
+    """Make a context from its name.
+
+    Args:
+        name: One of the names in the table of `lclm_rag.evaluation.contexts`.
+
+    Raises:
+        ValueError: When there is no such context.
+    """
     kind, _, more = name.partition(":")
     if kind == "latents+expand":
         expand: Expand = int(more) if more.isdecimal() else more or "auto"  # type: ignore[assignment]

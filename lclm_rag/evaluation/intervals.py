@@ -1,7 +1,7 @@
-"""How sure the mean of many scores is.
+"""Confidence intervals for the mean of many scores.
 
-The intervals: the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of the mean, and of the mean
-of paired differences.
+The intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) of the mean, and of
+the mean of paired differences.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import numpy as np
 __all__ = ["Difference", "bootstrap_interval", "paired_difference"]
 
 _RESAMPLED_AT_ONCE = 1 << 22
-"""Values drawn at once: 32 MiB of indices."""
+"""Values to draw at once: 32 MiB of indices."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How scores differ from others over the same questions.
+    """The difference between two series of scores over the same questions.
 
-    mean: of the differences. low, high: its interval. better, worse: on how many questions.
+    Attributes:
+        mean: The mean of the differences.
+        low: The lower end of the mean's interval.
+        high: The upper end of the mean's interval.
+        better: The number of questions whose score is higher.
+        worse: The number of questions whose score is lower.
     """
 
     mean: float
@@ -34,9 +39,19 @@ class Difference:
 def bootstrap_interval(
     values: Sequence[float], seed: int, resamples: int = 10_000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The interval in which the mean of such values lies, by the percentile bootstrap.
+    """The confidence interval of the mean, by the percentile bootstrap.
 
-    The same seed gives the same interval. Raises ValueError without values, or where one is not a number.
+    Args:
+        values: The scores, at least one, all finite.
+        seed: The same seed gives the same interval.
+        resamples: How many samples to draw, at least 1.
+        confidence: The interval's confidence level, between 0 and 1.
+
+    Returns:
+        The lower and the upper end of the interval.
+
+    Raises:
+        ValueError: When there are no values, one of them is not finite, or an argument is out of range.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
@@ -55,9 +70,15 @@ def bootstrap_interval(
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int) -> Difference:
-    """a less b, question by question, with the 95 % interval of the mean.
+    """Scores `a` minus scores `b`, question by question, with the 95% interval of the mean.
 
-    Raises ValueError where they are not scores of the same number of questions.
+    Args:
+        a: A score for each question.
+        b: The scores to compare with, for the same questions in the same order.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: When `a` and `b` have different lengths or are empty.
     """
     if len(a) != len(b):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What an evaluation has answered so far, on disk: a killed run goes on where it was.
+"""The answers of an evaluation so far, on disk, so that a killed run can continue where it stopped.
 
-A folder with `run.json`, the settings, and `answers.jsonl`, a line for each question in each context. A
-folder begun with other settings is refused, so that no figure ever mixes two runs.
+A run's folder contains `run.json`, the settings, and `answers.jsonl`, one line for each question in each
+context. A folder begun with other settings is refused, so that no figure ever mixes two runs.
 """
 
 from __future__ import annotations
@@ -22,17 +22,28 @@ __all__ = ["AnswerRecord", "Journal"]
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """One question, answered in one context; its fields are those of a line of `answers.jsonl`.
+    """One question, answered in one context; the fields are those of a line of `answers.jsonl`.
 
-    mode: the context's name. id: the question's. answer: as it was generated; "" where error says why there
-    is none. scores: by `lclm_rag.evaluation.measures.score`, each 0 to 1. recall: whether a document that has
-    the answer was among the passages; None where that is not known. grounded: whether all exact strings of
-    the answer are in its sources; None where it has none. positions: of the prompt. computed: prompt
-    positions that the decoder computed over all rounds, without those that its cache held. peak_positions:
-    the most that the KV cache held of the prompt. rounds: prompts. expanded: passages verbatim. left_out:
-    passages for which the prompt had no room. first_token, seconds: where it was asked alone. prepared:
-    seconds in which another compressor made the prompt from the passages, which latents need not.
-    peak_memory: bytes on the GPU; None without one.
+    Attributes:
+        mode: The context's name.
+        id: The question's id.
+        answer: The answer as generated; "" if `error` says why there is none.
+        error: Why there is no answer; "" otherwise.
+        scores: Scores from 0 to 1 by measure, as `lclm_rag.evaluation.measures.score` gives them.
+        recall: Whether a document with the answer was among the passages; None if that is not known.
+        grounded: Whether all exact strings of the answer are in its sources; None if it has none.
+        positions: Positions of the prompt.
+        computed: Prompt positions that the decoder computed over all rounds, without those that its cache
+            held.
+        peak_positions: The most prompt positions that the KV cache held at once.
+        rounds: How many prompts the answer took.
+        expanded: How many passages were verbatim in the prompt.
+        left_out: How many passages the prompt had no room for.
+        first_token: Seconds to the first token, if the question was answered alone.
+        seconds: Seconds for the whole answer, if the question was answered alone.
+        prepared: Seconds that another compressor took to make the prompt from the passages; latents need
+            none.
+        peak_memory: Peak bytes on the GPU; None without one.
     """
 
     mode: str
@@ -55,14 +66,22 @@ class AnswerRecord:
 
 
 class Journal:
-    """The folder of one run, open for writing; one process at a time."""
+    """The folder of one run, open for writing, by one process at a time.
+
+    Args:
+        folder: The run's folder; created if missing.
+        settings: Everything that the answers depend on, as JSON.
+
+    Raises:
+        EvaluationError: When the folder was begun with other settings (the message names the first that
+            differs), or when another process writes to it.
+
+    Attributes:
+        folder: The run's folder.
+        answers: All records so far.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open a run's folder, new or begun.
-
-        settings: everything that the answers depend on, as JSON. Raises EvaluationError where the folder was
-        begun with others, naming the first that differs, or another process writes to it.
-        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = FileLock(folder / "lock", timeout=0)
@@ -78,6 +97,7 @@ class Journal:
             raise
 
     def close(self) -> None:
+        """Let other processes write to the folder."""
         self._lock.release()
 
     def __enter__(self) -> Journal:
@@ -87,11 +107,11 @@ class Journal:
         self.close()
 
     def done(self, context: str) -> set[str]:
-        """Ids of the questions that were answered in a context, by its name."""
+        """The ids of the questions already answered in the context of that name."""
         return {record.id for record in self.answers if record.mode == context}
 
     def add(self, records: Sequence[AnswerRecord]) -> None:
-        """Write answers; they are on disk when this returns."""
+        """Append answers; they are on disk when this returns."""
         lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
         with (self.folder / "answers.jsonl").open("a", encoding="utf-8") as file:
             file.write(lines)
@@ -121,7 +141,7 @@ def _short(value: Any) -> str:
 
 
 def _read(path: Path) -> Iterable[AnswerRecord]:
-    """The lines of a journal; half a line at its end, left where a run was killed, is taken away."""
+    """The records of a journal; a partial last line, left by a killed run, is removed from the file."""
     if not path.exists():
         return
     whole = path.read_bytes()

@@ -1,11 +1,12 @@
-"""By which rules an answer is right.
+"""The rules by which an answer is scored.
 
 Every rule gives a share from 0 to 1. Sources:
 
 - f1: SQuAD's evaluation script (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250).
-- contains: RULER (Hsieh et al. 2024, https://arxiv.org/abs/2404.06654), `string_match_all` where all answers
-  are asked for, else `string_match_part`.
-- number: GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), as it is commonly asked of chat models.
+- contains: RULER (Hsieh et al. 2024, https://arxiv.org/abs/2404.06654), `string_match_all` if the question
+  asks for all answers, else `string_match_part`.
+- number: GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), as it is commonly scored for chat
+  models.
 - choice: LongHealth (Adams et al. 2024, https://arxiv.org/abs/2401.14490), a letter.
 - The others: LongBench (Bai et al. 2023, https://arxiv.org/abs/2308.14508), `metrics.py` and `eval.py`.
 """
@@ -53,7 +54,7 @@ _LETTER_FIRST = re.compile(r"[\s*(\[]*([A-H])(?=[\s*]*(?:[).\]:,;]|$|\n))")
 _LETTER_CHOSEN = re.compile(r"(?i:answer(?: is)?|(?:option|choice) is)[\s:*(\[]+([A-H])\b")
 # "A" before a word in lower case is an article.
 _LETTER_ALONE = re.compile(r"\b(A(?! [a-z])|[B-H])\b")
-# What LongBench leaves out of Chinese words: ASCII's punctuation, the same in full width, and these.
+# What LongBench drops from Chinese words: ASCII punctuation, the same in full width, and the marks below.
 _PUNCTUATION_ZH = re.compile(
     r"[\s!-/:-@\[-`{-~！-－／：-＠［-｀｛-～"
     r"\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\u3001-\u3003\u300b-\u3011\u3014-\u301f"
@@ -63,7 +64,7 @@ _PARAGRAPH = re.compile(r"(?:Paragraph |段落)([0-9]+)")
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Equal but for case, white space and a full stop at the end."""
+    """Whether the texts are equal, ignoring case, white space and full stops at the end."""
 
     def plain(text: str) -> str:
         return " ".join(text.casefold().split()).rstrip(".")
@@ -72,7 +73,10 @@ def exact_match(answer: str, expected: str) -> bool:
 
 
 def token_f1(answer: str, expected: str) -> float:
-    """F1 of the words that both have, without punctuation and articles. 1 where neither has a word."""
+    """The F1 score of the words in both texts; 1 if neither has a word.
+
+    Case, punctuation and articles are ignored.
+    """
 
     def words(text: str) -> list[str]:
         return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
@@ -81,21 +85,22 @@ def token_f1(answer: str, expected: str) -> float:
 
 
 def contains(answer: str, expected: str) -> bool:
-    """Whether what was expected is in the answer, whatever the case."""
+    """Whether the answer contains the expected text, ignoring case."""
     return expected.lower() in answer.lower()
 
 
 def number(answer: str, expected: str) -> bool:
-    """Whether the last number of both is the same: 1,200 and $1200.00 are. False without a number."""
+    """Whether the last numbers of both texts are equal, as 1,200 and $1200.00 are; False without a number."""
     last = _last_number(answer)
     return last is not None and last == _last_number(expected)
 
 
 def choice(answer: str, expected: str) -> bool:
-    """Whether the answer chooses the letter that was expected, A to H.
+    """Whether the answer chooses the expected letter, A to H.
 
-    The letter is the one that the answer begins with ("B", "(B) ...", "**B.** ..."), else the last one that
-    follows "answer", "answer is", "option is" or "choice is", else the only one that stands alone in it.
+    The letter that counts is the one that the answer begins with ("B", "(B) ...", "**B.** ..."); else the
+    last one that follows "answer", "answer is", "option is" or "choice is"; else the only one that stands
+    alone in the answer.
     """
     if first := _LETTER_FIRST.match(answer):
         return first.group(1) == expected.strip()
@@ -105,24 +110,40 @@ def choice(answer: str, expected: str) -> bool:
 
 
 def classification(answer: str, expected: str, classes: Sequence[str]) -> float:
-    """1 over the number of classes named, where the right one is among them; case counts.
+    """1 divided by the number of classes that the answer names; 0 if the expected one is not among them.
 
-    A class whose name is part of the right one's does not count as named.
+    Case counts. A class whose name is part of the expected one's does not count as named.
+
+    Args:
+        answer: The generated answer.
+        expected: The right class.
+        classes: The names of all classes, the right one among them.
+
+    Returns:
+        A share from 0 to 1.
     """
     named = [c for c in classes if c in answer and (c == expected or c not in expected)]
     return 1 / len(named) if expected in named else 0.0
 
 
 def share_of_numbers(answer: str, expected: str) -> float:
-    """The share of the answer's numbers (runs of digits) that are the one expected."""
+    """The share of the answer's numbers (runs of digits) that equal the expected one; 0 without a number."""
     numbers = re.findall(r"\d+", answer)
     return numbers.count(expected.strip()) / len(numbers) if numbers else 0.0
 
 
 def retrieval(answer: str, expected: str) -> float:
-    """`share_of_numbers`, for the paragraph that is expected: "Paragraph 7" or "段落7".
+    """The share of the answer's numbers that equal the expected paragraph's.
 
-    Raises ValueError where expected names no paragraph.
+    Args:
+        answer: The generated answer.
+        expected: The right paragraph, such as "Paragraph 7" or "段落7".
+
+    Returns:
+        A share from 0 to 1, as `share_of_numbers` gives it.
+
+    Raises:
+        ValueError: When `expected` names no paragraph.
     """
     named = _PARAGRAPH.search(expected)
     if named is None:
@@ -131,9 +152,9 @@ def retrieval(answer: str, expected: str) -> float:
 
 
 def code_similarity(answer: str, expected: str) -> float:
-    """How alike the answer's first line of code is to the line expected, in whole hundredths.
+    """How similar the answer's first line of code is to the expected line, in whole hundredths.
 
-    The first line of code: the first that has no backtick, "#" or "//".
+    The first line of code is the first line without a backtick, "#" or "//".
     """
     lines = answer.lstrip("\n").split("\n")
     code = next((line for line in lines if not any(m in line for m in ("`", "#", "//"))), "")
@@ -141,7 +162,11 @@ def code_similarity(answer: str, expected: str) -> float:
 
 
 def f1_zh(answer: str, expected: str) -> float:
-    """F1 of the Chinese words that both have, without punctuation. Raises ImportError without jieba."""
+    """The F1 score of the Chinese words in both texts, ignoring case and punctuation.
+
+    Raises:
+        ImportError: When jieba is not installed.
+    """
 
     def words(text: str) -> list[str]:
         bare = (_PUNCTUATION_ZH.sub("", word.lower()) for word in _cut(text))
@@ -151,10 +176,10 @@ def f1_zh(answer: str, expected: str) -> float:
 
 
 def rouge_l(answer: str, expected: str) -> float:
-    """F1 of ROUGE-L over sentences, as LongBench takes it from the package `rouge` (1.0.1).
+    """The F1 score of ROUGE-L over sentences, as LongBench takes it from the package `rouge` (1.0.1).
 
-    Sentences end at full stops, words at white space, case counts. What both have: the different words that
-    stand in the longest common subsequence of a sentence of the one and a sentence of the other.
+    Sentences end at full stops, words at white space, and case counts. The shared words are the distinct
+    words in the longest common subsequence of any sentence of the one text and any sentence of the other.
     """
     ours, theirs = ([part.split() for part in text.split(".")] for text in (answer, expected))
     shared = {word for a in ours for b in theirs for word in _longest_common(b, a)}
@@ -163,15 +188,28 @@ def rouge_l(answer: str, expected: str) -> float:
 
 
 def rouge_l_zh(answer: str, expected: str) -> float:
-    """`rouge_l` over Chinese words. Raises ImportError without jieba."""
+    """`rouge_l` over Chinese words.
+
+    Raises:
+        ImportError: When jieba is not installed.
+    """
     return rouge_l(" ".join(_cut(answer)), " ".join(_cut(expected)))
 
 
 def score(question: EvalQuestion, answer: str) -> dict[str, float]:
-    """exact_match, f1, contains, and "score": the question's own measure; each from 0 to 1.
+    """Score an answer to a question by four measures.
 
-    With several answers: the best over them, or their mean where all of them are asked for. Raises ValueError
-    where the question has no answers, ImportError where a measure's package is missing.
+    Args:
+        question: The question with its expected answers. If it has several, the score is the best over them,
+            or their mean if it asks for all of them (`all_answers`).
+        answer: The generated answer.
+
+    Returns:
+        "exact_match", "f1", "contains" and "score" (the question's own measure), each from 0 to 1.
+
+    Raises:
+        ValueError: When the question has no answers.
+        ImportError: When a package that the measure needs is missing.
     """
     if not question.answers:
         raise ValueError(f"Question {question.id!r} has no answers; there is nothing to score by.")
@@ -189,9 +227,14 @@ def score(question: EvalQuestion, answer: str) -> dict[str, float]:
 
 
 def check_measure(measure: str) -> Measure:
-    """The measure, once it is known that it can be taken here.
+    """Return the measure after checking that it exists and can be computed here.
 
-    Raises ValueError where there is no such measure, ImportError where its package is missing.
+    Args:
+        measure: The name of a measure, one of `Measure`.
+
+    Raises:
+        ValueError: When there is no such measure.
+        ImportError: When a package that the measure needs is missing.
     """
     if measure not in get_args(Measure):
         names = ", ".join(get_args(Measure))
@@ -202,8 +245,12 @@ def check_measure(measure: str) -> Measure:
 
 
 def check_answers(question: EvalQuestion) -> None:
-    """Raises ValueError where the question's measure could call nothing right: a choice without a letter, a
-    number without one, a class that is none."""
+    """Check that the question's measure can score an answer as right.
+
+    Raises:
+        ValueError: When by its measure no answer to the question could be right: a choice without a letter, a
+            number without digits, a class that is not among the classes.
+    """
     if question.measure not in ("choice", "number", "count", "retrieval", "classification"):
         return
     rule = _rule(question)
@@ -223,7 +270,7 @@ def _rule(question: EvalQuestion) -> Callable[[str, str], float]:
 
 
 def _first_line(answer: str) -> str:
-    """What LongBench scores on tasks with examples, where a model goes on to make up the next one."""
+    """The first line: LongBench scores no more on tasks with examples, which models tend to continue."""
     return answer.lstrip("\n").split("\n")[0]
 
 
@@ -257,7 +304,7 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def _longest_common(one: Sequence[str], other: Sequence[str]) -> set[str]:
-    """The words of the longest common subsequence; of several, the one that `rouge` finds."""
+    """The words of the longest common subsequence; if there are several, of the one that `rouge` picks."""
     lengths = [[0] * (len(other) + 1)]
     for word in one:
         above, row = lengths[-1], [0]
@@ -285,7 +332,7 @@ def _segmenter() -> Any:
         raise ImportError("Scoring by Chinese words needs jieba: pip install jieba") from error
     jieba.setLogLevel("WARNING")
     segmenter = jieba.Tokenizer()
-    # Its cache is marshal in the shared temporary folder, where others could have written it.
+    # jieba's cache is a marshal file in the shared temporary folder, where other users could have written it.
     with tempfile.TemporaryDirectory() as folder:
         segmenter.tmp_dir = folder
         segmenter.initialize()

@@ -1,4 +1,4 @@
-"""Which passages a question of an evaluation is answered from: retrieved ones, or its whole documents."""
+"""Which passages a question is answered from: the retrieved ones, or all of its documents'."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["Find", "documents_to_add", "passage_finder"]
 
 _DOCUMENT = "eval_document"
-"""Metadata key by which the passages of one document are found."""
+"""Metadata key that selects the passages of one document."""
 
 Find = Callable[[], Retrieved]
 """Finds the passages for one question, best first."""
 
 
 def documents_to_add(questions: EvalSet) -> list[Document]:
-    """A set's documents as they must be in the knowledge base that is asked."""
+    """The set's documents, with the metadata that they need in the knowledge base under evaluation."""
     if not questions.whole_documents:
         return list(questions.documents)
     return [replace(d, metadata={**d.metadata, _DOCUMENT: d.id}) for d in questions.documents]
@@ -36,7 +36,17 @@ def documents_to_add(questions: EvalSet) -> list[Document]:
 def passage_finder(
     kb: KnowledgeBase, questions: EvalSet, context: EvalContext, top_k: int
 ) -> Callable[[EvalQuestion], Find]:
-    """What finds a question's passages. top_k: passages, where they are retrieved."""
+    """Make the function that finds the passages for a question.
+
+    Args:
+        kb: The knowledge base under evaluation.
+        questions: The set, which says whether a question is answered from its whole documents.
+        context: The context in which the questions are answered.
+        top_k: How many passages to retrieve; unused if whole documents go into the prompt.
+
+    Returns:
+        A function from a question to a `Find`, which does the search when it is called.
+    """
     if questions.whole_documents and context.has_passages:
         return lambda question: lambda: _whole_documents(kb, question)
     return lambda question: (

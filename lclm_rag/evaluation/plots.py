@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, as pictures."""
+"""Plots of accuracy against its cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ _Figure = Callable[[Mapping[str, Any]], float | None]
 
 
 def require_matplotlib() -> None:
-    """Raise ImportError, with what to install, where plots cannot be drawn."""
+    """Select matplotlib's file backend.
+
+    Raises:
+        ImportError: When matplotlib is not installed; the message says what to install.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -21,9 +25,19 @@ def require_matplotlib() -> None:
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write accuracy against time to first token, memory and ratio as PNG; returns the files.
+    """Plot accuracy against time to first token, memory and compression ratio, as PNG files.
 
-    A plot for which no context has a figure is not drawn. Raises ImportError without matplotlib.
+    A plot is skipped if no context has a figure for it.
+
+    Args:
+        report: A report, as `read_report` gives it.
+        folder: The existing folder to write to.
+
+    Returns:
+        The files written, `accuracy_<name>.png` in `folder`.
+
+    Raises:
+        ImportError: When matplotlib is not installed.
     """
     require_matplotlib()
     pasted = report["modes"].get("text")

@@ -1,4 +1,4 @@
-"""What is asked in an evaluation: questions with known answers, and the documents they are about."""
+"""The input of an evaluation: questions with known answers, and the documents they are about."""
 
 from __future__ import annotations
 
@@ -26,20 +26,27 @@ Measure = Literal[
     "count",
     "code_similarity",
 ]
-"""By which rule an answer is right (`lclm_rag.evaluation.measures`)."""
+"""The rule by which an answer is scored (see `lclm_rag.evaluation.measures`)."""
 
 
 @dataclass(frozen=True)
 class EvalQuestion:
     """A question with known answers.
 
-    id: names it within its set. answers: each by itself is right; where all_answers is set, all of them are
-    asked for, and the score is the share that was given. document_ids: where the answer stands; () where that
-    is not known. category: results are also given by it. prompt: the whole prompt in the markup of `lclm-rag
-    generate` (context between memory marks), already rendered as a chat, for sets that bring their own; ""
-    where the library makes it from question and passages. measure: the headline score of this question.
-    max_tokens: longest answer. classes: what an answer may name, the right ones among them, for measure
-    "classification".
+    Attributes:
+        id: Identifies the question within its set.
+        question: The question as text.
+        answers: Each is right by itself; with `all_answers`, the question asks for all of them.
+        document_ids: The documents that contain the answer; () if they are not known.
+        category: Results are also reported by category; "" for none.
+        all_answers: Whether the question asks for all of `answers`; the score is then the share that was
+            given.
+        prompt: The whole prompt in the markup of `lclm-rag generate` (the context between memory marks),
+            already rendered as a chat, for sets that bring their own prompts; "" if the library makes the
+            prompt from question and passages.
+        measure: The measure of this question's headline score.
+        max_tokens: Longest answer, in tokens.
+        classes: For the measure "classification": what an answer may name, the right classes among them.
     """
 
     id: str
@@ -56,12 +63,17 @@ class EvalQuestion:
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Questions, and the documents to be asked about.
+    """Questions, and the documents they are about.
 
-    name: as the command line names it. documents: what goes into the knowledge base; () where a knowledge
-    base is given, or questions bring their prompts. whole_documents: all passages of a question's documents
-    go into its prompt, in their order; False: passages are retrieved. settings: what the set was made from
-    (seed, length, a file's hash), so that runs over other questions are told apart.
+    Attributes:
+        name: The set's name on the command line.
+        questions: The questions, in order.
+        documents: What goes into the knowledge base; () if a knowledge base is given, or if the questions
+            bring their own prompts.
+        whole_documents: If true, all passages of a question's documents go into its prompt, in their order;
+            else passages are retrieved.
+        settings: What the set was made from (seed, length, a file's hash), so that runs over different
+            questions can be told apart.
     """
 
     name: str

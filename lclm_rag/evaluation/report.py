@@ -1,4 +1,4 @@
-"""Figures of an evaluation: means with their intervals, differences question by question."""
+"""The figures of an evaluation: means with their intervals, and differences question by question."""
 
 from __future__ import annotations
 
@@ -31,9 +31,19 @@ def summarize(
 ) -> dict[str, Any]:
     """All figures of a run as JSON: by context (`modes`), by category, and each question's score.
 
-    Every mean has the 95% interval of a bootstrap over questions. `differences` are paired, of each context
-    less pasted text where that was asked, else less the first context. kv_bytes_per_position: of the
-    decoder's cache. Contexts in which not all questions are answered are left out, and named in `unfinished`.
+    Every mean has the 95% interval of a bootstrap over questions. `differences` are paired differences
+    between each context and pasted text, or the first context if pasted text was not evaluated. Contexts in
+    which some questions are still unanswered are left out and listed in `unfinished`.
+
+    Args:
+        questions: The questions of the set.
+        answers: The journal's records, of any number of contexts.
+        settings: What the answers depend on, copied into the report.
+        kv_bytes_per_position: Bytes of the decoder's KV cache for one position.
+        store: Size figures of the store, copied into the report.
+
+    Returns:
+        The report, ready for `json.dumps`.
     """
     contexts: dict[str, list[AnswerRecord]] = {}
     by_id = {(a.mode, a.id): a for a in answers}
@@ -65,7 +75,14 @@ def summarize(
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that `lclm-rag eval` wrote. Raises EvaluationError where it is none."""
+    """Read a report that `lclm-rag eval` wrote.
+
+    Args:
+        path: The file `report.json` of a run.
+
+    Raises:
+        EvaluationError: When the file cannot be read or is not such a report.
+    """
     try:
         report = json.loads(path.read_text("utf-8"))
         if isinstance(report, dict) and {"modes", "answers", "settings"} <= report.keys():
@@ -78,9 +95,19 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """b less a, context by context, over the questions that both asked.
+    """The differences between two reports, b minus a, by context, over the questions that both have.
 
-    Raises EvaluationError where they have no context, or no question with the same answers, in common.
+    Args:
+        a: The report to compare with, as `read_report` gives it.
+        b: The other report.
+
+    Returns:
+        The comparison, ready for `json.dumps`: the number of shared questions and of those in one report
+        only, the settings that differ, and for each shared context both mean scores and their paired
+        difference.
+
+    Raises:
+        EvaluationError: When the reports share no context, or no question with the same answers.
     """
     common = [context for context in a["modes"] if context in b["modes"]]
     if not common:
@@ -169,7 +196,7 @@ def _difference(a: Sequence[AnswerRecord], b: Sequence[AnswerRecord]) -> Any:
 def _by_category(
     questions: Sequence[EvalQuestion], contexts: Mapping[str, Sequence[AnswerRecord]]
 ) -> dict[str, Any]:
-    """{category: {"questions": how many, "modes": {context: mean score}}}"""
+    """Results by category: {category: {"questions": count, "modes": {context: mean score}}}."""
     rows: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
         rows.setdefault(question.category, []).append(i)

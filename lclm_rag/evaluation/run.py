@@ -1,4 +1,4 @@
-"""Ask every question of a set in every context, and write down what came back."""
+"""Answer every question of a set in every context, and record the answers."""
 
 from __future__ import annotations
 
@@ -43,14 +43,28 @@ def evaluate(
     together: int = 50,
     on_progress: Callable[[EvalContext, int], None] = lambda context, count: None,
 ) -> dict[str, Any]:
-    """Answer all questions greedily in all contexts; returns the report, which is `report.json` in `folder`.
+    """Answer all questions greedily in all contexts.
 
-    folder: each batch of answers is on disk there before the next begins, so that a run that was killed goes
-    on where it was; contexts may be added later. top_k: passages to retrieve. kvpress: the environment that
-    `kvpress_environment` made. alone: the first so many questions are asked one at a time, and timed; the
-    others `together`. on_progress: gets the context and how many of its questions are answered.
-    Raises EvaluationError where the folder was begun with other settings, or a context cannot be had for
-    these questions, before anything is asked.
+    Every batch of answers is written to disk before the next begins, so a run that was killed continues where
+    it stopped. Contexts may be added later.
+
+    Args:
+        kb: The knowledge base; it holds the set's documents already.
+        questions: The set of questions.
+        contexts: The contexts to compare.
+        folder: The run's folder, new or begun with the same settings.
+        top_k: How many passages to retrieve for each question.
+        kvpress: The environment that `kvpress_environment` made, for contexts with a press.
+        alone: How many questions, from the first on, are answered one at a time and timed.
+        together: How many of the other questions are answered together at most.
+        on_progress: Called with the context and the number of its questions that are answered.
+
+    Returns:
+        The report, which is also written to `report.json` in `folder`.
+
+    Raises:
+        EvaluationError: Before any question is answered, when the folder was begun with other settings, when
+            another process writes to it, or when a context cannot be evaluated on these questions.
     """
     settings = _settings(kb, questions, top_k)
     with ExitStack() as resources, Journal(folder, settings) as journal:
@@ -59,7 +73,7 @@ def evaluate(
             for context in contexts
         ]
         timed = {q.id for q in questions.questions[:alone]}
-        # vLLM's and a server's memory is that of other processes.
+        # vLLM and a server use memory in other processes, which cannot be measured from here.
         device = kb.decoder.model.device if isinstance(kb.decoder, TransformersDecoder) else None
         gpu = device if device is not None and device.type == "cuda" else None
         for context, run in runners:
@@ -68,7 +82,7 @@ def evaluate(
             on_progress(context, count)
             todo = [q for q in questions.questions if q.id not in done]
             if todo and todo[0].id in timed:
-                run(todo[:1])  # What is asked first pays for what is loaded then.
+                run(todo[:1])  # An untimed first answer, so that loading is not part of the times.
             for batch in _batches(todo, timed, together):
                 journal.add(_measured(batch, run, batch[0].id in timed, gpu))
                 count += len(batch)
@@ -89,7 +103,7 @@ def evaluate(
 
 
 def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, Any]:
-    """What the answers depend on, the contexts apart."""
+    """What the answers depend on, apart from the contexts."""
     layout = kb.store.layout
     decoder = kb.decoder
     return {
@@ -115,7 +129,7 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
 
 
 def _digest(kb: KnowledgeBase) -> str:
-    """Changes with what the store shows."""
+    """A digest that changes whenever the store's visible passages change."""
     digest = hashlib.sha256()
     for entry in sorted(kb.store.manifest.fragments, key=lambda entry: entry.sha256):
         digest.update(f"{entry.sha256} {sorted(entry.deleted)}\n".encode())
@@ -123,7 +137,7 @@ def _digest(kb: KnowledgeBase) -> str:
 
 
 def _kv_bytes(kb: KnowledgeBase) -> int:
-    """Of the decoder's KV cache, for each position."""
+    """The size of the decoder's KV cache for one position, in bytes."""
     in_half_precision = DecoderShape.of(kb.checkpoint).kv_bytes
     return in_half_precision * resolve_dtype(kb.dtype, kb.device).itemsize // 2
 
@@ -131,7 +145,7 @@ def _kv_bytes(kb: KnowledgeBase) -> int:
 def _batches(
     questions: Sequence[EvalQuestion], timed: set[str], together: int
 ) -> Iterator[Sequence[EvalQuestion]]:
-    """Timed ones alone; the others with answers of one length."""
+    """Timed questions one at a time; then the others, grouped by their longest answer."""
     for question in questions:
         if question.id in timed:
             yield [question]
@@ -145,7 +159,10 @@ def _batches(
 def _measured(
     batch: Sequence[EvalQuestion], run: Runner, timed: bool, gpu: torch.device | None
 ) -> list[AnswerRecord]:
-    """gpu: the one whose memory is used by this process; None where there is none."""
+    """Answer a batch, and add times, peak memory and scores to its records.
+
+    gpu: the device whose memory this process uses; None if there is none.
+    """
     if gpu is not None:
         torch.cuda.reset_peak_memory_stats(gpu)
     started = time.perf_counter()
@@ -157,7 +174,7 @@ def _measured(
             peak = None if gpu is None else torch.cuda.max_memory_allocated(gpu)
             record = replace(record, seconds=seconds, peak_memory=record.peak_memory or peak)
         else:
-            # Of a batch: no question's own.
+            # Measured over a whole batch, so not valid for a single question.
             record = replace(record, first_token=None, peak_memory=None)
         scores = score(question, record.answer)
         records.append(replace(record, scores={name: float(v) for name, v in scores.items()}))

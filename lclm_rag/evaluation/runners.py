@@ -1,7 +1,7 @@
-"""How questions are answered in each context: from retrieval to what the journal keeps.
+"""How questions are answered in each context, from retrieval to the journal's records.
 
-What our decoder answers is a generator that yields prompts and is sent their completions, so that many
-questions are decoded together.
+For our own decoder, an answer is a generator that yields prompts and is sent their completions, so that many
+questions can be decoded together.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["Runner", "runner"]
 
 Runner = Callable[[Sequence[EvalQuestion]], list[AnswerRecord]]
-"""Answers questions in one context, together; their answers may take as many tokens, all of them."""
+"""Answers several questions in one context, decoded together; all must have the same `max_tokens`."""
 
 Steps = Generator[SoftPrompt, Completion, AnswerRecord]
-"""Yields prompts, is sent the completion of each, and returns what the journal keeps."""
+"""Yields prompts, is sent the completion of each, and returns the journal's record."""
 
 
 def runner(
@@ -56,9 +56,21 @@ def runner(
     kvpress: Path | None,
     resources: ExitStack,
 ) -> Runner:
-    """What answers in a context. What it needs is loaded here, and closed with `resources`.
+    """Make the function that answers questions in a context.
 
-    Raises EvaluationError where the context cannot be had for these questions.
+    Args:
+        kb: The knowledge base.
+        questions: The set, of which any number of questions may be answered later.
+        context: The context.
+        top_k: How many passages to retrieve for each question.
+        kvpress: The environment of `kvpress_environment`, for a context with a press.
+        resources: Closes what is loaded here.
+
+    Returns:
+        A `Runner`; everything it needs is loaded.
+
+    Raises:
+        EvaluationError: When the context cannot be evaluated on these questions.
     """
 
     def together(steps: Callable[[EvalQuestion], Steps]) -> Runner:
@@ -107,7 +119,7 @@ def _text_compressor(kb: KnowledgeBase, model: str) -> TextCompressor:
     return TextCompressor(tokenizer, model or PUBLISHED_MODEL, device=kb.device)
 
 
-# --- what is decoded together ---------------------------------------------------------------------
+# --- contexts that our own decoder answers, many questions together -------------------------------
 
 
 def _decode_together(
@@ -116,7 +128,7 @@ def _decode_together(
     context: EvalContext,
     steps: Sequence[Steps],
 ) -> list[AnswerRecord]:
-    """Round by round: all prompts of a round at once. A prompt that is refused is an answer with an error."""
+    """Decode all prompts of a round at once, round by round; a refused prompt is an answer with an error."""
     sampling = Sampling(max_tokens=batch[0].max_tokens)
     answers: dict[int, AnswerRecord] = {}
     completions: dict[int, Completion | None] = dict.fromkeys(range(len(steps)))
@@ -143,7 +155,7 @@ def _decode_together(
 
 
 def _query(kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalContext) -> Steps:
-    """As `KnowledgeBase.query`."""
+    """Answer as `KnowledgeBase.query` does."""
     sampling = Sampling(max_tokens=question.max_tokens)
     query = Query.of(
         question.question, context=context.kind, expand=context.expand, sampling=sampling
@@ -174,7 +186,7 @@ def _cut_by_lingua(
     context: EvalContext,
     compressor: TextCompressor,
 ) -> Steps:
-    """The passages as text, each cut to the positions that its latents take."""
+    """Answer from the passages as text, each cut to as many positions as its latents take."""
     with_latents = _with_latents(kb, question, find)
     template = with_latents.template
     started = time.perf_counter()
@@ -204,7 +216,7 @@ def _cut_by_lingua(
 
 
 def _with_latents(kb: KnowledgeBase, question: EvalQuestion, find: Find) -> QueryPrompt:
-    """The prompt from which others learn how many positions they may take."""
+    """The prompt with latents; it sets how many positions the other contexts may take."""
     sampling = Sampling(max_tokens=question.max_tokens)
     query = Query.of(question.question, expand="never", sampling=sampling)
     builder = kb.prompt_builder("decoder")
@@ -213,7 +225,7 @@ def _with_latents(kb: KnowledgeBase, question: EvalQuestion, find: Find) -> Quer
 
 
 def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext) -> Steps:
-    """A prompt that a set brings, its context as latents, as text, or left out."""
+    """Answer from a prompt that the set brings, with its context as latents, as text, or left out."""
     prompt = _marked(kb, question.prompt, context)
     completion = yield prompt
     text = completion.text.strip()
@@ -243,7 +255,7 @@ def _marked(kb: KnowledgeBase, rendered: str, context: EvalContext) -> SoftPromp
     return parsed.with_latents(kb.compressor.compress_token_ids(parsed.memories, space), space)
 
 
-# --- what another environment decodes -------------------------------------------------------------
+# --- contexts that a worker in another environment answers ----------------------------------------
 
 
 def _pressed(
@@ -253,7 +265,7 @@ def _pressed(
     context: EvalContext,
     decoder: PressedDecoder,
 ) -> AnswerRecord:
-    """The cache of the pasted passages cut to as many positions as their latents take."""
+    """Answer from the KV cache of the pasted passages, cut to as many positions as their latents take."""
     try:
         with_latents = _with_latents(kb, question, find)
         pasted = [p.as_text() for p in with_latents.used]
@@ -289,11 +301,11 @@ def _pressed(
     )
 
 
-# --- what every context writes down ---------------------------------------------------------------
+# --- fields of the record that all contexts share -------------------------------------------------
 
 
 def _nothing_found(question: EvalQuestion, context: EvalContext) -> AnswerRecord:
-    """An empty answer, as `KnowledgeBase.query` gives."""
+    """An empty answer, which is what `KnowledgeBase.query` gives without passages."""
     return AnswerRecord(context.name, question.id, "", recall=_recall(question, [], context))
 
 

@@ -1,4 +1,4 @@
-"""Questions with known answers, asked of a knowledge base from one context after another."""
+"""Score a knowledge base in one context after another, on questions with known answers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ _TIMED = 20
 
 @dataclass(frozen=True)
 class ContextScore:
-    """How one context did.
+    """The results of one context.
 
-    exact_match: share of answers, 0 to 1. positions: prompt positions, mean. first_token: seconds,
-    median over `_TIMED` questions asked one at a time. answers: as generated, in the questions' order.
+    Attributes:
+        context: The context.
+        exact_match: The share of right answers, 0 to 1.
+        positions: The mean number of prompt positions.
+        first_token: The median time to the first token in seconds, over `_TIMED` questions, one at a time.
+        answers: The generated answers, in the questions' order; "" if nothing was retrieved.
     """
 
     context: Context
@@ -37,7 +41,13 @@ class ContextScore:
 
 
 def recall(kb: KnowledgeBase, questions: Sequence[FactQuestion], top_k: int) -> float:
-    """Share of questions whose document is among the passages retrieved."""
+    """The share of questions whose document is among the passages retrieved.
+
+    Args:
+        kb: The knowledge base.
+        questions: The questions, at least one.
+        top_k: How many passages to retrieve for each question.
+    """
     hits = sum(
         q.document_id in {hit.key.document_id for hit in kb.retrieve(q.question, top_k)}
         for q in questions
@@ -52,9 +62,20 @@ def score_context(
     top_k: int,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> ContextScore:
-    """Ask the first questions alone, for the time; then all of them greedily, many at a time."""
+    """Answer all questions greedily in one context, and time the first ones one at a time.
+
+    Args:
+        kb: The knowledge base.
+        questions: The questions, at least one.
+        context: What the passages go into the prompt as.
+        top_k: How many passages to retrieve for each question.
+        on_progress: Called with the number of questions answered since the last call.
+
+    Raises:
+        NoPassagesError: When nothing is retrieved for any of the questions.
+    """
     sampling = Sampling(max_tokens=32)
-    # Where nothing is found, nothing is decoded.
+    # Questions without passages are not decoded; their answers stay empty.
     answers = [""] * len(questions)
     prompts: dict[int, SoftPrompt] = {}
     for i, q in enumerate(questions):
@@ -64,7 +85,7 @@ def score_context(
             prompts[i] = first
     if not prompts:
         raise NoPassagesError(f"Nothing was found in {kb.folder} for any of the questions.")
-    # First, while a prefix cache knows none of them.
+    # Timing comes first, while a prefix cache holds none of the prompts.
     one = Sampling(max_tokens=1)
     timed = itertools.islice(prompts.values(), _TIMED)
     alone = [all_answered(kb.decoder.complete([p], one))[0] for p in timed]

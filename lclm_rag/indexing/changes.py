@@ -1,4 +1,4 @@
-"""What the passage index of one version has to forget and to learn to be that of another."""
+"""The difference between two versions of a store, as changes to a passage index."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ __all__ = ["Changes", "entries_of"]
 
 @dataclass(frozen=True)
 class Changes:
-    """What the index of one version has to forget and to learn to be that of another.
+    """What must be deleted from and added to the index of one version to get that of another.
 
-    gone, new: fragments with rows. A row that was only written elsewhere (compaction, another codec) is
-    neither.
+    A row that was only moved to another fragment (by compaction, or conversion to another codec) is in
+    neither list.
+
+    Attributes:
+        gone: The rows to delete, by fragment.
+        new: The rows to add, by fragment.
     """
 
     gone: list[tuple[Fragment, list[int]]]
@@ -30,7 +34,14 @@ class Changes:
 
     @classmethod
     def between(cls, indexed: LatentStore | None, store: LatentStore) -> Changes:
-        """indexed: None where the index is empty. Only fragments that the two do not share are looked at."""
+        """The changes from one version to another.
+
+        Only rows that just one of the two shows are looked at.
+
+        Args:
+            indexed: The version that the index shows; None if the index is empty.
+            store: The version that it is to show.
+        """
         before = {e.name: e for e in indexed.manifest.fragments} if indexed else {}
         after = {e.name: e for e in store.manifest.fragments}
         gone = _only_in(indexed, before, after) if indexed else []
@@ -40,15 +51,18 @@ class Changes:
 
     @property
     def count(self) -> int:
+        """The number of rows to delete and to add."""
         return sum(len(rows) for _, rows in (*self.gone, *self.new))
 
     def delete(self, index: PassageIndex) -> None:
-        """The first half of `apply`."""
+        """Delete from an index what is gone; this is the first half of `apply`."""
         for fragment, rows in self.gone:
             index.delete(map(fragment.key, rows))
 
     def apply(self, index: PassageIndex) -> None:
-        # Deletions first: a changed document has its passages under the same keys again.
+        """Make the changes in an index, and flush it."""
+        # Deletions first: a changed document's new passages have the keys of its old ones, and deleting
+        # afterwards would remove them.
         self.delete(index)
         for fragment, rows in self.new:
             index.upsert(entries_of(map(fragment.passage, rows)))
@@ -58,7 +72,7 @@ class Changes:
 def _only_in(
     store: LatentStore, entries: dict[str, FragmentEntry], others: dict[str, FragmentEntry]
 ) -> list[tuple[Fragment, list[int]]]:
-    """The rows that one version shows and the other does not, as far as their places tell."""
+    """The rows that one version shows and the other does not, judged by their places."""
     found = []
     for name, entry in entries.items():
         shown = visible_rows(entry)
@@ -70,7 +84,7 @@ def _only_in(
 
 
 def _identity(fragment: Fragment, row: int) -> tuple[int, bytes]:
-    """The same where key, text and metadata are."""
+    """What two rows have in common if their keys, texts and metadata are the same."""
     return fragment.key_hash(row), fragment.document_hash(row)
 
 
@@ -87,4 +101,5 @@ def _without(
 
 
 def entries_of(passages: Iterable[Passage]) -> Iterator[IndexEntry]:
+    """Passages as entries of an index."""
     return (IndexEntry(p.key, p.content, p.metadata) for p in passages)

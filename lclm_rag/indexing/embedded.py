@@ -1,4 +1,4 @@
-"""The embedded passage index: each process has its own, made of a published snapshot."""
+"""The embedded passage index: each process has its own, which starts from a published snapshot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lclm_rag.store import LatentStore, newest_version
 
 __all__ = ["EmbeddedIndex"]
 
-# So many changes are published at once; fewer when the knowledge base is closed. Whoever opens it in between
-# makes them again, privately.
+# The index is published after this many changes, and when the knowledge base is closed. A process that opens
+# it in between makes the changes again, in its own index.
 _PUBLISH_CHANGES = 1_000
 _PUBLISH_SHARE = 0.05
 
@@ -30,7 +30,20 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedIndex:
-    """This process's own index. `index` may be another object after `follow`."""
+    """This process's own index, at a version of the store.
+
+    `index` is the index; after a call of any other method it may be another object.
+
+    Args:
+        folder: The folder of the knowledge base's index.
+        store: The store, at the version to show.
+        embedder: Makes dense vectors; None for BM25 alone.
+
+    Raises:
+        KnowledgeBaseError: If the index was made with another embedder.
+        PassageIndexError: If the disk is too full, or snapshots keep changing while they are opened.
+        DamagedError: If a row of the store that has to be indexed is damaged.
+    """
 
     def __init__(self, folder: Folder, store: LatentStore, embedder: Embedder | None) -> None:
         self._store = store
@@ -53,13 +66,21 @@ class EmbeddedIndex:
             raise
 
     def follow(self, store: LatentStore) -> None:
-        """Go to another version of the store."""
+        """Bring the index to another version of the store.
+
+        Args:
+            store: The store at that version.
+
+        Raises:
+            PassageIndexError: If the disk is too full.
+            DamagedError: If a row of the store that has to be indexed is damaged.
+        """
         before, self._store = self._store, store
         if before.version == store.version:
             return
         try:
             with disk_full_as(lambda: _no_room(self._snapshots.folder)):
-                if not len(before):  # It said nothing of how long passages are.
+                if not len(before):  # BM25's average length could not be measured; now it can.
                     self.index.close()
                     changed = self._build(store)
                 else:
@@ -70,7 +91,7 @@ class EmbeddedIndex:
         self._settle(changed)
 
     def optimize(self) -> None:
-        """Make searches faster, here and for others; may take minutes."""
+        """Make searches faster, here and in processes that start from the snapshot; may take minutes."""
         with disk_full_as(lambda: _no_room(self._snapshots.folder)):
             self._make_writable()
             _require_space(self._own.path, len(self._store))
@@ -78,26 +99,37 @@ class EmbeddedIndex:
         self._publish(self._store)
 
     def publish(self) -> None:
-        """Let others have what they would have to make again."""
+        """Publish changes that other processes would have to make again, if this is the newest version."""
         if self._unpublished and newest_version(self._store.folder) == self._store.version:
             self._publish(self._store)
 
     def close(self) -> None:
+        """Publish unpublished changes, close the index, and remove this process's folder."""
         self.publish()
         self.index.close()
         self._own.close()
 
     def _settle(self, changed: int) -> None:
-        """So many passages have come or gone at once. Where they are most of a large index, it is optimized:
-        at a million (BM25 alone) that takes a quarter of the time that they took to come in, and whoever
-        opens it then needs a third of the memory and of the time (`benchmarks/index_scale.py`)."""
+        """Optimize or publish the index if enough has changed.
+
+        The index is optimized if it is large and most of it is new. At a million passages (BM25 alone) this
+        takes a quarter of the time that adding them took. Opening the index then takes a third of the memory
+        and of the time (`benchmarks/index_scale.py`).
+
+        Args:
+            changed: The number of passages that were added or deleted at once.
+        """
         if changed >= OPTIMIZE_FROM and changed * 2 > len(self._store):
             self.optimize()
         elif self._unpublished > max(_PUBLISH_CHANGES, _PUBLISH_SHARE * len(self._store)):
             self._publish(self._store)
 
     def _start_from_snapshot(self, store: LatentStore) -> int | None:
-        """How many passages had to be added or removed; None where there is none to start from."""
+        """Start from the nearest snapshot.
+
+        Returns:
+            The number of passages that had to be added or deleted; None if no snapshot can be used.
+        """
         for _ in range(_TRIES):
             nearest = self._nearest(store)
             if nearest is None:
@@ -105,6 +137,8 @@ class EmbeddedIndex:
             snapshot, indexed = nearest
             check_embedder(snapshot.embedder, self._embedder, self._snapshots.folder)
             try:
+                # Before the engine sees the files: of incomplete ones it may make an index that lacks
+                # passages, without an error.
                 if snapshot.misfits():
                     raise FileNotFoundError
                 self._own.link(snapshot)
@@ -117,7 +151,7 @@ class EmbeddedIndex:
                 if snapshot.path.exists():
                     _log.warning("%s is damaged. It is built anew.", snapshot.path)
                     return None
-                continue  # A newer one took its place meanwhile.
+                continue  # It was removed because a newer one was published; try that one.
             except PassageIndexError as error:
                 _log.warning("%s It is built anew.", error)
                 return None
@@ -127,8 +161,11 @@ class EmbeddedIndex:
         )
 
     def _nearest(self, store: LatentStore) -> tuple[Snapshot, LatentStore] | None:
-        """The snapshot that takes the fewest changes, and the store at its version; None where all were made
-        of versions that are not there, or of nothing."""
+        """The nearest usable snapshot, and the store at its version.
+
+        Returns:
+            None if there is no snapshot of a version of this store that holds passages.
+        """
         for snapshot in self._snapshots.nearest(store.version):
             indexed = indexed_store(store, snapshot.version, snapshot.manifest)
             if indexed is None:
@@ -142,7 +179,7 @@ class EmbeddedIndex:
         return None
 
     def _build(self, store: LatentStore) -> int:
-        """From nothing; returns how many passages."""
+        """Build the index from nothing; return the number of passages."""
         _require_space(self._own.path, len(store))
         shutil.rmtree(self._own.path / "edge", ignore_errors=True)
         self._linked = False
@@ -156,27 +193,34 @@ class EmbeddedIndex:
         return changes.count
 
     def _sync(self, store: LatentStore, indexed: LatentStore) -> int:
-        """Apply what changed; returns how many passages that were. Interrupted, it can be run again: every
-        step gives the same result twice."""
+        """Bring the index from one version to another; return the number of passages changed.
+
+        If this is interrupted, it can be run again: every step has the same result when it is repeated.
+        """
         try:
             changes = Changes.between(indexed, store)
         except (StoreError, OSError):
-            # What it was made from cannot be read any more.
+            # The version that the index was made from can no longer be read.
             self.index.close()
             return self._build(store)
         if changes.count:
             _require_space(self._own.path, changes.count)
             self._make_writable()
             changes.apply(self.index)
-        # Also without a change it is a newer version that can be started from.
+        # A newer version counts as a change even if the index is the same: a snapshot of it is one that
+        # others can start from.
         self._unpublished += changes.count + (indexed.version != store.version)
         return changes.count
 
     def _make_writable(self) -> None:
+        """Replace a view of a snapshot by a copy: through links, changes would reach the snapshot itself."""
         if not self._linked:
             return
+        # 1. Copy while the index is open: if the disk is full, it can still be searched.
         self._own.copy_links()
+        # 2. Close it: the engine must not have the folder open while it is exchanged.
         self.index.close()
+        # 3. Exchange the folder, which is only renaming, and open the copy.
         self._own.take_copy()
         self._linked = False
         self.index = EdgeIndex.open(
@@ -186,6 +230,7 @@ class EmbeddedIndex:
     def _publish(self, store: LatentStore) -> None:
         name = self._embedder.name if self._embedder else None
         try:
+            # Flushed first, because only a flushed index is whole on disk; then copied and published.
             self._make_writable()
             self.index.flush()
             _require_space(self._own.path, 0)
@@ -211,7 +256,11 @@ def _no_room(folder: Folder) -> PassageIndexError:
 
 
 def _require_space(path: Path, passages: int) -> None:
-    """The engine maps its files, and a full disk would end the process in the middle of a write."""
+    """PassageIndexError if the disk has too little room for this many more passages.
+
+    Checked before writing: the engine maps its files, so a full disk would end the process in the middle of
+    a write.
+    """
     needed = _SPACE_BYTES + passages * _SPACE_PER_PASSAGE
     free = shutil.disk_usage(path).free
     if free < needed:

@@ -1,4 +1,4 @@
-"""A version whose passage index is there and whose manifest is not: so the loss of the newest one shows."""
+"""Detection of a lost newest version: its manifest is gone, but a passage index of it exists."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ __all__ = ["lost_version"]
 
 
 def lost_version(folder: Folder, store: LatentStore) -> str | None:
-    """A sentence on a version that was committed after all that are there; None where nothing tells of one.
-    folder: of the index."""
+    """Look for traces of a version newer than the newest manifest.
+
+    Args:
+        folder: The folder of the knowledge base's index.
+        store: The store, at any version.
+
+    Returns:
+        A sentence that names the lost version and says what to do; None if no index shows a lost version.
+    """
     indexed = max([state_version(folder), *published_versions(folder)])
-    # Listed after the index was looked at: meanwhile a writer may commit.
+    # The store is listed after the index: in the other order, a version that a writer commits and indexes in
+    # between would seem to be lost.
     newest = newest_version(store.folder)
     if indexed <= newest:
         return None

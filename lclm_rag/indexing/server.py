@@ -1,7 +1,7 @@
 """The passage index in a collection on a Qdrant server, shared by all processes.
 
-It shows the newest version of the store; `state.json` says which that is, written only after the server has
-taken every point, so that an interrupted update is made again.
+It shows the newest version of the store. `state.json` says which version that is. It is written only after
+the server has taken every point, so an interrupted update is made again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,17 @@ __all__ = ["PutPoints", "ServerPoints", "SharedIndex", "state_version"]
 
 @dataclass(frozen=True)
 class ServerPoints:
-    """Passages to be put on a Qdrant server, wherever that is done. store, version: where they are; rows: of
-    its fragments, by name. embedder: a model's name."""
+    """Passages to be put on a Qdrant server, by this process or a worker on another machine.
+
+    Attributes:
+        store: The path or URL of the store.
+        version: The version of the store that shows the passages.
+        rows: The passages' rows, by the names of their fragments.
+        url: The server's URL.
+        collection: The collection's name.
+        bm25: The BM25 settings of the index.
+        embedder: The name of the sentence-transformers model that makes dense vectors; None for BM25 alone.
+    """
 
     store: str
     version: int
@@ -35,6 +44,7 @@ class ServerPoints:
     embedder: str | None
 
     def upsert(self) -> None:
+        """Read the passages from the store, and put them on the server."""
         from lclm_rag.retrieval.server import ServerIndex
 
         embedder = _embedder(self.embedder) if self.embedder else None
@@ -46,7 +56,7 @@ class ServerPoints:
 
 
 PutPoints = Callable[[ServerPoints], None]
-"""Has points put there, by this process or by several machines; returns when they are."""
+"""Puts points on the server, from this process or from several machines; returns when the server has them."""
 
 
 @lru_cache(maxsize=1)
@@ -63,8 +73,14 @@ def _store(location: str, version: int) -> LatentStore:
 
 @dataclass(frozen=True)
 class _State:
-    """version, manifest: number and digest of the store's version that a server's collection shows; None
-    while it is first filled."""
+    """The content of `state.json`.
+
+    Attributes:
+        version: The number of the store's version that the collection shows; None while it is first filled.
+        manifest: The digest of that version's manifest; None while the collection is first filled.
+        bm25: The BM25 settings of the index.
+        embedder: The name of the model that made the dense vectors; None for BM25 alone.
+    """
 
     version: int | None
     manifest: str | None
@@ -73,7 +89,23 @@ class _State:
 
 
 class SharedIndex:
-    """A collection on a Qdrant server, which shows the newest version to all."""
+    """A collection on a Qdrant server, which shows the newest version to all processes.
+
+    `index` is the index; after `follow` it may be another object.
+
+    Args:
+        folder: The folder of the knowledge base's index, where `state.json` is.
+        store: The store, at the version to show.
+        embedder: Makes dense vectors; None for BM25 alone.
+        qdrant_url: The server's URL.
+        collection: The collection's name.
+        put_points: Puts points on the server.
+
+    Raises:
+        KnowledgeBaseError: If the collection exists but is not of this knowledge base, which has no readable
+            `state.json` then; or if the index was made with another embedder.
+        PassageIndexError: If the server cannot be reached or refuses a request.
+    """
 
     def __init__(
         self,
@@ -105,14 +137,17 @@ class SharedIndex:
             self._show(store)
 
     def _show(self, store: LatentStore) -> None:
-        """Connect to a collection that shows this version of the store, or a later one: what others have
-        written is not taken back. Where it was is for `state.json` to say: they may have gone on since."""
+        """Connect to the collection, and bring it to this version of the store or leave it at a later one.
+
+        A later version was written by other processes, and is not taken back. Which version the collection
+        shows is read from `state.json` each time, because other processes may have changed it.
+        """
         state = _read_state(self._folder)
         indexed = None
         if state is not None:
             indexed = indexed_store(store, state.version, state.manifest)
         if state is not None and indexed is None and newest_version(store.folder) > store.version:
-            # Somebody is ahead of this version, and has made it of a later one.
+            # Another process has brought the collection to a version that is later than this one.
             self._connect(state)
             return
         behind = indexed is not None and indexed.version < store.version
@@ -121,16 +156,19 @@ class SharedIndex:
             return
         self._connect(state)
         if behind:
+            # Points before the state: interrupted in between, the same changes are made again, which has the
+            # same result.
             self._apply(Changes.between(indexed, store), store)
             self._write_state(store)
 
     def optimize(self) -> None:
-        """The server optimizes by itself."""
+        """Do nothing: the server optimizes by itself."""
 
     def publish(self) -> None:
-        """Everybody has it already."""
+        """Do nothing: all processes use the same collection."""
 
     def close(self) -> None:
+        """Close the connection to the server."""
         self.index.close()
 
     def _build(self, store: LatentStore) -> None:
@@ -138,12 +176,17 @@ class SharedIndex:
 
         drop_collection(self._url, self._collection)
         self._bm25 = bm25_settings(store)
+        # 1. A state without a version, before the collection is made: if this is interrupted, the next
+        #    process knows the collection as this knowledge base's, and builds it again.
+        # 2. The collection, and all points.
+        # 3. The version, last: it says that every point is there.
         self._connect(self._write_state(None))
         self._apply(Changes.between(None, store), store)
         self._write_state(store)
 
     def _apply(self, changes: Changes, store: LatentStore) -> None:
-        # Deletions first: a changed document has its passages under the same keys again.
+        # Deletions first: a changed document's new passages have the keys of its old ones, and deleting
+        # afterwards would remove them.
         changes.delete(self.index)
         folder = store.folder
         points = ServerPoints(
@@ -185,7 +228,11 @@ def _refuse_foreign_collection(qdrant_url: str, collection: str) -> None:
 
 
 def state_version(folder: Folder) -> int:
-    """The version that a server's collection shows; 0 where there is none."""
+    """The version that a server's collection shows; 0 if there is none.
+
+    Args:
+        folder: The folder of the knowledge base's index, where `state.json` is.
+    """
     state = _read_state(folder)
     return 0 if state is None else state.version or 0
 
@@ -195,4 +242,4 @@ def _read_state(folder: Folder) -> _State | None:
         raw = unseal(folder.read("state.json"))
         return _State(raw["version"], raw["manifest"], Bm25Settings(**raw["bm25"]), raw["embedder"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # Derived: what cannot be read is built anew.
+        return None  # An unreadable state is taken for none: the index is derived, and can be built again.

@@ -1,6 +1,6 @@
-"""Open the passage index of a knowledge base at a version of its store, and keep it there.
+"""Sessions: the passage index of a knowledge base, opened and kept at a version of its store.
 
-The index is derived: what is not there, or not of this version, is made of the store.
+The index is derived from the store: what is missing, or of another version, is made from it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ __all__ = ["IndexSession", "open_index"]
 
 
 class IndexSession(Protocol):
-    """An index that shows a version of the store. `index` may be another object after `follow`."""
+    """An open index that shows a version of the store."""
 
     @property
-    def index(self) -> PassageIndex: ...
+    def index(self) -> PassageIndex:
+        """The index; after a call of any other method it may be another object."""
+        ...
 
     def follow(self, store: LatentStore) -> None:
-        """Go to another version of the store."""
+        """Bring the index to another version of the store."""
 
     def optimize(self) -> None:
         """Make searches faster; may take minutes."""
 
     def publish(self) -> None:
-        """Let other processes have what they would have to make again."""
+        """Publish changes that other processes would otherwise have to make again."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Publish unpublished changes, and close the index."""
 
 
 def open_index(
@@ -43,9 +46,22 @@ def open_index(
     collection: str | None,
     put_points: PutPoints = ServerPoints.upsert,
 ) -> IndexSession:
-    """The passage index at the store's version: built where there is none, updated where it is behind.
+    """Open the passage index at the store's version: built if there is none, updated if it is behind.
 
-    put_points: how points come to a Qdrant server.
+    Args:
+        folder: The folder of the knowledge base's index.
+        store: The store, at the version to show.
+        embedder: Makes dense vectors; None for BM25 alone.
+        qdrant_url: The URL of a Qdrant server; None for an embedded index.
+        collection: The name of the collection on the server; not used for an embedded index.
+        put_points: Puts points on the server; by default from this process.
+
+    Raises:
+        KnowledgeBaseError: If the index was made with another embedder, or the collection on the server
+            exists but is not of this knowledge base.
+        PassageIndexError: If the disk is too full, the server cannot be reached or refuses a request, or
+            snapshots keep changing while they are opened.
+        DamagedError: If a row of the store that has to be indexed is damaged.
     """
     if qdrant_url is None:
         return EmbeddedIndex(folder, store, embedder)

@@ -1,4 +1,4 @@
-"""Whether the passage index of a knowledge base is that of its store; where it is not, make it anew."""
+"""Verification of a knowledge base's passage index against its store, and rebuilding it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ __all__ = ["rebuild_index", "verify_index"]
 def verify_index(
     folder: Folder, settings: Settings, store: LatentStore, contents: Contents
 ) -> Iterator[Problem]:
-    """Check the index, and name what the store has lost, as far as the index knows it. contents: of the
-    store."""
+    """Check the index, and name passages that the store has lost but the index still knows.
+
+    Args:
+        folder: The folder of the knowledge base's index.
+        settings: The knowledge base's settings.
+        store: The store, at the version that was verified.
+        contents: The passages of that version.
+
+    Yields:
+        What is wrong with the index, and a problem for each lost passage that it knows.
+    """
     try:
         if settings.qdrant_url is None:
             yield from _snapshot_problems(SnapshotFolder(folder), store, contents)
@@ -42,7 +51,13 @@ def verify_index(
 
 
 def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> None:
-    """Make the index anew, whatever there is."""
+    """Build the index from the store, and discard the one that exists.
+
+    Args:
+        folder: The folder of the knowledge base's index.
+        settings: The knowledge base's settings.
+        store: The store, at its newest version.
+    """
     if settings.qdrant_url is None:
         SnapshotFolder(folder).remove_all()
     else:
@@ -75,7 +90,7 @@ def _snapshot_problems(
         yield _damaged(where, f" ({', '.join(damage[:3])})")
         return
     keys = snapshot_keys(snapshots, snapshot)
-    # One of an earlier version is brought up to date by whoever opens it.
+    # A snapshot of an earlier version may lack passages: whoever opens it brings it up to date.
     yield from _differences(keys, store, contents, where, snapshot.version == store.version)
 
 
@@ -91,8 +106,19 @@ def _differences(
     where: str,
     is_current: bool,
 ) -> Iterator[Problem]:
-    """Whether an index of these keys holds the sound passages of the store (where it `is_current`), and the
-    passages that only the index has: damaged ones."""
+    """The differences between an index and a version of the store.
+
+    Args:
+        keys: The keys that the index holds.
+        store: The version.
+        contents: The version's passages.
+        where: The index's path or name, for messages.
+        is_current: Whether the index shows this very version; otherwise only lost passages are reported.
+
+    Yields:
+        A problem if the index lacks sound passages or has unknown ones, and one for each damaged passage
+        of the store that the index knows.
+    """
     hashes = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
     is_extra = ~_are_among(contents.hashes, hashes)
     extra = np.count_nonzero(is_extra)
@@ -109,5 +135,5 @@ def _differences(
 
 
 def _are_among(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """known: sorted."""
+    """Which of `hashes` are in `known`, which is sorted; bool, of the shape of `hashes`."""
     return np.searchsorted(known, hashes, "left") < np.searchsorted(known, hashes, "right")

@@ -1,4 +1,4 @@
-"""What an index was made from: a version of the store, an embedder, BM25's settings."""
+"""What an index was made from: a version of the store, an embedder, and BM25 settings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from lclm_rag.store import LatentStore
 __all__ = ["bm25_settings", "check_embedder", "indexed_store"]
 
 _AVERAGED = 10_000
-"""BM25's average length is measured on this many passages."""
+"""The number of passages on which BM25's average length is measured."""
 
 
 def indexed_store(
     store: LatentStore, version: int | None, manifest: str | None
 ) -> LatentStore | None:
-    """The store at the version that an index shows; None where that is not there any more, or another one has
-    its number. manifest: the version's digest."""
+    """Open the store at the version that an index shows.
+
+    Args:
+        store: The store, at any version.
+        version: The version's number; None if the index shows none.
+        manifest: The digest of the version's manifest.
+
+    Returns:
+        The store at that version; None if the version no longer exists, or its number belongs to another
+        version now.
+    """
     if version is None:
         return None
     opened = store
@@ -32,12 +41,22 @@ def indexed_store(
 
 
 def bm25_settings(store: LatentStore) -> Bm25Settings:
-    """For an index that is made anew of this version."""
+    """The BM25 settings of an index that is built from this version."""
     sample = [passage.content for passage in itertools.islice(store.texts(), _AVERAGED)]
     return Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
 
 
 def check_embedder(made_with: str | None, embedder: Embedder | None, folder: Folder) -> None:
+    """Check that an index is used with the embedder that it was made with.
+
+    Args:
+        made_with: The name of the embedder that the index was made with; None for BM25 alone.
+        embedder: The embedder to use; None for BM25 alone.
+        folder: The index's folder, for the message.
+
+    Raises:
+        KnowledgeBaseError: If they are not the same.
+    """
     named = embedder.name if embedder else None
     if made_with != named:
         raise KnowledgeBaseError(

@@ -1,0 +1,1 @@
+"""Compress a corpus and write it to a store, in this process or on a Ray cluster."""

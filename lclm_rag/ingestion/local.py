@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "add_documents"]
 
 _REPORT_EVERY = 256
-"""Documents after which progress is told, where no compression tells it."""
+"""The number of documents after which progress is reported, even if none had to be compressed."""
 
 
 @dataclass
 class Counts:
-    """As in `AddReport`."""
+    """Running counts, with the meanings that they have in `AddReport`."""
 
     added: int = 0
     updated: int = 0
@@ -40,9 +40,11 @@ class Counts:
 
     @property
     def documents(self) -> int:
+        """The number of documents counted so far."""
         return self.added + self.updated + self.unchanged
 
     def report(self) -> AddReport:
+        """The counts as an `AddReport`, without deletions."""
         return AddReport(**vars(self), deleted=0)
 
 
@@ -56,14 +58,26 @@ def add_documents(
     on_progress: Callable[[AddReport], None],
     on_document: Callable[[str], None] = lambda document_id: None,
 ) -> AddReport:
-    """Compress what is new or changed and hand it to the writer, which is not committed here.
+    """Compress new and changed documents and hand them to the writer, without committing it.
 
-    Documents, and the passages of a long one, stream through: memory does not grow with either. Unchanged
-    documents cost a hash; so do those that a killed run had finished. Of changed ones, passages whose content
-    was there keep their latents.
+    Documents, and the passages of a long one, stream through, so that memory does not grow with either.
+    Unchanged documents cost a hash, and so do those that a killed run had finished. In changed documents,
+    passages whose content is already stored keep their latents.
 
-    compressor: called once there is something to compress. on_document: gets the id of each.
-    Raises ValueError where there are no documents, or an id occurs twice.
+    Args:
+        writer: The store's writer. The caller commits it.
+        documents: The documents, read once.
+        checkpoint: The store's checkpoint.
+        compressor: Loads the encoder; called only once there is something to compress.
+        splitting: How documents become passages.
+        on_progress: Called with the counts so far after each batch, and every 256 documents.
+        on_document: Called with each document's id.
+
+    Returns:
+        What was added.
+
+    Raises:
+        ValueError: When there are no documents, or an id occurs twice.
     """
     counts = Counts()
     seen = UniqueIds()

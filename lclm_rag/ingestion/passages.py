@@ -1,4 +1,4 @@
-"""Documents → passages with latents, in steps that every engine shares: split, tokenize, compress."""
+"""Documents → passages with latents, in the steps that all engines share: split, tokenize, compress."""
 
 from __future__ import annotations
 
@@ -34,20 +34,28 @@ __all__ = [
 _DOCUMENTS_AT_ONCE = 64
 _PASSAGES_AT_ONCE = 512
 CHARACTERS_AT_ONCE = 1 << 19
-"""Enough for batches of the encoder that are nearly all full; few enough that neither long texts nor large
-metadata fill the memory."""
+"""The characters of text and metadata that are split, tokenized or compressed together.
+
+They are enough for nearly all batches of the encoder to be full, and few enough that neither long texts nor
+large metadata fill the memory.
+"""
 
 _BATCHES_AHEAD = 4
-"""So many wait for a GPU: a second's work and more, while a fragment is written."""
+"""The batches that may wait for a GPU. They keep it busy for a second or more while a fragment is written."""
 
 
 @dataclass(frozen=True)
 class PassageWork:
     """A passage on its way into the store.
 
-    document_hash: of its document's content. last: whether it is its document's last passage. known: the
-    stored passage with the same content, whose latents are taken again; None: to be compressed. token_ids:
-    of the encoder's tokenizer, once they are made; none where it is known.
+    Attributes:
+        passage: The passage.
+        document_hash: The hash of its document's content.
+        last: Whether it is its document's last passage.
+        known: The stored passage with the same content, whose latents are reused; None if the passage has to
+            be compressed.
+        token_ids: Token ids of the encoder's tokenizer; empty until the passage is tokenized, and for known
+            passages.
     """
 
     passage: Passage
@@ -59,8 +67,12 @@ class PassageWork:
 
 @dataclass(frozen=True)
 class Splitting:
-    """passage_tokens: of the longest passage; None makes each document one, without a header.
-    contextual_headers: whether passages have title and headings in front."""
+    """How documents become passages.
+
+    Attributes:
+        passage_tokens: The most tokens in a passage; None makes each document one passage, without a header.
+        contextual_headers: Whether passages begin with the document's title and headings.
+    """
 
     passage_tokens: int | None
     contextual_headers: bool
@@ -71,8 +83,16 @@ def split_documents(
     checkpoint: Checkpoint,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
-    """`passage_work` for each document, its hash and its known passages; some documents are tokenized at
-    once, on all cores."""
+    """Split documents into passages. Groups of documents are tokenized together, on all cores.
+
+    Args:
+        documents: Each document with the hash of its content and its known passages, by their content.
+        checkpoint: The checkpoint, for the encoder's tokenizer.
+        splitting: How documents become passages.
+
+    Yields:
+        The passages of all documents, in order: see `passage_work`.
+    """
     group: list[tuple[Document, bytes, dict[str, StoredPassage]]] = []
     characters = 0
     for each in documents:
@@ -108,13 +128,21 @@ def passage_work(
     token_offsets: TokenOffsets,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
-    """The passages of a document, of which those in `known`, by their content, keep their latents.
+    """Split one document into passages. They stream, so that memory does not grow with a long document.
 
-    They stream: memory does not grow with a long document.
+    Args:
+        document: The document.
+        document_hash: The hash of its content.
+        known: Stored passages, by their content. Passages with the same content keep these latents.
+        token_offsets: Tokenizes a text: the start and end of each token.
+        splitting: How documents become passages.
+
+    Yields:
+        The document's passages, in order, without token ids.
     """
     passages = _passages(document, token_offsets, splitting)
     held = next(passages, None)
-    while held is not None:  # One is held back to know the last.
+    while held is not None:  # One passage is held back to tell which is the last.
         following = next(passages, None)
         yield PassageWork(held, document_hash, following is None, known.get(held.content))
         held = following
@@ -135,13 +163,13 @@ def _passages(
 
 
 def tokenized(work: Iterable[PassageWork], checkpoint: Checkpoint) -> Iterator[list[PassageWork]]:
-    """The same passages in the same order, some hundreds at a time, with token ids where they are new."""
+    """Tokenize new passages: the same passages in the same order, in batches, with token ids if new."""
     for batch in batched(work):
         yield with_token_ids(batch, checkpoint)
 
 
 def with_token_ids(batch: list[PassageWork], checkpoint: Checkpoint) -> list[PassageWork]:
-    """The same passages, with token ids where they are new."""
+    """Tokenize the new passages of a batch: the same passages in the same order, with token ids if new."""
     new = [item.passage.content for item in batch if item.known is None]
     token_ids = iter(checkpoint.encoder_token_ids(new))
     return [
@@ -150,7 +178,7 @@ def with_token_ids(batch: list[PassageWork], checkpoint: Checkpoint) -> list[Pas
 
 
 def batched(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:
-    """What is tokenized, and compressed, at once."""
+    """The passages in batches, each of which is tokenized, and compressed, at once."""
     batch: list[PassageWork] = []
     characters = 0
     for item in work:
@@ -166,11 +194,19 @@ def batched(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:
 def compress_passages(
     batches: Iterable[list[PassageWork]], load: Callable[[], Compressor], layout: Layout
 ) -> Iterator[tuple[list[PassageWork], list[StoredPassage]]]:
-    """Each batch of `tokenized` passages with what goes into the store, in the order given.
+    """Compress batches of tokenized passages.
 
-    load: called once there is something to compress. On a GPU some batches are under way while the caller
-    reads, tokenizes and writes: one thread does nothing but hand work to the GPU. On a CPU there would be
-    nothing to gain.
+    On a GPU, batches are compressed ahead while the caller reads, tokenizes and writes: one thread does
+    nothing but hand work to the GPU. On a CPU this would gain nothing, so batches are compressed one by one.
+
+    Args:
+        batches: The batches of `tokenized`.
+        load: Loads the encoder; called only for batches with something to compress, and must return the same
+            compressor each time.
+        layout: The store's layout.
+
+    Yields:
+        Each batch with its rows for the store, in the order given.
     """
     waiting: deque[tuple[list[PassageWork], _Latents | Future[_Latents] | None]] = deque()
     ahead = 0
@@ -197,7 +233,12 @@ def compress_passages(
 
 @dataclass(frozen=True)
 class _Latents:
-    """The latents of some passages, under way. counts: of each."""
+    """The latents of some passages, perhaps still being computed.
+
+    Attributes:
+        counts: The number of latents of each passage.
+        encoding: The latents of all of them, being encoded with the store's codec.
+    """
 
     counts: list[int]
     encoding: Encoding

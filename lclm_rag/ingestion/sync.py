@@ -1,4 +1,4 @@
-"""What a corpus no longer has."""
+"""Find and delete the documents that a corpus no longer has."""
 
 from __future__ import annotations
 
@@ -15,19 +15,33 @@ __all__ = ["MissingFromCorpus"]
 
 
 class MissingFromCorpus:
-    """The documents of a store that are not among those noted; 8 bytes of memory for each noted."""
+    """The documents of a store that a corpus no longer has.
+
+    Every document of the corpus is noted, which takes 8 bytes of memory each.
+
+    Args:
+        store: The store, as it was before the corpus was added.
+    """
 
     def __init__(self, store: LatentStore) -> None:
         self._store = store
         self._noted = array("Q")
 
     def note(self, document_id: str) -> None:
+        """Note that the corpus has this document."""
         self._noted.append(key_hash(PassageKey(document_id, 0)))
 
     def delete(self, writer: StoreWriter) -> int:
-        """Delete all that were not noted; returns how many documents.
+        """Delete all documents of the store that were not noted.
 
-        Raises KnowledgeBaseError where that would leave nothing of what was there.
+        Args:
+            writer: The writer of the same store. The caller commits it.
+
+        Returns:
+            The number of documents deleted.
+
+        Raises:
+            KnowledgeBaseError: When this would delete all documents that the store had.
         """
         ids = list(self._store.document_ids(except_hashes=np.array(self._noted, np.uint64)))
         if ids and len(ids) == self._store.count_documents():

@@ -1,4 +1,4 @@
-"""Which ids have come already, however many: kept on disk, so that memory does not grow with them."""
+"""Remember which ids have been seen, on disk, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _CACHE_KIB = 16 * 1024
 
 
 class UniqueIds:
-    """Ids, each with the place where it was first seen: two numbers of the caller's.
+    """Ids, each with the place where it was first seen: two numbers that the caller chooses.
 
-    Kept in an unnamed temporary SQLite database, which the system removes with the process. Of an id
-    only 96 bits of a hash are kept.
+    They are kept in an unnamed temporary SQLite database, which the system removes when the process ends. It
+    stores a hash of 96 bits in place of each id.
     """
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        # Nothing in it outlives the process: neither journal nor syncing is of use.
+        # The database does not outlive the process, so a journal and syncing are of no use.
         for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
             self._database.execute(f"PRAGMA {setting}")
         self._database.execute(
@@ -28,7 +28,16 @@ class UniqueIds:
         self._database.execute("BEGIN")
 
     def first(self, document_id: str, file: int = 0, number: int = 0) -> tuple[int, int] | None:
-        """Where an id was seen before; None where it is new, and it is noted with `file` and `number`."""
+        """Look up where an id was first seen, and note a new one.
+
+        Args:
+            document_id: The id.
+            file: The first number of the place, noted if the id is new.
+            number: The second number of the place, noted if the id is new.
+
+        Returns:
+            The place where the id was first seen; None if it is new.
+        """
         key = blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
         noted = self._database.execute(
             "INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (key, file, number)

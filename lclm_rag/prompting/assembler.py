@@ -23,10 +23,13 @@ Context = Literal["latents", "text", "none"]
 
 @dataclass(frozen=True)
 class PromptPassage:
-    """A passage on its way into a prompt: as latents [n, width], or (None) as text.
+    """A passage to put into a prompt, as latents or as text.
 
-    key: names it among the prompt's passages, and gives it its place among them. stored: its key in the
-    store, where its latents are still to be read from there.
+    Attributes:
+        key: Identifies the passage in the prompt and determines its place in it.
+        text: The passage's text.
+        latents: Its latents, [n, width]; None puts it in as text.
+        stored: Its key in the store, if its latents are still to be read from there.
     """
 
     key: PassageKey
@@ -35,12 +38,19 @@ class PromptPassage:
     stored: PassageKey | None = None
 
     def as_text(self) -> PromptPassage:
+        """The same passage, to be put in as text."""
         return replace(self, latents=None, stored=None)
 
 
 @dataclass(frozen=True)
 class AssembledPrompt:
-    """used: passages in the prompt, in its order. left_out: those for which no room was left."""
+    """A prompt, and which passages are in it.
+
+    Attributes:
+        prompt: The prompt.
+        used: Keys of the passages in the prompt, in their order.
+        left_out: Keys of the passages that did not fit.
+    """
 
     prompt: SoftPrompt
     used: tuple[PassageKey, ...]
@@ -54,12 +64,23 @@ def assemble(
     budget: int,
     space: Space = "decoder",
 ) -> AssembledPrompt:
-    """Build the prompt: passages in the order of their keys, in a frame (header and question, mostly).
+    """Build a prompt: passages in the order of their keys, inside a frame (usually header and question).
 
-    `passages` come best first and are taken while they fit into `budget` positions; the order in the
-    prompt does not depend on their rank, so that the same set of passages is the same prefix.
-    `space` is that of their latents.
-    Raises ContextLengthError where the frame alone, or with the best passage, does not fit.
+    The order in the prompt does not depend on the passages' rank, so that the same set of passages gives the
+    same prefix.
+
+    Args:
+        template: The fixed parts of the prompt.
+        passages: The passages, best first; they are taken as long as they fit.
+        frame: What comes before and after the passages.
+        budget: Most positions in the prompt.
+        space: The space of the passages' latents.
+
+    Returns:
+        The prompt, with the keys of the passages that are in it and of those that did not fit.
+
+    Raises:
+        ContextLengthError: When the frame alone, or with the best passage, does not fit.
     """
     room = budget - len(frame.before) - len(frame.after)
     if room < 0:
@@ -87,7 +108,7 @@ def assemble(
     for i, start in zip(order, starts, strict=True):
         found = passages[i].latents
         if found is not None:
-            # The span's first position is behind <|memory_start|>.
+            # The span's first position comes after <|memory_start|>.
             spans.append(Span(start + 1, len(found), passages[i].key))
             latents.append(found)
     return AssembledPrompt(
@@ -98,7 +119,15 @@ def assemble(
 
 
 def positions(template: PromptTemplate, passage: PromptPassage) -> int:
-    """Decoder positions that a passage takes, its mark not counted."""
+    """Count the decoder positions that a passage takes, without its mark.
+
+    Args:
+        template: The fixed parts of the prompt.
+        passage: The passage.
+
+    Returns:
+        The number of positions.
+    """
     return len(_body(template, passage))
 
 

@@ -1,4 +1,4 @@
-"""Chat messages → token ids: the chat template's own text is markup, the messages' words are only text."""
+"""Chat messages → token ids: the chat template's own text is markup, the messages' words are plain text."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ ChatMessage = tuple[str, str]
 """Role ("system", "user", "assistant") and words."""
 
 PASSAGES = "\ue000passages\ue000"
-"""Stands in one message's words where the passages go."""
+"""Marks the place in a message's words where the passages go."""
 
 
 def chat_ids(
     checkpoint: Checkpoint, template: PromptTemplate, messages: Sequence[ChatMessage]
 ) -> list[int]:
-    """The prompt of a chat without passages, up to where the answer begins.
+    """Render a chat without passages, up to where the answer begins.
 
-    Raises ValueError where there is no message, CheckpointError where the decoder's chat template does
-    not take these roles in this order.
+    Args:
+        checkpoint: The checkpoint whose decoder answers.
+        template: The template of the decoder's prompts.
+        messages: The chat.
+
+    Returns:
+        Token ids of the prompt.
+
+    Raises:
+        ValueError: When there is no message.
+        CheckpointError: When the decoder's chat template does not take these roles in this order.
     """
     (ids,) = _parts(checkpoint, template, [(role, [words]) for role, words in messages])
     return ids
@@ -34,9 +43,19 @@ def chat_ids(
 def chat_frame(
     checkpoint: Checkpoint, template: PromptTemplate, messages: Sequence[ChatMessage]
 ) -> Frame:
-    """What stands before and after the passages of a chat.
+    """Render a chat as what comes before and after its passages.
 
-    Raises as `chat_ids`, and ValueError where PASSAGES is not there exactly once.
+    Args:
+        checkpoint: The checkpoint whose decoder answers.
+        template: The template of the decoder's prompts.
+        messages: The chat; one message contains `PASSAGES`, once.
+
+    Returns:
+        The frame.
+
+    Raises:
+        ValueError: When there is no message, or `PASSAGES` does not occur exactly once.
+        CheckpointError: When the decoder's chat template does not take these roles in this order.
     """
     split = [(role, words.split(PASSAGES)) for role, words in messages]
     parts = _parts(checkpoint, template, split)
@@ -55,11 +74,23 @@ def next_turn(
     message: ChatMessage,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> SoftPrompt:
-    """A prompt, what was replied to it, and the next message: the chat only grows, so that a prefix cache
-    holds all of what was there.
+    """Extend a prompt by the decoder's reply and the next message.
 
-    reply: token ids as they were generated. tools: as the prompt was made with.
-    Raises CheckpointError where the decoder's chat template does not take such a turn.
+    The chat only grows, so a prefix cache still covers everything before.
+
+    Args:
+        checkpoint: The checkpoint whose decoder answers.
+        template: The template of the decoder's prompts.
+        prompt: The prompt that was replied to.
+        reply: The reply's token ids, as generated.
+        message: The next message.
+        tools: The tools that the prompt was made with.
+
+    Returns:
+        The extended prompt, up to where the next reply begins.
+
+    Raises:
+        CheckpointError: When the decoder's chat template does not take such a turn.
     """
     role, words = message
     _, _, between, closing = render_chat(checkpoint, ["user", "assistant", role], tools)
@@ -78,7 +109,7 @@ def next_turn(
 def _parts(
     checkpoint: Checkpoint, template: PromptTemplate, messages: Sequence[tuple[str, list[str]]]
 ) -> list[list[int]]:
-    """Token ids of the whole chat, cut where the words of its messages are."""
+    """Token ids of the whole chat, cut at the places inside messages where the passages go."""
     if not messages:
         raise ValueError("There is no message to answer.")
     opening, *around = render_chat(checkpoint, [role for role, _ in messages])

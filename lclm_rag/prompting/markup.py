@@ -1,4 +1,4 @@
-"""Prompts that carry `<|memory_start|>text<|memory_end|>` themselves, as in the paper's own code."""
+"""Prompts that contain `<|memory_start|>text<|memory_end|>` themselves, as in the paper's own code."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ _MEMORY = re.compile(re.escape(MEMORY_START) + "(.*?)" + re.escape(MEMORY_END), 
 
 
 def memory_regions(rendered: str) -> list[str]:
-    """What stands between memory marks."""
+    """The texts between memory marks."""
     return [match.group(1) for match in _MEMORY.finditer(rendered)]
 
 
 def without_marks(rendered: str) -> str:
-    """The prompt with its memory regions as text."""
+    """The prompt with its memory regions as plain text."""
     return rendered.replace(MEMORY_START, "").replace(MEMORY_END, "")
 
 
 def without_memories(rendered: str) -> str:
-    """The prompt with nothing where its memory regions were."""
+    """The prompt with its memory regions removed."""
     return _MEMORY.sub("", rendered)
 
 
 @dataclass(frozen=True)
 class MarkupPrompt:
-    """A prompt cut into plain stretches and memory: token_ids hold placeholders already.
+    """A prompt cut into plain stretches and memory regions.
 
-    memories: encoder token ids of each memory region. spans: where their latents go.
+    Attributes:
+        token_ids: Token ids, with placeholders where latents go.
+        memories: Encoder token ids of each memory region.
+        spans: Where the latents of each region go.
     """
 
     token_ids: list[int]
@@ -46,14 +49,33 @@ class MarkupPrompt:
     spans: tuple[Span, ...]
 
     def with_latents(self, latents: Sequence[torch.Tensor], space: Space) -> SoftPrompt:
+        """Fill the memory regions with their latents.
+
+        Args:
+            latents: The latents of each region, [n_latents, width of `space`].
+            space: The space of the latents.
+
+        Returns:
+            The soft prompt.
+        """
         return SoftPrompt(self.token_ids, tuple(latents), self.spans, space)
 
 
 def parse_markup(rendered: str, checkpoint: Checkpoint, template: PromptTemplate) -> MarkupPrompt:
-    """Cut the memory regions out of a prompt that went through the chat template already.
+    """Cut the memory regions out of a prompt that the chat template has already rendered.
 
     Special tokens are recognized everywhere, as in the paper's code: here the caller writes the markup.
-    Raises ValueError where a region is empty or its marks do not pair up.
+
+    Args:
+        rendered: The rendered prompt.
+        checkpoint: The checkpoint whose encoder reads the regions.
+        template: The template of the decoder's prompts.
+
+    Returns:
+        The prompt, ready for the latents.
+
+    Raises:
+        ValueError: When a region is empty or its marks do not pair up.
     """
     regions, rest = memory_regions(rendered), without_memories(rendered)
     if MEMORY_START in rest or MEMORY_END in rest:

@@ -1,4 +1,4 @@
-"""The soft prompt: the only thing that decoders see."""
+"""The soft prompt, which is all that a decoder sees."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ __all__ = ["SoftPrompt", "Span"]
 
 @dataclass(frozen=True)
 class Span:
-    """Where the latents of one passage stand: positions [start, start + length).
+    """Where the latents of one passage are: positions [start, start + length).
 
-    key: the passage; None where the latents do not come from a store.
+    Attributes:
+        start: The first position.
+        length: The number of positions.
+        key: The passage; None if the latents do not come from a store.
     """
 
     start: int
@@ -28,10 +31,16 @@ class Span:
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """Token ids, with placeholder ids where latents go, plus those latents.
+    """Token ids, with placeholder ids where latents go, and those latents.
 
-    latents: one tensor [span.length, width of `space`] for each span, in the order of `spans`.
-    space: "decoder", which every decoder takes, or "encoder", for decoders that have the adapter.
+    Attributes:
+        token_ids: Token ids of the decoder's tokenizer, one per position.
+        latents: One tensor [span.length, width of `space`] per span, in the order of `spans`.
+        spans: Where the latents go; in order, without overlap.
+        space: "decoder", which every decoder takes, or "encoder", for decoders that have the adapter.
+
+    Raises:
+        ValueError: When spans and latents do not match, or a span overlaps another or ends after the prompt.
     """
 
     token_ids: list[int]
@@ -64,4 +73,5 @@ class SoftPrompt:
 
     @property
     def latent_count(self) -> int:
+        """How many of the positions are latents."""
         return sum(span.length for span in self.spans)

@@ -1,4 +1,4 @@
-"""The fixed parts of every prompt, as token ids: header, passage marks, question, end."""
+"""The fixed parts of every prompt, as token ids: header, passage marks, question and end."""
 
 from __future__ import annotations
 
@@ -22,22 +22,33 @@ __all__ = [
 
 DEFAULT_INSTRUCTION = "Answer the question from the passages."
 
-# Stands for a message's words while the chat template is rendered; no template writes it.
+# Takes the place of a message's words while the chat template is rendered; no template writes it itself.
 _WORDS_MARK = "\ue000lclm-rag-words\ue000"
 
 
 def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of text that comes from a document or a user.
+    """Tokenize text that comes from a document or a user.
 
-    Special tokens are only letters here: `<|im_end|>` in a document ends nothing.
-    `tokenizer` must have `encode_special_tokens` set, as `Checkpoint.inert_decoder_tokenizer` has.
+    Special tokens are plain letters here: `<|im_end|>` in a document ends nothing.
+
+    Args:
+        tokenizer: A tokenizer with `encode_special_tokens` set, such as `Checkpoint.inert_decoder_tokenizer`.
+        text: The text.
+
+    Returns:
+        The token ids.
     """
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Token ids of what stands before and after the passages."""
+    """Token ids of what comes before and after the passages.
+
+    Attributes:
+        before: Token ids before the passages.
+        after: Token ids after the passages, up to where the answer begins.
+    """
 
     before: list[int]
     after: list[int]
@@ -47,15 +58,16 @@ class Frame:
 class PromptTemplate:
     """Header → passages → question, in one user turn of the decoder's own chat template.
 
-    Everything before the question depends on the passages alone, so that an engine's prefix cache is
-    hit by every further question about them. A passage's body is either memory span (latents) or text;
-    both stand behind the passage's number.
+    Everything before the question depends on the passages alone, so an engine's prefix cache is hit by every
+    further question about them. A passage's body is either a memory span (latents) or text; both come after
+    the passage's number.
 
     Attributes:
-        markup: the decoder's tokenizer, in which special tokens are recognized.
-        inert: the same tokenizer with `encode_special_tokens`: special tokens are only letters.
-        opening, closing: the chat template's text before and after the content of the user's turn.
-        instruction: the first line of the user's turn.
+        markup: The decoder's tokenizer, which recognizes special tokens.
+        inert: The same tokenizer with `encode_special_tokens`: special tokens are plain letters.
+        opening: The chat template's text before the content of the user's turn.
+        closing: The chat template's text after the content of the user's turn.
+        instruction: The first line of the user's turn.
     """
 
     markup: Tokenizer
@@ -66,7 +78,18 @@ class PromptTemplate:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, instruction: str = DEFAULT_INSTRUCTION) -> PromptTemplate:
-        """The template of a checkpoint's decoder; its chat template is rendered once, here."""
+        """Make the template of a checkpoint's decoder. The chat template is rendered once, here.
+
+        Args:
+            checkpoint: The checkpoint.
+            instruction: The first line of the user's turn.
+
+        Returns:
+            The template.
+
+        Raises:
+            CheckpointError: When there is no usable chat template.
+        """
         opening, closing = render_chat(checkpoint, ["user"])
         return cls(
             markup=checkpoint.decoder_tokenizer,
@@ -77,9 +100,17 @@ class PromptTemplate:
         )
 
     def with_tools(self, checkpoint: Checkpoint, tools: Sequence[dict[str, Any]]) -> PromptTemplate:
-        """The same, with tools described to the decoder, in the form of OpenAI's interface.
+        """Describe tools to the decoder.
 
-        Raises CheckpointError where the decoder's chat template knows of no tools.
+        Args:
+            checkpoint: The template's checkpoint.
+            tools: The tools, in the format of OpenAI's API.
+
+        Returns:
+            The same template, with the tools.
+
+        Raises:
+            CheckpointError: When the decoder's chat template does not support tools.
         """
         opening, closing = render_chat(checkpoint, ["user"], tools)
         if (opening, closing) == (self.opening, self.closing):
@@ -90,6 +121,7 @@ class PromptTemplate:
 
     @cached_property
     def header(self) -> list[int]:
+        """Token ids of what comes before the passages: the turn's opening and the instruction."""
         return self.markup_ids(self.opening) + plain_ids(self.inert, self._before)
 
     @property
@@ -101,12 +133,20 @@ class PromptTemplate:
         return f"\nQuestion: {question}"
 
     def words(self, passages: str, question: str) -> str:
-        """The user's turn in words, for those who render the chat themselves."""
+        """The user's turn in words, for callers that render the chat themselves.
+
+        Args:
+            passages: The passages' text, as it goes into the turn.
+            question: The question.
+
+        Returns:
+            The content of the user's turn.
+        """
         return f"{self._before}{passages}{self._after(question)}"
 
     @property
     def end_of_turn(self) -> int:
-        """The token that ends a turn, `<|im_end|>` in Qwen's format."""
+        """The token that ends a turn, such as `<|im_end|>` in Qwen's format."""
         return self._end[0]
 
     @cached_property
@@ -118,26 +158,36 @@ class PromptTemplate:
         return plain_ids(self.inert, "\n")
 
     def markup_ids(self, text: str) -> list[int]:
-        """Token ids of the chat template's own text, special tokens recognized."""
+        """Token ids of the chat template's own text, in which special tokens are recognized."""
         return list(self.markup.encode(text, add_special_tokens=False).ids)
 
     def special_id(self, token: str) -> int:
-        """The id of a special token; ValueError where the tokenizer has none."""
+        """Look up the id of a special token.
+
+        Args:
+            token: The token.
+
+        Returns:
+            The id.
+
+        Raises:
+            ValueError: When the tokenizer has no such token.
+        """
         found = self.markup.token_to_id(token)
         if found is None:
             raise ValueError(f"The decoder's tokenizer has no token {token}.")
         return int(found)
 
     def passage_mark(self, number: int) -> list[int]:
-        """What stands before passage `number` (counted from 1)."""
+        """Token ids before passage `number` (counted from 1)."""
         return plain_ids(self.inert, f"[{number}] ")
 
     def marks_length(self, number: int) -> int:
-        """Positions that passage `number` takes around its body."""
+        """The number of positions that passage `number` takes besides its body."""
         return len(self.passage_mark(number)) + len(self._between)
 
     def memory_span(self, n_latents: int) -> list[int]:
-        """`<|memory_start|>`, one placeholder a latent, `<|memory_end|>`."""
+        """Token ids of `<|memory_start|>`, one placeholder per latent, and `<|memory_end|>`."""
         return [
             self.special_id(MEMORY_START),
             *([self.special_id(MEMORY)] * n_latents),
@@ -147,7 +197,15 @@ class PromptTemplate:
     def context(
         self, before: Sequence[int], bodies: Sequence[Sequence[int]]
     ) -> tuple[list[int], list[int]]:
-        """What stands before, and the passages: (token ids, offset at which each body begins)."""
+        """Put numbered passages after what comes before them.
+
+        Args:
+            before: Token ids before the passages.
+            bodies: Token ids of each passage's body.
+
+        Returns:
+            The token ids, and the offset at which each body begins.
+        """
         ids, starts = list(before), []
         for number, body in enumerate(bodies, start=1):
             ids += self.passage_mark(number)
@@ -157,9 +215,16 @@ class PromptTemplate:
         return ids, starts
 
     def frame(self, question: str) -> Frame:
-        """Header, and what follows the passages up to where the answer begins.
+        """Make the frame of a question: the header, and what follows the passages up to the answer.
 
-        Raises ValueError where the question is empty.
+        Args:
+            question: The question.
+
+        Returns:
+            The frame.
+
+        Raises:
+            ValueError: When the question is empty.
         """
         if not question.strip():
             raise ValueError("The question is empty.")
@@ -169,12 +234,20 @@ class PromptTemplate:
 def render_chat(
     checkpoint: Checkpoint, roles: Sequence[str], tools: Sequence[dict[str, Any]] | None = None
 ) -> list[str]:
-    """What the chat template of a checkpoint's decoder writes around the words of messages in these roles:
-    before the first, between each two, and after the last up to where the answer begins.
+    """Render what the chat template of a checkpoint's decoder writes around the words of messages.
 
-    tools: described to the decoder as its chat template does it, in the form of OpenAI's interface.
-    Raises CheckpointError where there is no chat template, or it does not show each message exactly once
-    and in order.
+    Args:
+        checkpoint: The checkpoint.
+        roles: The role of each message.
+        tools: Tools that the chat template describes to the decoder, in the format of OpenAI's API.
+
+    Returns:
+        The text before the first message's words, between each two, and after the last up to where the answer
+        begins.
+
+    Raises:
+        CheckpointError: When there is no chat template, or it does not show each message exactly once and in
+            order.
     """
     decoder, tokenizer = checkpoint.path / "decoder", checkpoint.chat_tokenizer
     if not tokenizer.chat_template:

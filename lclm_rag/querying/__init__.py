@@ -1,0 +1,1 @@
+"""Question → answer: read the store, build prompts, decode, and expand passages."""

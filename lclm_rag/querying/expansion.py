@@ -29,19 +29,24 @@ __all__ = [
 Expand = Literal["auto", "never", "always", "model", "tool"] | int
 """Which passages go into a prompt verbatim.
 
-"never": none. "always": all that were retrieved. A number: so many of the best. "auto": the best one where
-the question asks for an exact string; and where an answer holds strings that its sources do not have, the
-best three, and the question once more. "model": those that the decoder asks for in words. "tool": those for
-which it calls the tool. Each within the prompt's budget: what has no room stays as latents.
+- "never": none.
+- "always": all that were retrieved.
+- A number: that many of the best.
+- "auto": the best one if the question asks for an exact string. If the answer holds strings that its sources
+  do not, the best three, and the question is decoded once more.
+- "model": those that the decoder asks for in words.
+- "tool": those for which the decoder calls the tool.
+
+The prompt's budget limits all of them: passages that do not fit verbatim stay as latents.
 """
 
 EXPANDED_FIRST = 1
-"""With "auto": passages verbatim where the question asks for an exact string."""
+"""With "auto": how many passages are verbatim if the question asks for an exact string."""
 EXPANDED_AGAIN = 3
-"""With "auto": passages verbatim where an answer holds strings that its sources do not have."""
+"""With "auto": how many passages are verbatim if an answer holds strings that its sources do not."""
 
 MAX_ROUNDS = 3
-"""Prompts that one question may take with "model" and "tool"; in the last nothing more is offered."""
+"""Most prompts for one question with "model" and "tool"; the last offers no more expansion."""
 
 EXPAND_TOOL: dict[str, Any] = {
     "type": "function",
@@ -62,7 +67,7 @@ EXPAND_TOOL: dict[str, Any] = {
         },
     },
 }
-"""As OpenAI's interface, and chat templates, take tools."""
+"""The tool, in the format of OpenAI's API, which chat templates take too."""
 
 _OFFER = (
     "Reply ANSWER: and the answer. To read passages word for word first, reply EXPAND: and their "
@@ -72,7 +77,14 @@ _NO_MORE = "Nothing more can be expanded. Reply ANSWER: and the answer."
 
 
 def check_expand(expand: Expand) -> None:
-    """Raise ValueError where `expand` is none of those values."""
+    """Check a value of `Expand`.
+
+    Args:
+        expand: The value.
+
+    Raises:
+        ValueError: When it is not one of the possible values.
+    """
     if isinstance(expand, int) and not isinstance(expand, bool):
         if expand < 0:
             raise ValueError(f"expand counts passages; it cannot be {expand}.")
@@ -83,29 +95,55 @@ def check_expand(expand: Expand) -> None:
 
 
 def offering(instruction: str) -> str:
-    """The instruction at the head of the prompt, with what may be replied. The question stands at the end,
-    next to the reply, as in every other prompt."""
+    """Add to an instruction what the decoder may reply.
+
+    The instruction is at the head of the prompt. The question stays at its end, next to the reply, as in
+    every other prompt.
+
+    Args:
+        instruction: The instruction.
+
+    Returns:
+        The instruction with the offer to expand passages.
+    """
     return f"{instruction} {_OFFER}"
 
 
 def verbatim_turn(passages: Sequence[tuple[int, str]], question: str, last: bool) -> str:
-    """The user's next turn: passages by number, in words, and the question again. `last`: nothing more can be
-    expanded."""
+    """Word the user's next turn: passages verbatim, and the question again.
+
+    Args:
+        passages: Number and text of each passage.
+        question: The question.
+        last: Whether nothing more can be expanded after this turn; then the turn says so.
+
+    Returns:
+        The turn's words.
+    """
     no_more = f"{_NO_MORE}\n" if last else ""
     return f"Word for word:\n{tool_result(passages)}{no_more}\nQuestion: {question}"
 
 
 def tool_result(passages: Sequence[tuple[int, str]]) -> str:
-    """Passages by number, in words: what a call of `EXPAND_TOOL` gives."""
+    """Word the result of a call of `EXPAND_TOOL`.
+
+    Args:
+        passages: Number and text of each passage.
+
+    Returns:
+        The passages, one per line, each after its number.
+    """
     return "".join(f"[{number}] {text}\n" for number, text in passages)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a decoder replied: passages to expand (`numbers`), or, where there is none, an answer.
+    """What a decoder replied: passages to expand or, if it asks for none, an answer.
 
-    numbers: of passages that there are, each once. unknown: numbers that it gave of passages that there are
-    not. answer: "" where it asks to expand.
+    Attributes:
+        numbers: Passages to expand, by number, each once.
+        unknown: Numbers that it gave and no passage has.
+        answer: The answer; "" if it asks to expand.
     """
 
     numbers: tuple[int, ...]
@@ -116,8 +154,8 @@ class Reply:
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|\Z)", re.DOTALL)
 _NUMBERS = r"\d+(?:\s*(?:[-–]|to)\s*\d+)?"
-# "EXPAND: 3, 5", "expand(3)", "**EXPAND** [3] and [5]", "Expand passages 3-5.": the word, and nothing but
-# numbers to the end of the line, or within the brackets. In lower case, inside a sentence, it is a word.
+# Matches "EXPAND: 3, 5", "expand(3)", "**EXPAND** [3] and [5]", "Expand passages 3-5.": the word, and nothing
+# but numbers to the end of the line or within the brackets. In lower case inside a sentence it is ignored.
 _EXPAND = re.compile(
     rf"(?:^[\W_]*(?i:expand)|(?<!\w)EXPAND)\b[\s:*_`=(\[{{#]*"
     rf"(?:(?i:passages?|numbers?|nos?\.?|memor(?:y|ies))[\s:*_`=(\[{{#]*)?"
@@ -131,11 +169,18 @@ _ANSWER = re.compile(
 
 
 def parse_reply(text: str, passages: int) -> Reply:
-    """Read a decoder's reply to a prompt with so many passages.
+    """Read a decoder's reply.
 
-    Decoders write "EXPAND: 3, 5", "expand(3)", "**EXPAND:** passages 3-5", a tool call as JSON, with and
-    without `<tool_call>`, an answer behind "ANSWER:" or without it; thoughts in `<think>` do not count. Where
-    there are several, the last one counts. What is neither is an answer.
+    Decoders write "EXPAND: 3, 5", "expand(3)", "**EXPAND:** passages 3-5", or a tool call as JSON, with or
+    without `<tool_call>`; and an answer after "ANSWER:" or without it. Thoughts in `<think>` do not count. If
+    there are several of these, the last one counts. Anything else is an answer.
+
+    Args:
+        text: The reply.
+        passages: How many passages the prompt has.
+
+    Returns:
+        The passages that it asks for, or its answer.
     """
     spoken = _THOUGHT.sub("", text).strip()
     requested = list(_tool_calls(spoken))
@@ -146,7 +191,7 @@ def parse_reply(text: str, passages: int) -> Reply:
     if last_asked < 0 or last_answer[0] > last_asked:
         answer = spoken[last_answer[1] :] if answers else spoken
         return Reply((), (), answer.strip().removesuffix("**").strip())
-    # Two calls on end, "EXPAND(3) EXPAND(5)", are one wish; an answer between them begins a new one.
+    # Calls in a row, "EXPAND(3) EXPAND(5)", are one request; an answer between them begins a new one.
     since = max((start for start, _ in answers if start < last_asked), default=-1)
     numbers = dict.fromkeys(n for start, found in requested if start > since for n in found)
     known = tuple(n for n in numbers if 1 <= n <= passages)
@@ -154,7 +199,7 @@ def parse_reply(text: str, passages: int) -> Reply:
 
 
 def _tool_calls(text: str) -> Iterator[tuple[int, list[int]]]:
-    """(where it begins, passages) of each call of the tool."""
+    """Where each call of the tool begins, and the passages it asks for."""
     calls = [(m.start(), m.group(1)) for m in _TOOL_CALL.finditer(text)]
     if not calls and text.startswith("{"):
         calls = [(0, text)]
@@ -186,7 +231,7 @@ _LONGEST_RANGE = 100
 
 
 def _listed(numbers: str) -> list[int]:
-    """ "3, 5-7" → 3, 5, 6, 7."""
+    """The numbers in a list such as "3, 5-7": 3, 5, 6, 7."""
     found: list[int] = []
     for match in re.finditer(r"(\d+)(?:\s*(?:[-–]|to)\s*(\d+))?", numbers):
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))

@@ -1,6 +1,6 @@
-"""Strings that must be exact: which an answer holds, whether its sources have them, which questions want one.
+"""Strings that must be exact: finding them, looking them up in sources, and questions that want one.
 
-Latents blur what cannot be guessed from its neighbours. The paper (arXiv 2606.09659) says of its 16×
+Latents blur what cannot be guessed from its neighbors. The paper (arXiv 2606.09659) says of its 16×
 checkpoints that names and codes of more than about 8 characters come back as near misses.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["exact_strings", "ground", "wants_exact_string"]
 
 _QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|`([^`\n]+)`')
 _LINK = re.compile(r"https?://[^\s<>\"]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-# Signs that may stand inside a code or a number; those at its ends belong to the sentence.
+# The signs may be part of a code or a number; at its ends they belong to the sentence.
 _WITH_DIGIT = re.compile(r"[\w.,:/\\#+\-–]*\d[\w.,:/\\#+\-–%]*")
 _CAPITALS = re.compile(r"(?<!\w)[A-Z][A-Z-]{5,}(?!\w)")
 _PASSAGE_MARK = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
@@ -26,10 +26,16 @@ _AT_ENDS = ".,:;!?-–/\\+"
 
 
 def exact_strings(text: str) -> list[str]:
-    """The quoted strings, links, mail addresses, numbers and codes of a text, in its order, each once.
+    """Find the quoted strings, links, mail addresses, numbers and codes of a text.
 
-    A code is a word with a digit in it, or of six capitals and more. Passage marks, [2], and the numbers of a
-    list's items are none.
+    A code is a word with a digit in it, or one of at least six capitals. Passage marks such as [2] and the
+    numbers of list items do not count.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The strings in the order of the text, each once.
     """
     blank = _LIST_NUMBER.sub(_spaces, _PASSAGE_MARK.sub(_spaces, text))
     found: list[tuple[int, str]] = []
@@ -39,7 +45,7 @@ def exact_strings(text: str) -> list[str]:
             string = whole.strip() if pattern is _QUOTED else whole.strip(_AT_ENDS)
             if string:
                 found.append((match.start(), string))
-        # What is part of a longer string is not looked for by itself.
+        # Parts of a string that was found are not searched for other strings.
         blank = pattern.sub(_spaces, blank)
     return list(dict.fromkeys(string for _, string in sorted(found)))
 
@@ -49,10 +55,19 @@ def _spaces(match: re.Match[str]) -> str:
 
 
 def ground(answer: str, question: str, sources: Iterable[str]) -> Grounding:
-    """Look an answer's exact strings up in the text of its sources.
+    """Look up an answer's exact strings in the text of its sources.
 
-    What stands in the question already is not looked for: it comes from there. Numbers count with and
-    without separators of thousands, quoted strings in any case and spacing, everything else as it is.
+    Strings that are in the question already are not looked up: they come from there. Numbers match with or
+    without thousands separators, strings of several words in any case and spacing, and everything else
+    exactly.
+
+    Args:
+        answer: The answer.
+        question: The question.
+        sources: The texts of the sources.
+
+    Returns:
+        The strings that the sources have, and those that they do not.
     """
     texts = [_plain(text) for text in sources]
     requested = _plain(question)
@@ -80,14 +95,14 @@ def _stands_in(string: str, text: str) -> bool:
 
 
 def _holds(string: str, text: str) -> bool:
-    """Whether it stands there as a whole: "12" does not stand in "3128", nor "1.5" in "21.57"."""
+    """Whether the string occurs as a whole: "12" is not in "3128", nor "1.5" in "21.57"."""
     before = r"(?<!\w)(?<!\d[.,])" if string[:1].isalnum() else ""
     after = r"(?!\w)(?![.,]\d)" if string[-1:].isalnum() else ""
     return re.search(before + re.escape(string) + after, text) is not None
 
 
-# What people call the strings that latents blur. Everyday numbers (prices, dates, counts) are not among them:
-# they survive, see docs/decisions/expansion.md.
+# Words for the kinds of strings that latents blur. Everyday numbers (prices, dates, counts) are not among
+# them because they survive; see docs/decisions/expansion.md.
 _WANTED = re.compile(
     r"""\b(?:
         codes? | ids? | identifiers? | uuids? | guids? | serials? | keys? | hash(?:es)? | checksums?
@@ -103,7 +118,14 @@ _MADE_OF_BOTH = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])[A-Za-z0-9][\w\-./:]{5,}")
 
 
 def wants_exact_string(question: str) -> bool:
-    """Whether a question (in English) asks for a code, an id, an exact wording, or names one itself."""
+    """Decide whether a question (in English) wants an exact string.
+
+    Args:
+        question: The question.
+
+    Returns:
+        Whether it asks for a code, an id or an exact wording, or contains one itself.
+    """
     return bool(
         _WANTED.search(question)
         or _QUOTED.search(question)

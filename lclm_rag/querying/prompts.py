@@ -1,4 +1,4 @@
-"""Hits and a question → the prompt that a decoder gets; again with some passages verbatim."""
+"""Hits and a question → the prompt for the decoder, and the same prompt with some passages verbatim."""
 
 from __future__ import annotations
 
@@ -39,9 +39,19 @@ Project = Callable[[torch.Tensor], torch.Tensor]
 class QueryPrompt:
     """A question with its prompt, ready to be decoded.
 
-    passages: those that were retrieved, as they are in the prompt when nothing is expanded, best first.
-    budget: decoder positions. skimmed: the prompt with none of them expanded. expanded, no_room: passages
-    that were to go in verbatim, and did or did not. load, assemble: seconds.
+    Attributes:
+        query: The question and its options.
+        retrieved: The hits.
+        passages: The retrieved passages as they are in the prompt when nothing is expanded, best first.
+        template: The fixed parts of the prompt.
+        frame: What comes before and after the passages.
+        budget: Most decoder positions in the prompt.
+        skimmed: The prompt with nothing expanded.
+        assembled: The prompt to decode.
+        load: Seconds that decoding the latents took.
+        assemble: Seconds that building the prompt took.
+        expanded: Passages that are verbatim in the prompt.
+        no_room: Passages that should be verbatim, but do not fit.
     """
 
     query: Query
@@ -59,27 +69,37 @@ class QueryPrompt:
 
     @property
     def prompt(self) -> SoftPrompt:
+        """The soft prompt to decode."""
         return self.assembled.prompt
 
     @cached_property
     def used(self) -> list[PromptPassage]:
-        """The passages for which there is room, best first."""
+        """The passages that fit into the prompt, best first."""
         keys = set(self.skimmed.used)
         return [passage for passage in self.passages if passage.key in keys]
 
     @cached_property
     def ranked(self) -> list[PassageKey]:
-        """Their keys, best first."""
+        """The keys of `used`, best first."""
         return [passage.key for passage in self.used]
 
     @cached_property
     def texts(self) -> dict[PassageKey, str]:
-        """Their text, as it is pasted."""
+        """The texts of `used`, as they are pasted."""
         return {passage.key: passage.text for passage in self.used}
 
     def expand(self, keys: Sequence[PassageKey]) -> QueryPrompt:
-        """The prompt with these of its passages verbatim, best first, as far as there is room for them beside
-        the latents of all others. Only what is there as latents can be expanded."""
+        """Put some of the passages in verbatim.
+
+        They are taken best first, as long as they fit beside the latents of all others. Only passages that
+        are in as latents can be expanded.
+
+        Args:
+            keys: The passages.
+
+        Returns:
+            The question with the new prompt.
+        """
         started = time.perf_counter()
         assembled, taken, no_room = _expanded(
             self.template, self.used, self.frame, self.budget, self.skimmed, keys
@@ -95,10 +115,15 @@ class QueryPrompt:
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """What a prompt depends on beside its question and passages.
+    """What a prompt depends on besides its question and passages.
 
-    context_length: decoder positions, those of the answer among them. space: in which the decoder takes
-    latents best. dtype: to which quantized latents are decoded. project: encoder space → decoder space.
+    Attributes:
+        checkpoint: The checkpoint.
+        template: The fixed parts of every prompt.
+        context_length: Decoder positions, those of the answer included.
+        space: The space in which the decoder prefers latents.
+        dtype: The dtype that stored latents are decoded to.
+        project: Maps latents from encoder space to decoder space.
     """
 
     checkpoint: Checkpoint
@@ -109,15 +134,33 @@ class PromptBuilder:
     project: Project = field(repr=False)
 
     def require_room(self, query: Query) -> None:
-        """Raise ContextLengthError where the question alone is too long: before anything is looked for."""
+        """Check that the question alone fits, before anything is searched.
+
+        Args:
+            query: The question and its options.
+
+        Raises:
+            ContextLengthError: When the question is too long.
+        """
         template = self._template(query.expand)
         assemble(template, (), template.frame(query.question), self._budget(query.sampling))
 
     def build(self, query: Query, retrieved: Retrieved) -> QueryPrompt:
-        """The prompt for a question.
+        """Build the prompt for a question.
 
-        Raises ContextLengthError; NoPassagesError where there are no hits, unless the context is "none": a
-        decoder that is asked all the same makes something up.
+        Args:
+            query: The question and its options.
+            retrieved: The hits.
+
+        Returns:
+            The question with its prompt.
+
+        Raises:
+            ContextLengthError: When the question alone, or with the best passage, does not fit.
+            NoPassagesError: When there are no hits and the context is not "none": a decoder that is asked all
+                the same makes something up.
+            CheckpointError: When `query.expand` is "tool" and the decoder's chat template does not support
+                tools.
         """
         if not retrieved.hits and query.context != "none":
             raise NoPassagesError("No passage was found for this question.")
@@ -160,7 +203,25 @@ class PromptBuilder:
         expand: Expand,
         max_tokens: int,
     ) -> AssembledPrompt:
-        """Passages that something else has picked, in a chat; see `KnowledgeBase.assemble_chat`."""
+        """Build the prompt of a chat around passages that the caller has picked.
+
+        Args:
+            messages: As for `KnowledgeBase.assemble_chat`.
+            passages: As for `KnowledgeBase.assemble_chat`.
+            store: The store that holds the latents of `stored` passages.
+            question: What `expand="auto"` judges by.
+            expand: Which passages go in verbatim; not "model" or "tool".
+            max_tokens: Positions to leave for the answer.
+
+        Returns:
+            The prompt, with the keys of the passages that are in it and of those that did not fit.
+
+        Raises:
+            ValueError: When `messages` or `expand` are not valid.
+            ContextLengthError: When the messages alone, or with the best passage, do not fit.
+            CheckpointError: When the decoder's chat template does not take the messages.
+            KeyError: When a `stored` key is not in the store.
+        """
         check_expand(expand)
         if expand in ("model", "tool"):
             raise ValueError(f"expand={expand!r} takes several rounds; a chat is decoded once.")
@@ -179,7 +240,7 @@ class PromptBuilder:
     def _loaded(
         self, passages: Sequence[PromptPassage], store: LatentStore
     ) -> tuple[list[PromptPassage], Space]:
-        """The passages with the latents of those that the store has, whose text counts then."""
+        """The passages, with latents and text from the store for those that it has."""
         rows = store.read(p.stored for p in passages if p.stored is not None)
         space = self._space(rows)
         latents = iter(zip(rows, self._latents(rows, space), strict=True))
@@ -192,7 +253,7 @@ class PromptBuilder:
         return loaded, space
 
     def _template(self, expand: Expand) -> PromptTemplate:
-        """With the offer to expand, where the decoder decides."""
+        """The template, with the offer to expand if the decoder decides."""
         if expand == "tool":
             return self.template.with_tools(self.checkpoint, [EXPAND_TOOL])
         if expand == "model":
@@ -203,7 +264,7 @@ class PromptBuilder:
         return self.context_length - sampling.max_tokens
 
     def _space(self, rows: Sequence[StoredPassage]) -> Space:
-        """Encoder space only where the store keeps it, and the decoder takes it."""
+        """Encoder space only if the store keeps it and the decoder takes it."""
         stored = {row.layout.space for row in rows}
         return "encoder" if self.space == "encoder" and stored == {"encoder"} else "decoder"
 
@@ -211,7 +272,7 @@ class PromptBuilder:
         stored = decode_latents(rows, self.dtype)
         if not rows or rows[0].layout.space == space:
             return stored
-        # All passages at once.
+        # Project the latents of all passages at once.
         projected = self.project(torch.cat(stored))
         return list(projected.split([len(vectors) for vectors in stored]))
 
@@ -224,8 +285,11 @@ def _expanded(
     skimmed: AssembledPrompt,
     keys: Sequence[PassageKey],
 ) -> tuple[AssembledPrompt, tuple[PassageKey, ...], tuple[PassageKey, ...]]:
-    """(the prompt with these passages as text, those that are, those for which there is no room). used: the
-    passages of `skimmed`, best first."""
+    """Put some passages into a prompt as text.
+
+    Returns the prompt, the passages that are text in it, and those that do not fit. `used` holds the passages
+    of `skimmed`, best first.
+    """
     room, wanted = budget - skimmed.prompt.positions, set(keys)
     kept: list[PromptPassage] = []
     taken: list[PassageKey] = []
@@ -245,7 +309,7 @@ def _expanded(
 
 
 def _expanded_first(question: str, expand: Expand, passages: int) -> int:
-    """How many of the best passages go in verbatim before anything is decoded."""
+    """How many of the best passages are verbatim in the first prompt."""
     if isinstance(expand, int):
         return min(expand, passages)
     if expand == "always":

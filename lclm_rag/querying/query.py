@@ -1,4 +1,4 @@
-"""One question, and how it is to be answered."""
+"""One question, and how to answer it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ __all__ = ["Query"]
 
 @dataclass(frozen=True)
 class Query:
-    """What `KnowledgeBase.query` takes, checked."""
+    """The arguments of `KnowledgeBase.query`, checked.
+
+    Attributes:
+        question: The question; not empty.
+        top_k: How many passages to retrieve, at least 1.
+        filters: Metadata conditions; None searches all passages.
+        context: What to answer from.
+        expand: Which passages go in verbatim; "never" unless the context is "latents".
+        sampling: How the answer is generated.
+    """
 
     question: str
     top_k: int
@@ -36,7 +45,22 @@ class Query:
         expand: Expand = "auto",
         sampling: Sampling | None = None,
     ) -> Query:
-        """Raises ValueError where one of them is not possible."""
+        """Check the arguments of a question.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve.
+            filters: A filter, or a dict of keys that must be equal.
+            context: What to answer from.
+            expand: Which passages go in verbatim.
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Returns:
+            The checked question.
+
+        Raises:
+            ValueError: When an argument is not valid.
+        """
         if context not in get_args(Context):
             raise ValueError(f"Unknown context {context!r}; use {', '.join(get_args(Context))}.")
         if not question.strip():

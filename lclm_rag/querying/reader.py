@@ -35,7 +35,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Hits, best first, and the store's row of each. seconds: that it took to find and read them."""
+    """What a search found.
+
+    Attributes:
+        hits: The hits, best first.
+        rows: The store's row of each hit.
+        seconds: How long it took to find and read them.
+    """
 
     hits: list[Hit]
     rows: list[StoredPassage]
@@ -43,7 +49,15 @@ class Retrieved:
 
 
 class Reader:
-    """Threads may share it. A forked child opens its own store and index, at the same version."""
+    """Reads a knowledge base at one version.
+
+    Threads may share it. A forked child opens its own store and index, at the same version.
+
+    Args:
+        folder: The knowledge base's folder.
+        settings: The knowledge base's settings.
+        store: The store, open at the version to read.
+    """
 
     def __init__(self, folder: Folder, settings: Settings, store: LatentStore) -> None:
         self._folder = folder
@@ -55,7 +69,7 @@ class Reader:
         watch(self)
 
     def after_fork(self) -> None:
-        """In a forked child: what the parent has opened stays the parent's."""
+        """In a forked child, leave the store and the index that the parent opened to the parent."""
         keep_for_ever(dict(vars(self)))
         self._opening = threading.RLock()
         if self._store is not None and not self._store.closed:
@@ -65,7 +79,7 @@ class Reader:
 
     @property
     def store(self) -> LatentStore:
-        """The version that is read."""
+        """The latent store, at the version being read."""
         if (store := self._store) is not None:
             return store
         with self._opening:
@@ -75,12 +89,14 @@ class Reader:
 
     @property
     def index(self) -> PassageIndex:
-        """The passage index, at the store's version: built or brought up to date where it is not. Opened
-        once, whichever thread asks first."""
+        """The passage index, at the store's version; built or brought up to date if it is not.
+
+        It is opened once, whichever thread asks first.
+        """
         return self.at_one_version()[0]
 
     def at_one_version(self) -> tuple[PassageIndex, LatentStore]:
-        """Index and store, whatever another thread is writing."""
+        """The index and the store at the same version, even while another thread writes."""
         with self._opening:
             return self._opened(ServerPoints.upsert).index, self.store
 
@@ -95,7 +111,18 @@ class Reader:
     # --- searching and reading ----------------------------------------------------------------------
 
     def search(self, query: Query) -> Retrieved:
-        """The best passages for a question; none for the context "none"."""
+        """Find the best passages for a question.
+
+        Args:
+            query: The question and its options.
+
+        Returns:
+            The hits and their rows; none for the context "none".
+
+        Raises:
+            StoreError: When the store is damaged, or does not hold a passage that the index names.
+            PassageIndexError: When the passage index cannot be opened or searched.
+        """
         if query.context == "none":
             return Retrieved([], [], 0.0)
         started = time.perf_counter()
@@ -105,8 +132,8 @@ class Reader:
                 scored = index.search(query.question, query.top_k, query.filters)
                 rows = store.read(key for key, _ in scored)
             except (PassageIndexError, KeyError) as error:
-                # Another thread, or another process where the index is on a server, may have made a new
-                # version meanwhile: then that one is asked.
+                # Another thread (or another process, if the index is on a server) may have made a new version
+                # since index and store were taken; then search again, in the new version.
                 if self.at_one_version()[1] is store and not self.follow_server():
                     if isinstance(error, PassageIndexError):
                         raise
@@ -120,8 +147,21 @@ class Reader:
                     return Retrieved(hits, rows, time.perf_counter() - started)
 
     def search_to_answer(self, query: Query) -> Retrieved:
-        """As `search`. Where nothing is found, NoPassagesError says why; where something is, a warning in the
-        log says what of the filter cannot hold."""
+        """Search as `search` does, for passages to answer from.
+
+        Conditions of the filter that no passage can meet are logged as a warning.
+
+        Args:
+            query: The question and its options.
+
+        Returns:
+            The hits and their rows; none for the context "none".
+
+        Raises:
+            NoPassagesError: When no passage is found; the message says why.
+            StoreError: As for `search`.
+            PassageIndexError: As for `search`.
+        """
         retrieved = self.search(query)
         if query.context != "none":
             if not retrieved.hits:
@@ -130,11 +170,31 @@ class Reader:
         return retrieved
 
     def find(self, condition: Filter) -> list[PassageKey]:
-        """All passages whose metadata match, in the order of their keys."""
+        """Find all passages whose metadata match a filter.
+
+        Args:
+            condition: The filter.
+
+        Returns:
+            The keys of the passages, sorted.
+        """
         return self.index.keys(condition)
 
     def read_passages(self, key: PassageKey, before: int, after: int) -> list[Passage]:
-        """A passage with so many of its neighbours; KnowledgeBaseError where there is none of that key."""
+        """Read a passage with its neighbors in the document.
+
+        Args:
+            key: The passage.
+            before: How many passages before it to include.
+            after: How many passages after it to include.
+
+        Returns:
+            The passages, in reading order.
+
+        Raises:
+            KnowledgeBaseError: When there is no such passage.
+            StoreError: When a passage is damaged.
+        """
         document_id, ordinal = key
         keys = [
             PassageKey(document_id, i)
@@ -149,24 +209,45 @@ class Reader:
     # --- filters --------------------------------------------------------------------------------------
 
     def unmatchable(self, condition: Filter | None) -> list[str]:
-        """Sentences on what of a filter cannot hold for any passage."""
+        """Find the conditions of a filter that no passage can meet.
+
+        Args:
+            condition: The filter.
+
+        Returns:
+            One sentence for each such condition; none if there is no filter or the store is empty.
+        """
         index, store = self.at_one_version()
         return index.unmatchable(condition) if condition is not None and len(store) else []
 
     def warn_of(self, condition: Filter | None) -> None:
-        """Log what of a filter cannot hold."""
+        """Log a warning for each condition of a filter that no passage can meet."""
         for sentence in self.unmatchable(condition):
             _log.warning("%s", sentence)
 
     def check_keys(self, condition: Filter) -> None:
-        """Raise KnowledgeBaseError where a filter asks for a key, or a kind of value, that no passage has."""
+        """Check that passages have the keys that a filter names.
+
+        Args:
+            condition: The filter.
+
+        Raises:
+            KnowledgeBaseError: When the filter names a key, or a kind of value, that no passage has.
+        """
         if sentences := self.unmatchable(condition):
             raise KnowledgeBaseError(" ".join(sentences))
         if (key := _missing_key(self.index, condition)) is not None:
             raise KnowledgeBaseError(f"No passage has the metadata key {key!r} any more.")
 
     def why_none(self, condition: Filter | None) -> str:
-        """Why there are no hits: one sentence, or one for each condition that cannot hold."""
+        """Explain why a search found nothing.
+
+        Args:
+            condition: The filter of the search.
+
+        Returns:
+            One sentence, or one for each condition that no passage can meet.
+        """
         index, store = self.at_one_version()
         if not len(store):
             return f"{self._folder} has no passages in version {store.version}."
@@ -185,7 +266,12 @@ class Reader:
     # --- versions -------------------------------------------------------------------------------------
 
     def show(self, store: LatentStore, put_points: PutPoints = ServerPoints.upsert) -> None:
-        """Turn to another version, the passage index with it. put_points: how points come to a server."""
+        """Move to another version, together with the passage index.
+
+        Args:
+            store: The store, open at that version. The store shown before is closed.
+            put_points: How new points are put on a server's index.
+        """
         with self._opening:
             old, self._store = self.store, store
             try:
@@ -194,19 +280,24 @@ class Reader:
                     session.put_points = put_points
                 session.follow(store)
             except BaseException:
-                # Half at one version, half at another: it is opened anew when it is needed.
+                # The index may be between two versions, so it is opened again when it is next needed.
                 self._session = None
                 raise
             finally:
                 old.close()
 
     def show_newest(self) -> None:
-        """Turn to the newest version."""
+        """Move to the newest version."""
         self.show(LatentStore.open(self._folder / "store"))
 
     def follow_server(self) -> bool:
-        """Turn to the newest version where the passage index is on a server, which shows that one only.
-        False where this is it already, or the index is not on a server."""
+        """Move to the newest version if the passage index is on a server.
+
+        A server's index shows the newest version only.
+
+        Returns:
+            Whether the version changed; False if it was the newest already, or the index is not on a server.
+        """
         with self._opening:
             folder = self._folder / "store"
             if self._settings.qdrant_url is None or newest_version(folder) == self.store.version:
@@ -217,12 +308,16 @@ class Reader:
 
     @contextmanager
     def session(self) -> Iterator[IndexSession | None]:
-        """The session of the passage index, where it is open, while nobody opens or turns it."""
+        """Keep other threads from opening or moving the passage index while it is in use.
+
+        Yields:
+            The session of the passage index; None if it is not open.
+        """
         with self._opening:
             yield self._session
 
     def close(self) -> None:
-        """Release the index, and the version that is read."""
+        """Release the passage index and the version being read."""
         with self._opening:
             if self._session is not None:
                 self._session.close()
@@ -244,7 +339,7 @@ class Reader:
 
 
 def hits_of(rows: Sequence[StoredPassage], scores: Sequence[float]) -> list[Hit]:
-    """Rows of the store as hits."""
+    """Turn rows of the store and their scores into hits."""
     return [
         Hit(
             key=row.passage.key,
@@ -259,5 +354,5 @@ def hits_of(rows: Sequence[StoredPassage], scores: Sequence[float]) -> list[Hit]
 
 
 def _missing_key(index: PassageIndex, condition: Filter) -> str | None:
-    """A key of which the index knows, and which no passage has: those that had it were deleted."""
+    """A key that the index knows and no passage has any more, because those that had it were deleted."""
     return next((key for key in filter_keys(condition) if not index.has(~Missing(key))), None)

@@ -1,7 +1,7 @@
 """From a question's hits to its answer, round by round: prompts go out, completions come in.
 
-`answer` is a generator, so that one question can be decoded at once, from an event loop, or together with
-many others (`lclm_rag.evaluation`): who drives it decides.
+`answer` is a generator, so whoever drives it decides whether one question is decoded at once, from an event
+loop, or together with many others (`lclm_rag.evaluation`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,27 @@ from lclm_rag.types import Answer, Grounding, PassageKey, Round, Timings, Usage
 __all__ = ["Rounds", "adecode", "answer", "decode", "no_answer", "step"]
 
 Rounds = Generator[SoftPrompt, Completion, Answer]
-"""Gives prompts, takes the completion of each, and returns the answer."""
+"""Yields prompts, is sent the completion of each, and returns the answer."""
 
 
 def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds:
-    """Answer one question from its hits, expanding passages as the query says, where they are latents.
+    """Answer one question from its hits, expanding latents as the query says.
 
-    Raises as `PromptBuilder.build`.
+    Args:
+        builder: Builds the prompts.
+        query: The question and its options.
+        retrieved: The hits.
+
+    Yields:
+        The prompts to decode. Send the completion of each.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ContextLengthError: As for `PromptBuilder.build`.
+        NoPassagesError: As for `PromptBuilder.build`.
+        CheckpointError: When the decoder's chat template does not support what `query.expand` needs.
     """
     started = time.perf_counter() - retrieved.seconds
     built = builder.build(query, retrieved)
@@ -58,7 +72,19 @@ def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds
 
 
 def decode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
-    """Drive the rounds of one question to its answer."""
+    """Drive the rounds of one question to its answer.
+
+    Args:
+        rounds: The rounds.
+        decoder: Completes the prompts.
+        sampling: How tokens are chosen.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PromptError: When the decoder refuses a prompt.
+    """
     next_step = step(rounds, None)
     while not isinstance(next_step, Answer):
         (completion,) = all_answered(decoder.complete([next_step], sampling))
@@ -67,7 +93,19 @@ def decode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
 
 
 async def adecode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
-    """As `decode`; the event loop stays free."""
+    """Drive the rounds of one question to its answer, without blocking the event loop.
+
+    Args:
+        rounds: The rounds.
+        decoder: Completes the prompts.
+        sampling: How tokens are chosen.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PromptError: When the decoder refuses a prompt.
+    """
     next_step = await asyncio.to_thread(step, rounds, None)
     while not isinstance(next_step, Answer):
         (completion,) = all_answered(await decoder.acomplete([next_step], sampling))
@@ -76,7 +114,15 @@ async def adecode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answe
 
 
 def step(rounds: Rounds, completion: Completion | None) -> SoftPrompt | Answer:
-    """The next prompt, or the answer. completion: of the prompt before, None at first."""
+    """Go on to the next prompt, or to the answer.
+
+    Args:
+        rounds: The rounds.
+        completion: The completion of the previous prompt; None at the start.
+
+    Returns:
+        The next prompt, or the answer.
+    """
     try:
         return next(rounds) if completion is None else rounds.send(completion)
     except StopIteration as finished:
@@ -90,7 +136,7 @@ def _lacks_sources(built: QueryPrompt, completion: Completion) -> bool:
 
 
 def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
-    """The decoder asks for passages itself, in a chat that only grows."""
+    """Rounds in which the decoder asks for passages itself, in a chat that only grows."""
     as_tool = built.query.expand == "tool"
     prompt, numbers = built.prompt, dict(enumerate(built.assembled.used, start=1))
     unread = dict(numbers)
@@ -103,7 +149,7 @@ def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
         reply = parse_reply(completion.text, len(numbers))
         asks = reply.numbers or reply.unknown
         if not asks or len(rounds) == MAX_ROUNDS:
-            # One that still asks, though nothing more was offered, is shown as it is.
+            # A reply that still asks, although nothing more was offered, is shown as it is.
             text = reply.answer or completion.text.strip()
             return _answer(built, prompt, text, completion, rounds, started)
         room = built.budget - prompt.positions - len(completion.token_ids)
@@ -129,8 +175,11 @@ def _that_fit(
     last: bool,
     as_tool: bool,
 ) -> tuple[tuple[PassageKey, ...], tuple[PassageKey, ...]]:
-    """Of the passages that the decoder asks for and has not read (numbers): those that the next turn has room
-    for, in the order in which it named them, and the others."""
+    """Split the unread passages that the decoder asks for by whether the next turn has room for them.
+
+    `numbers` are the passages that it has not read. Returns those that fit, in the order in which the decoder
+    named them, and the others.
+    """
     fitting: list[PassageKey] = []
     others: list[PassageKey] = []
     passages: list[tuple[int, str]] = []
@@ -141,7 +190,7 @@ def _that_fit(
         longer = [*passages, (number, built.texts[key])]
         refusals = _refusals(reply, (*fitting, key), (*others, key), numbers)
         words = _turn(built, longer, refusals, last, as_tool)[1]
-        # What the chat template writes around a turn is a few tokens.
+        # The chat template writes only a few tokens around a turn.
         if len(plain_ids(built.template.inert, words)) + _AROUND_A_TURN <= room:
             passages = longer
             fitting.append(key)
@@ -156,7 +205,7 @@ _AROUND_A_TURN = 32
 def _turn(
     built: QueryPrompt, passages: list[tuple[int, str]], refusals: str, last: bool, as_tool: bool
 ) -> tuple[str, str]:
-    """(role, words) of what the decoder reads next."""
+    """Role and words of the next message to the decoder."""
     if as_tool:
         return "tool", refusals + tool_result(passages)
     return "user", refusals + verbatim_turn(passages, built.query.question, last)
@@ -168,7 +217,10 @@ def _refusals(
     no_room: tuple[PassageKey, ...],
     numbers: dict[int, PassageKey],
 ) -> str:
-    """What the decoder must know of a passage that it asks for and does not get. numbers: of all passages."""
+    """What the decoder must know about passages that it asks for and does not get.
+
+    `numbers` are those of all passages.
+    """
     lines = [f"There is no passage {number}.\n" for number in reply.unknown]
     for number in reply.numbers:
         key = numbers.get(number)
@@ -198,7 +250,16 @@ def _round(
 
 
 def no_answer(question: str, reason: str, seconds: float) -> Answer:
-    """Nothing was found, and nothing decoded."""
+    """The answer when no passage was found and nothing was decoded.
+
+    Args:
+        question: The question.
+        reason: Why no passage was found.
+        seconds: How long the search took.
+
+    Returns:
+        An answer without text.
+    """
     return Answer(
         question=question,
         text="",

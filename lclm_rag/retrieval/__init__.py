@@ -1,6 +1,6 @@
 """question → passage keys: BM25, dense vectors or both, with metadata filters, on Qdrant.
 
-`ServerIndex` is in `lclm_rag.retrieval.server`, which needs qdrant-client.
+`ServerIndex` must be imported from `lclm_rag.retrieval.server`, which needs qdrant-client.
 """
 
 from __future__ import annotations

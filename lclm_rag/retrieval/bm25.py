@@ -1,4 +1,4 @@
-"""BM25 as sparse vectors: the same ones for every engine, which adds the IDF when it searches."""
+"""BM25 as sparse vectors. All engines store the same vectors and add the IDF when they search."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ __all__ = ["Bm25Settings", "average_length"]
 
 @dataclass(frozen=True)
 class Bm25Settings:
-    """How words become sparse vectors. An index must be opened with what it was created with.
+    """How words become sparse vectors.
 
-    `language` picks stop words and stemmer ("english", "german", ...). `avg_len` is the average
-    length of a passage, in words that are not stop words: see `average_length`. It stays as it was
-    when the index was made, though the corpus grow. `dataclasses.asdict` gives what JSON can hold.
+    An index must be opened with the settings that it was created with. `dataclasses.asdict` turns them into a
+    dict that JSON can hold.
 
-    Raises ValueError for a language that is not known, or an average length that is not positive.
+    Attributes:
+        language: Picks the stop words and the stemmer: "english", "german", ...
+        avg_len: The average length of a passage, in words that are not stop words (see `average_length`). It
+            keeps its value from when the index was created, even as the corpus grows.
+
+    Raises:
+        ValueError: When the language is unknown, or the average length is not positive.
     """
 
     language: str = "english"
@@ -33,19 +38,27 @@ class Bm25Settings:
             ) from error
 
     def model(self) -> qdrant_edge.Bm25:
-        """k = 1.2 and b = 0.75, the usual ones."""
+        """Return Qdrant's BM25 model with the usual parameters, k = 1.2 and b = 0.75."""
         return qdrant_edge.Bm25(
             qdrant_edge.Bm25Config(language=self.language, avg_len=float(self.avg_len))
         )
 
 
 def average_length(texts: Iterable[str], language: str = "english") -> float:
-    """The mean length of `texts` in Qdrant's unit: words left once the stop words are dropped.
+    """The mean length of `texts` in words, without stop words, as Qdrant counts them.
 
-    The words are Qdrant's own, not a guess: with b = 0 the weight of a word that occurs n times is
+    Qdrant itself splits the texts into words: with b = 0 the weight of a word that occurs n times is
     n (k + 1) / (n + k), which tends to n as k grows, so the weights of a text add up to its length.
 
-    At least 1, so that it can always be used as `avg_len`. Raises ValueError if there are no texts.
+    Args:
+        texts: The texts of the passages, read once.
+        language: The language of `Bm25Settings`, which picks the stop words and the stemmer.
+
+    Returns:
+        The mean length in words; at least 1, so that it is always a valid `avg_len`.
+
+    Raises:
+        ValueError: When there are no texts, or the language is unknown.
     """
     counter = qdrant_edge.Bm25(qdrant_edge.Bm25Config(language=language, k=1e9, b=0.0))
     words, count = 0.0, 0

@@ -1,7 +1,8 @@
-"""The passage index in process: Qdrant Edge, in a folder of this process's own.
+"""The passage index in process: Qdrant Edge, in a folder that no other process uses.
 
-The engine's write-ahead log is off, and with it the lock that the log holds: what is on disk is whole after
-`flush` only. `lclm_rag.indexing.snapshots` gives each process a private folder, and publishes flushed ones.
+The engine's write-ahead log is off, and so is the lock that the log would hold. The files on disk are
+therefore complete only after `flush`. `lclm_rag.indexing.snapshots` gives each process a private folder and
+publishes folders that have been flushed.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ from lclm_rag.types import PassageKey
 
 __all__ = ["OPTIMIZE_FROM", "EdgeIndex", "settle", "stored_keys"]
 
-# Edge's own file; it says which vectors a shard has, which the Python API does not.
+# Edge writes this file. It lists a shard's vectors, which the Python API does not.
 _CONFIG = "edge_config.json"
 
 OPTIMIZE_FROM = 5_000
-"""Passages. Below this the engine finds nothing to do, and closing and opening the shard would be in vain."""
+"""The number of passages from which `EdgeIndex.optimize` does anything.
+
+With fewer, the engine has nothing to optimize, and closing and reopening the shard would gain nothing.
+"""
 
 _OPTIMIZE = """
 import sys, qdrant_edge
@@ -55,7 +59,16 @@ _SCHEMAS = {"keyword": edge.PayloadSchemaType.Keyword, "float": edge.PayloadSche
 
 
 class EdgeIndex(QdrantIndex):
-    """A PassageIndex in the folder `path`. Threads may share it; they take turns."""
+    """A `PassageIndex` in a folder, made by `create` or `open`.
+
+    Threads may share it; they take turns.
+
+    Args:
+        path: The folder of the index.
+        shard: The engine's open shard in that folder.
+        bm25: The settings that the index was created with.
+        embedder: The embedder that the index was created with; None for BM25 alone.
+    """
 
     def __init__(
         self, path: Path, shard: edge.EdgeShard, bm25: Bm25Settings, embedder: Embedder | None
@@ -69,7 +82,7 @@ class EdgeIndex(QdrantIndex):
         watch(self)
 
     def after_fork(self) -> None:
-        """The engine's threads are not in the child: there the index is closed, though nothing of it is."""
+        """Mark the index as closed in a forked child, which lacks the engine's threads; release nothing."""
         keep_for_ever(self._shard)
         self._shard, self._lock = None, threading.RLock()
 
@@ -77,9 +90,18 @@ class EdgeIndex(QdrantIndex):
     def create(
         cls, path: str | Path, *, bm25: Bm25Settings, embedder: Embedder | None = None
     ) -> EdgeIndex:
-        """A new index in a folder that is empty or not there yet.
+        """Create an index in a new or empty folder.
 
-        Raises PassageIndexError where the folder holds something.
+        Args:
+            path: The folder, which must be empty or not exist yet.
+            bm25: How words become sparse vectors.
+            embedder: Makes the dense vectors; None for BM25 alone.
+
+        Returns:
+            The empty index, open.
+
+        Raises:
+            PassageIndexError: When the folder is not empty, or the engine fails.
         """
         path = Path(path)
         if path.is_dir() and any(path.iterdir()):
@@ -104,30 +126,46 @@ class EdgeIndex(QdrantIndex):
     def open(
         cls, path: str | Path, *, bm25: Bm25Settings, embedder: Embedder | None = None
     ) -> EdgeIndex:
-        """The index that `create` made in `path`, given the same settings and embedder.
+        """Open the index that `create` made in a folder.
 
-        Raises PassageIndexError where there is none, it is damaged, or it does not fit the embedder.
+        Args:
+            path: The folder of the index.
+            bm25: The settings that the index was created with.
+            embedder: The embedder that the index was created with; None if there was none.
+
+        Returns:
+            The open index.
+
+        Raises:
+            PassageIndexError: When the folder has no index, the index is damaged, or its dense vectors do not
+                fit the embedder.
         """
         path = Path(path)
-        # Edge would lay down an empty shard in a folder that has none.
+        # Edge would create an empty shard in a folder that has none.
         if not (path / _CONFIG).is_file():
             raise PassageIndexError(f"There is no passage index at {path}.")
         check_dense_width(f"The passage index at {path}", _stored_width(path), embedder)
         return cls(path, _load(path), bm25, embedder)
 
     def count(self) -> int:
+        """The number of passages, exact."""
         with self._open_shard() as shard:
             return shard.count(edge.CountRequest(exact=True))
 
     def flush(self) -> None:
+        """Return once everything written so far is on disk. Only then are the files complete."""
         with self._open_shard() as shard:
             shard.flush()
 
     def optimize(self) -> None:
         """Merge segments and build the vector graph. Searches from other threads wait.
 
-        Edge holds the interpreter's lock while it works, for minutes on large indexes, so that even
-        a progress bar would stand still: another process does it, with the folder handed over.
+        Edge holds the interpreter's lock while it optimizes, for minutes on large indexes, so that not even a
+        progress bar would move. A child process does the work instead: this process closes the shard, the
+        child optimizes it, and this process loads it again. Does nothing below `OPTIMIZE_FROM` passages.
+
+        Raises:
+            PassageIndexError: When the child process fails.
         """
         if self.count() < OPTIMIZE_FROM:
             return
@@ -148,6 +186,7 @@ class EdgeIndex(QdrantIndex):
             )
 
     def close(self) -> None:
+        """Flush and close the shard; closing a closed index does nothing."""
         with self._lock:
             if self._shard is not None:
                 with self._open_shard() as shard:
@@ -165,7 +204,7 @@ class EdgeIndex(QdrantIndex):
         self._update(edge.UpdateOperation.create_field_index(path, _SCHEMAS[schema]))
 
     def _refresh_indexed(self) -> None:
-        """No other process writes to it."""
+        """Do nothing: no other process writes to this index."""
 
     def _update(self, operation: edge.UpdateOperation) -> None:
         with self._open_shard() as shard:
@@ -214,12 +253,16 @@ class EdgeIndex(QdrantIndex):
 
 
 def settle(path: Path) -> None:
-    """Open and close an index once: what the engine tidies up at an opening is then tidy."""
+    """Open and close an index once, so that the engine does now what it tidies up when it opens a shard."""
     _load(path).close()
 
 
 def stored_keys(path: Path) -> set[PassageKey]:
-    """The keys of all passages in an index, whatever its embedder. PassageIndexError where it is damaged."""
+    """The keys of all passages in the index at `path`; no embedder is needed.
+
+    Raises:
+        PassageIndexError: When the index is damaged.
+    """
     shard = _load(path)
     keys: set[PassageKey] = set()
     with _edge_errors(path):
@@ -253,7 +296,7 @@ def _load(path: Path) -> edge.EdgeShard:
 
 
 def _stored_width(path: Path) -> int | None:
-    """The width of a shard's dense vectors, None where it has none."""
+    """The width of a shard's dense vectors; None if it has none."""
     try:
         vectors = json.loads((path / _CONFIG).read_text())["vectors"]
         width: int | None = vectors[DENSE]["size"] if DENSE in vectors else None
@@ -264,7 +307,11 @@ def _stored_width(path: Path) -> int | None:
 
 @contextmanager
 def _edge_errors(path: Path) -> Iterator[None]:
-    """Edge raises bare Exception; a Rust panic (damaged files) is a BaseException and no more."""
+    """Turn the engine's errors into PassageIndexError.
+
+    Edge raises plain `Exception`. A Rust panic (damaged files) arrives as a PanicException, which derives
+    from `BaseException` only.
+    """
     try:
         yield
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Text → dense vectors, for the half of hybrid search that looks past the words."""
+"""Text → dense vectors, the half of hybrid search that matches meaning rather than words."""
 
 from __future__ import annotations
 
@@ -8,33 +8,56 @@ __all__ = ["Embedder", "SentenceTransformerEmbedder"]
 
 
 class Embedder(Protocol):
-    """Makes one vector of `width` finite floats from a text; they are compared by their cosine.
+    """Makes one vector of `width` finite floats from a text. Vectors are compared by their cosine.
 
-    Passages and questions have a method each because many models put different words before them.
+    Passages and questions have separate methods because many models prefix them with different prompts.
     """
 
     @property
     def name(self) -> str:
-        """Which model this is, for the record: vectors of two models cannot be compared."""
+        """The name of the model, for the record: vectors of two models cannot be compared."""
         ...
 
     @property
-    def width(self) -> int: ...
-
-    def embed_passages(self, texts: list[str]) -> list[list[float]]:
-        """One vector for each text, in order."""
+    def width(self) -> int:
+        """The number of floats in a vector."""
         ...
 
-    def embed_question(self, text: str) -> list[float]: ...
+    def embed_passages(self, texts: list[str]) -> list[list[float]]:
+        """Make the vectors of passages.
+
+        Args:
+            texts: The texts of the passages.
+
+        Returns:
+            One vector of `width` floats for each text, in the same order.
+        """
+        ...
+
+    def embed_question(self, text: str) -> list[float]:
+        """Make the vector of a question.
+
+        Args:
+            text: The question.
+
+        Returns:
+            `width` floats.
+        """
+        ...
 
 
 class SentenceTransformerEmbedder:
-    """A sentence-transformers model, by name or folder; its vectors have length 1.
+    """A sentence-transformers model; its vectors have length 1.
 
-    Prompts that the model defines for questions and for passages are put before them. Texts longer
-    than the model reads are cut there by the model. Weights are read from safetensors only.
+    Questions and passages are prefixed with the prompts that the model defines for them. The model cuts texts
+    that are longer than it can read. Weights are read from safetensors files only.
 
-    Raises ImportError where sentence-transformers is not installed.
+    Args:
+        name_or_path: The model's name on the hub, or its folder.
+        device: The torch device, such as "cpu" or "cuda"; None leaves the choice to sentence-transformers.
+
+    Raises:
+        ImportError: When sentence-transformers is not installed.
     """
 
     def __init__(self, name_or_path: str, device: str | None = None) -> None:
@@ -54,6 +77,7 @@ class SentenceTransformerEmbedder:
         self.width = len(self.embed_question("width"))
 
     def embed_passages(self, texts: list[str]) -> list[list[float]]:
+        """See `Embedder.embed_passages`."""
         vectors = self._model.encode_document(
             texts, normalize_embeddings=True, show_progress_bar=False
         )
@@ -61,6 +85,7 @@ class SentenceTransformerEmbedder:
         return rows
 
     def embed_question(self, text: str) -> list[float]:
+        """See `Embedder.embed_question`."""
         vector = self._model.encode_query(text, normalize_embeddings=True, show_progress_bar=False)
         row: list[float] = vector.tolist()
         return row

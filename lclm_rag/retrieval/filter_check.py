@@ -1,4 +1,4 @@
-"""Conditions that no passage can meet, because of what metadata there are: misspelt keys, mostly."""
+"""Conditions that no passage can meet, because no passage has such metadata: mostly misspelt keys."""
 
 from __future__ import annotations
 
@@ -25,8 +25,15 @@ _NAMES: dict[Kind, str] = {"string": "text", "number": "number", "boolean": "tru
 
 
 def unmatchable(filter: Filter, fields: Mapping[str, Collection[Kind]]) -> list[str]:
-    """A sentence on each condition that cannot hold for any passage. fields: the kinds of values that
-    passages have under each metadata key."""
+    """A sentence for each condition that cannot hold for any passage.
+
+    Args:
+        filter: The filter to check.
+        fields: The kinds of values that passages have under each metadata key.
+
+    Returns:
+        The sentences, each once, in the order of the conditions; empty if every condition can hold.
+    """
     sentences = []
     for key, wanted in _conditions(filter):
         held = fields.get(key)
@@ -38,12 +45,12 @@ def unmatchable(filter: Filter, fields: Mapping[str, Collection[Kind]]) -> list[
 
 
 def filter_keys(filter: Filter) -> list[str]:
-    """The metadata keys that a filter asks for, each once."""
+    """The metadata keys that a filter refers to, each once."""
     return list(dict.fromkeys(key for key, _ in _conditions(filter)))
 
 
 def _conditions(filter: Filter) -> Iterator[tuple[str, tuple[MetadataScalar, ...]]]:
-    """Key and values of each condition; no values where any will do."""
+    """The key and the values of each condition; no values if it accepts any value."""
     match filter:
         case And(parts) | Or(parts):
             for part in parts:

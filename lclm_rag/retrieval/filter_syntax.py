@@ -12,9 +12,9 @@ __all__ = ["parse_filter"]
 
 _QUOTED = r'"[^"]*"|\'[^\']*\''
 _CONDITION = re.compile(rf"\s*({_QUOTED}|[^=!<>]*?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
-# One value of a list, then a comma or the end.
+# One value of a list, followed by a comma or the end.
 _VALUE = re.compile(rf"\s*({_QUOTED}|[^,]*?)\s*(?:,|$)", re.DOTALL)
-# What is no value but the next condition: "2020 and lang=en", "en, year>=2020".
+# A second condition inside what should be a value: "2020 and lang=en", "en, year>=2020".
 _JOINED = re.compile(
     r"(?:\s(?:and|or|AND|OR|&&?|\|\|?)\s|\s*[,;])\s*(?:not\s+|NOT\s+)?[^\s=!<>,;\"']+\s*(?:==|!=|<=|>=|=|<|>)"
 )
@@ -32,14 +32,21 @@ _HELP = "write key=value, key=a,b, key!=value or key>=number."
 
 
 def parse_filter(text: str) -> Filter:
-    """The filter that one command line option spells: `lang=en`, `lang=en,de`, `year>=2000`.
+    """Parse a filter as written on a command line: `lang=en`, `lang=en,de`, `year>=2000`.
 
-    `=` and `!=` take one value or several with commas between; <, <=, > and >= take one number.
-    Numbers are read as JSON reads them (so 007 and 1_000 are strings), true and false in any case;
-    everything else is a string, and so is what stands in quotes: `year="2000"`. A key may be quoted
+    `=` and `!=` take one value, or several separated by commas; <, <=, > and >= take one number.
+    Numbers follow JSON's syntax (so 007 and 1_000 are strings); true and false are booleans in upper or
+    lower case. Everything else is a string, and so is anything in quotes: `year="2000"`. A key may be quoted
     as well.
 
-    Raises ValueError, with the text and what to write instead.
+    Args:
+        text: One condition.
+
+    Returns:
+        The filter.
+
+    Raises:
+        ValueError: When the text cannot be read; the message quotes it and says what to write instead.
     """
     condition = _CONDITION.fullmatch(text)
     if condition is None or not condition[1]:

@@ -1,16 +1,16 @@
-"""Filters over metadata: one small expression type, whichever engine holds the passages.
+"""Filters over metadata: one small expression type for all engines.
 
     field("year") >= 2000
     (field("lang") == "en") & ~field("source").is_in(["forum", "mail"])
 
-What they mean, for every engine (`matches` is the reference):
+Filters mean the same on every engine (`matches` is the reference):
 
 - A key that a passage lacks never matches ==, <, <=, >, >=, `is_in` or `contains`. So `!=` and `~` do
   match it, and so does `is_missing`.
-- A list matches where one of its elements does; null, an empty list and objects count as missing.
+- A list matches if one of its elements does. Null, an empty list and objects count as missing.
 - Strings, numbers and booleans are never equal to each other: 1, "1" and True are three values.
-- Numbers compare as 64-bit floats: 1 equals 1.0. Only whole numbers from 2**53 on, which floats
-  cannot tell apart, are equal to nothing but the same whole number.
+- Numbers compare as 64-bit floats: 1 equals 1.0. The exception are whole numbers from 2**53 on, which
+  floats cannot tell apart: each equals only the same whole number.
 - Metadata numbers that are not finite count as missing.
 """
 
@@ -47,7 +47,7 @@ __all__ = [
 
 Operator = Literal["==", "!=", "<", "<=", ">", ">="]
 Kind = Literal["string", "number", "boolean"]
-"""Of metadata values: values of two kinds are never equal, nor in any order."""
+"""The kind of a metadata value. Values of different kinds are never equal and have no order."""
 
 _ORDERINGS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -58,7 +58,10 @@ _ORDERINGS: dict[str, Callable[[float, float], bool]] = {
 
 
 class Filter:
-    """A condition on a passage's metadata. Join filters with `&` and `|`, negate with `~`."""
+    """A condition on a passage's metadata.
+
+    Join filters with `&` and `|`, and negate them with `~`. `field` starts a filter.
+    """
 
     def __and__(self, other: Filter) -> Filter:
         return And((*_parts(self, And), *_parts(other, And)))
@@ -70,13 +73,22 @@ class Filter:
         return Not(self)
 
     def __bool__(self) -> bool:
-        # `a and b`, `not a` and `1 < a < 3` would each drop half of what was written.
+        # Otherwise `a and b`, `not a` and `1 < a < 3` would each silently lose half of the expression.
         raise TypeError("A filter is neither true nor false; join filters with & | ~, in brackets.")
 
 
 @dataclass(frozen=True)
 class Compare(Filter):
-    """The value of `key` compared with `value`. The order operators take numbers only."""
+    """The value of `key` compares with `value` as `op` says.
+
+    Attributes:
+        key: The metadata key.
+        op: The operator; <, <=, > and >= take numbers only.
+        value: A string, a finite number or a boolean.
+
+    Raises:
+        ValueError: When the key is not a string, the operator is unknown, or the value does not suit it.
+    """
 
     key: str
     op: Operator
@@ -97,7 +109,16 @@ class Compare(Filter):
 
 @dataclass(frozen=True)
 class In(Filter):
-    """The value of `key` is one of `values`, which may be of several types; of none: no match."""
+    """The value of `key` is one of `values`.
+
+    Attributes:
+        key: The metadata key.
+        values: Strings, finite numbers and booleans, mixed if need be; if empty, nothing matches. Any
+            iterable but a string is accepted, and becomes a tuple.
+
+    Raises:
+        ValueError: When the key is not a string, `values` is no list of values, or a value has another type.
+    """
 
     key: str
     values: tuple[MetadataScalar, ...]
@@ -113,7 +134,15 @@ class In(Filter):
 
 @dataclass(frozen=True)
 class Contains(Filter):
-    """The string value of `key` has `text` in it, upper and lower case told apart."""
+    """The value of `key` is a string that contains `text`.
+
+    Attributes:
+        key: The metadata key.
+        text: A string that is not empty; upper and lower case differ.
+
+    Raises:
+        ValueError: When the key is not a string, or the text is not a string or is empty.
+    """
 
     key: str
     text: str
@@ -128,7 +157,14 @@ class Contains(Filter):
 
 @dataclass(frozen=True)
 class Missing(Filter):
-    """There is no value of `key`."""
+    """The passage has no value under `key`.
+
+    Attributes:
+        key: The metadata key.
+
+    Raises:
+        ValueError: When the key is not a string.
+    """
 
     key: str
 
@@ -138,29 +174,48 @@ class Missing(Filter):
 
 @dataclass(frozen=True)
 class And(Filter):
-    """All of `filters` match; of none: always."""
+    """All of `filters` match.
+
+    Attributes:
+        filters: The filters; if empty, everything matches.
+    """
 
     filters: tuple[Filter, ...]
 
 
 @dataclass(frozen=True)
 class Or(Filter):
-    """At least one of `filters` matches; of none: never."""
+    """At least one of `filters` matches.
+
+    Attributes:
+        filters: The filters; if empty, nothing matches.
+    """
 
     filters: tuple[Filter, ...]
 
 
 @dataclass(frozen=True)
 class Not(Filter):
-    """`filter` does not match."""
+    """`filter` does not match.
+
+    Attributes:
+        filter: The filter to negate.
+    """
 
     filter: Filter
 
 
 class Field:
-    """A metadata key about to be compared: `Field("year") >= 2000` is a `Compare`."""
+    """A metadata key about to be compared: `Field("year") >= 2000` is a `Compare`.
 
-    __hash__ = None  # type: ignore[assignment]  # == builds a filter, so it cannot find a dict key
+    Args:
+        key: The metadata key.
+
+    Raises:
+        ValueError: When the key is not a string.
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # == builds a filter, so it cannot look up a dict key
 
     def __init__(self, key: str) -> None:
         _check_key(key)
@@ -185,26 +240,45 @@ class Field:
         return Compare(self._key, ">=", value)
 
     def is_in(self, values: Iterable[MetadataScalar]) -> Filter:
+        """The value, or an element of a list value, is one of `values`: see `In`."""
         return In(self._key, values)  # type: ignore[arg-type]  # In makes it a tuple
 
     def contains(self, text: str) -> Filter:
+        """The value is a string that contains `text`; upper and lower case differ."""
         return Contains(self._key, text)
 
     def is_missing(self) -> Filter:
+        """The passage has no value under this key."""
         return Missing(self._key)
 
 
 def field(key: str) -> Field:
-    """Start a filter on the metadata key `key`; any string is a key, dots and spaces included."""
+    """Start a filter on a metadata key: `field("year") >= 2000`.
+
+    Args:
+        key: The metadata key: any string, dots and spaces included.
+
+    Returns:
+        A `Field`, which the comparison operators, `is_in`, `contains` and `is_missing` turn into a filter.
+
+    Raises:
+        ValueError: When the key is not a string.
+    """
     return Field(key)
 
 
 def as_filter(condition: Filter | Mapping[str, Any] | None) -> Filter | None:
-    """A filter from what a caller may give; a dict asks for all of its keys to be equal.
+    """Make a filter of what callers may pass: a filter, a dict or None.
 
-    A list, tuple or set in the dict means any of its values. None and {} give None: no filter.
+    Args:
+        condition: A filter, which is returned as it is, or a dict from keys to values, all of which must be
+            equal. A list, tuple or set in the dict means any of its values. None and {} mean no filter.
 
-    Raises ValueError for anything else.
+    Returns:
+        The filter; None for no filter.
+
+    Raises:
+        ValueError: When `condition` is anything else, or a key or value is not one that filters take.
     """
     if condition is None or isinstance(condition, Filter):
         return condition
@@ -223,7 +297,18 @@ def as_filter(condition: Filter | Mapping[str, Any] | None) -> Filter | None:
 
 
 def matches(filter: Filter, metadata: Metadata) -> bool:
-    """Whether a passage with this metadata is kept: the reference for what the engines do."""
+    """Whether a filter matches a passage's metadata: the reference for what the engines do.
+
+    Args:
+        filter: The filter.
+        metadata: The passage's metadata.
+
+    Returns:
+        True if a passage with this metadata is kept.
+
+    Raises:
+        TypeError: When `filter` is not one of this module's filters.
+    """
     match filter:
         case And(filters):
             return all(matches(part, metadata) for part in filters)
@@ -247,7 +332,10 @@ def matches(filter: Filter, metadata: Metadata) -> bool:
 
 
 def elements(value: MetadataValue) -> list[MetadataScalar]:
-    """What filters see of a metadata value: itself, or the elements of a list."""
+    """What filters see of a metadata value: itself or, if it is a list, its elements.
+
+    Objects, null and numbers that are not finite are left out.
+    """
     found = value if isinstance(value, list | tuple) else [value]
     return [e for e in found if isinstance(e, str | bool) or _is_finite(e)]  # type: ignore[misc]
 
@@ -257,14 +345,14 @@ def _is_finite(value: object) -> bool:
 
 
 def value_kind(value: MetadataScalar) -> Kind:
-    """What a value is compared with."""
+    """The kind of a value; it is compared only with values of the same kind."""
     if isinstance(value, bool):
         return "boolean"
     return "string" if isinstance(value, str) else "number"
 
 
 def finite_number(value: float) -> float | None:
-    """As engines hold it: as a float if it takes over 64 bits, None if it is not finite."""
+    """A number as engines hold it: a float if it takes more than 64 bits; None if it is not finite."""
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
     try:
@@ -275,7 +363,7 @@ def finite_number(value: float) -> float | None:
 
 
 def exact_integer(number: float) -> bool:
-    """Whether this is a whole number, as an int, that a float may not tell from its neighbours."""
+    """Whether this is an int so large that a float may not tell it from its neighbours."""
     return isinstance(number, int) and abs(number) >= 2**53
 
 
@@ -300,7 +388,7 @@ def _ordered(op: Operator, held: MetadataScalar, bound: MetadataScalar) -> bool:
 
 
 def _parts(filter: Filter, joined: type[And] | type[Or]) -> tuple[Filter, ...]:
-    """What `filter` joins, so that a & b & c is one flat And, however many there are."""
+    """The filters that `filter` joins, so that a & b & c becomes one flat And instead of nested ones."""
     if not isinstance(filter, Filter):
         raise TypeError(f"{filter!r} is not a filter; each side of & and | needs its own brackets.")
     return filter.filters if isinstance(filter, joined) else (filter,)

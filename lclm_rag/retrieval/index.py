@@ -1,4 +1,4 @@
-"""What every passage index does, whichever engine is under it."""
+"""The interface that every passage index has, independent of its engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ __all__ = ["IndexEntry", "PassageIndex", "ScoredKey"]
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """A passage to be found: its text is searched but not kept, its metadata can be filtered on."""
+    """A passage to put into an index.
+
+    Attributes:
+        key: The key that a search returns.
+        text: The text to search, header included; the index does not keep it.
+        metadata: The metadata to filter on.
+    """
 
     key: PassageKey
     text: str
@@ -22,49 +28,99 @@ class IndexEntry:
 
 
 class ScoredKey(NamedTuple):
-    """A passage that was found. Scores compare the hits of one search, not those of two."""
+    """A passage that a search returned.
+
+    Attributes:
+        key: The passage.
+        score: Higher is better; comparable only with other hits of the same search.
+    """
 
     key: PassageKey
     score: float
 
 
 class PassageIndex(Protocol):
-    """question → passage keys. Every method raises PassageIndexError where the engine fails."""
+    """question → passage keys.
+
+    Every method raises PassageIndexError if the engine fails.
+    """
 
     def upsert(self, entries: Iterable[IndexEntry]) -> None:
-        """Add passages; one whose key is there already is replaced. Reads `entries` batch by batch.
+        """Add passages; one whose key is already in the index is replaced.
 
-        Raises ValueError for a passage that cannot be stored; the batches before it have been.
+        Args:
+            entries: The passages, read batch by batch.
+
+        Raises:
+            ValueError: When a passage cannot be stored. The batches before it have been stored.
+            PassageIndexError: When the engine fails.
         """
         ...
 
     def delete(self, keys: Iterable[PassageKey]) -> None:
-        """Remove passages; keys that are not there are passed over."""
+        """Remove passages.
+
+        Args:
+            keys: The passages' keys; keys that are not in the index are ignored.
+
+        Raises:
+            PassageIndexError: When the engine fails.
+        """
         ...
 
     def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[ScoredKey]:
-        """At most `top_k` hits, best first; those of equal score in the order of their keys.
+        """Search for the passages that fit a question best.
 
-        Without an embedder a question without a word to search for (stop words only) has no hits.
-        Raises ValueError for a top_k below 1.
+        Args:
+            question: The question. Without an embedder, a question of nothing but stop words has no hits.
+            top_k: The number of hits to return.
+            filter: Keeps only passages whose metadata match; None keeps all.
+
+        Returns:
+            At most `top_k` hits, best first; hits of equal score in the order of their keys.
+
+        Raises:
+            ValueError: When `top_k` is below 1.
+            PassageIndexError: When the engine fails.
         """
         ...
 
     def keys(self, filter: Filter | None) -> list[PassageKey]:
-        """All passages that the filter keeps (None: all there are), in the order of their keys."""
+        """List the passages that a filter keeps.
+
+        Args:
+            filter: The filter; None for all passages.
+
+        Returns:
+            The passages' keys, sorted.
+
+        Raises:
+            PassageIndexError: When the engine fails.
+        """
         ...
 
     def has(self, filter: Filter | None) -> bool:
-        """Whether there is a passage that the filter keeps."""
+        """Whether there is a passage that the filter keeps (None: any passage at all)."""
         ...
 
     def unmatchable(self, filter: Filter) -> list[str]:
-        """Sentences on conditions that cannot hold, because no passage has, or had, such a key or a value of
-        that kind. Costs no search."""
+        """Explain which conditions of a filter cannot hold. Costs no search.
+
+        A condition cannot hold if no passage has, or ever had, such a metadata key or a value of that kind.
+
+        Args:
+            filter: The filter to check.
+
+        Returns:
+            A sentence for each such condition; empty if all can hold.
+
+        Raises:
+            PassageIndexError: When the engine fails.
+        """
         ...
 
     def count(self) -> int:
-        """How many passages there are."""
+        """The number of passages in the index."""
         ...
 
     def flush(self) -> None:
@@ -72,9 +128,9 @@ class PassageIndex(Protocol):
         ...
 
     def optimize(self) -> None:
-        """Make later searches faster where the engine does not by itself. May take minutes."""
+        """Make later searches faster, if the engine does not do so by itself. May take minutes."""
         ...
 
     def close(self) -> None:
-        """Flush and let go. A closed index cannot be used; closing it again does nothing."""
+        """Flush and release the engine. A closed index cannot be used; closing it again does nothing."""
         ...

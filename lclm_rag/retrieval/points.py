@@ -1,4 +1,4 @@
-"""How a passage is laid down as a Qdrant point, and filters translated to that layout.
+"""The layout of a passage as a Qdrant point, and the translation of filters to that layout.
 
 A point's id is a uuid5 of the passage key. Its payload is
 
@@ -6,10 +6,10 @@ A point's id is a uuid5 of the passage key. Its payload is
      "metadata": {"string": {"lang": "en", "tags": ["a", "b"]}, "number": {"year": 2000},
                   "boolean": {"draft": "true"}}}
 
-Metadata lie apart by kind because a Qdrant payload index knows one type: a key that holds a number
-here and a string there gets an index for each, and a condition cannot match the other kind by
-accident. Booleans are words because Edge 0.9 takes MatchValue(True) for MatchValue(1). What filters do
-not see (objects, null) is not here.
+Metadata are grouped by kind because a Qdrant payload index has a single type. A key that holds a number in
+one passage and a string in another gets an index for each kind, and a condition cannot match the other kind
+by accident. Booleans are stored as words because Edge 0.9 takes MatchValue(True) for MatchValue(1). Values
+that filters do not see (objects, null) are left out.
 """
 
 from __future__ import annotations
@@ -49,16 +49,21 @@ __all__ = [
 
 _NAMESPACE = uuid.UUID("b314237f-092d-41a6-a160-6e669d075f6f")
 
-# Qdrant's JSON paths cannot hold " and \ even inside quotes; % is there to keep them unambiguous.
+# Qdrant's JSON paths cannot hold " and \ even inside quotes; % is escaped to keep the escapes unambiguous.
 _ESCAPES = str.maketrans({"%": "%25", '"': "%22", "\\": "%5C"})
 
 
 def point_id(key: PassageKey) -> str:
+    """The id of a passage's point: a uuid5 of its key."""
     return str(uuid.uuid5(_NAMESPACE, f"{key.ordinal}:{key.document_id}"))
 
 
 def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
-    """The payload of a point. Raises ValueError for strings that are not valid Unicode."""
+    """The payload of a passage's point.
+
+    Raises:
+        ValueError: When the id or the metadata hold a string that is not valid Unicode.
+    """
     seen = {name: elements(value) for name, value in metadata.items()}
     strings = [e for values in seen.values() for e in values if isinstance(e, str)]
     try:
@@ -81,13 +86,17 @@ def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
 
 
 def passage_key(payload: dict[str, Any] | None) -> PassageKey:
-    """The key of a point that was found. Raises KeyError for a point that is not a passage."""
+    """The passage key in the payload of a point.
+
+    Raises:
+        KeyError: When the point is not a passage.
+    """
     found = payload or {}
     return PassageKey(found["document_id"], found["ordinal"])
 
 
 def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:
-    """The (JSON path, kind) of each metadata value that is kept."""
+    """The (JSON path, kind) of each metadata value that a point keeps."""
     return {
         (metadata_path(name, kind), kind)
         for name, value in metadata.items()
@@ -96,12 +105,12 @@ def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:
 
 
 def metadata_path(name: str, kind: str) -> str:
-    """The JSON path at which values of this kind lie in the payload."""
+    """The JSON path of a metadata key's values of this kind in the payload."""
     return f'metadata.{kind}."{name.translate(_ESCAPES)}"'
 
 
 def field_of(path: str) -> tuple[str, Kind] | None:
-    """Key and kind of a JSON path, quotes left out; None where it is not that of a metadata value."""
+    """The key and the kind of a JSON path without quotes; None if it is not the path of a metadata value."""
     parts = path.split(".", 2)
     if len(parts) < 3 or parts[0] != "metadata" or parts[1] not in _KINDS:
         return None
@@ -110,11 +119,20 @@ def field_of(path: str) -> tuple[str, Kind] | None:
 
 
 def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[str], Any]) -> Any:
-    """The engine's own filter.
+    """Translate a filter into the engine's own type.
 
-    `engine` is the module with Qdrant's condition classes, under the names that qdrant_edge and
-    qdrant_client.models share; `range_type` is its class for ranges of floats, `is_empty` makes its
-    condition that nothing lies at a path.
+    Args:
+        filter: The filter.
+        engine: The module with Qdrant's condition classes, under the names that qdrant_edge and
+            qdrant_client.models share.
+        range_type: The engine's class for ranges of floats.
+        is_empty: Makes the engine's condition that the payload has nothing at a path.
+
+    Returns:
+        The engine's filter.
+
+    Raises:
+        TypeError: When `filter` is not one of `lclm_rag.retrieval.filters`.
     """
 
     def equal(key: str, value: MetadataScalar) -> Any:
@@ -123,9 +141,9 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
             return engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
         number = float(value)
         if not isinstance(held, int) or not exact_integer(held):
-            # A range, because MatchValue takes no floats and 1 must find 1.0.
+            # A range, because MatchValue takes no floats, and 1 must match 1.0.
             return engine.FieldCondition(key=path, range=range_type(gte=number, lte=number))
-        # MatchValue alone would do, but the float index does not know it and would not be used.
+        # MatchValue alone would be right, but the float index does not support it and would go unused.
         bounds = range_type(gte=math.nextafter(number, -inf), lte=math.nextafter(number, inf))
         near = engine.FieldCondition(key=path, range=bounds)
         exact = engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
@@ -133,7 +151,7 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
 
     def one_of(key: str, values: tuple[MetadataScalar, ...]) -> Any:
         strings = [value for value in values if isinstance(value, str)]
-        # MatchAny of nothing matches nothing, where a `should` of nothing would match everything.
+        # An empty MatchAny matches nothing, whereas an empty `should` would match everything.
         any_string = engine.FieldCondition(
             key=metadata_path(key, "string"), match=engine.MatchAny(any=strings)
         )
@@ -177,7 +195,7 @@ _KINDS = get_args(Kind)
 
 
 def _held(value: MetadataScalar) -> str | float:
-    """A value that filters see as the payload holds it."""
+    """A value of `elements` as the payload holds it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

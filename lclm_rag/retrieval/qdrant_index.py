@@ -1,4 +1,4 @@
-"""What Qdrant's two engines share: batches, vectors, payload indexes, the order of hits."""
+"""What the indexes on Qdrant's two engines share: batches, vectors, payload indexes, the order of hits."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = [
 BM25 = "bm25"
 DENSE = "dense"
 
-# What a search needs of a payload: the passage key.
+# The fields of the payload that a search needs: the passage key.
 PAYLOAD_KEYS = ["document_id", "ordinal"]
 
-# Reciprocal rank fusion adds up 1 / (k + rank), ranks from 0; every Qdrant server defaults to 2.
+# Reciprocal rank fusion adds up 1 / (k + rank), with ranks from 0. Every Qdrant server's default for k is 2.
 RRF_K = 2
 
 _BATCH = 256
-# How far past top_k a run of equal scores is followed, so that their keys can decide the order.
+# How many hits past top_k are fetched when equal scores cross it, so that the keys can decide the order.
 _TIE_REACH = 1000
-# How many candidates each half of a hybrid search puts up, at least.
+# The least number of candidates that each half of a hybrid search contributes.
 _CANDIDATES = 100
 
 T = TypeVar("T")
@@ -50,7 +50,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PointData:
-    """A point before it takes the engine's own type; `dense` is None without an embedder."""
+    """A point, before conversion to the engine's own type.
+
+    Attributes:
+        id: The point's id, of `point_id`.
+        indices: The words of the BM25 vector.
+        values: The weights of these words.
+        dense: The dense vector; None without an embedder.
+        payload: The passage's key and metadata, of `payload`.
+    """
 
     id: str
     indices: list[int]
@@ -61,9 +69,13 @@ class PointData:
 
 @dataclass(frozen=True)
 class SearchVectors:
-    """A question as vectors: `indices` and `values` are BM25's, empty where no word counts.
+    """A question as vectors.
 
-    `candidates` is how many hits each of the two puts up where they are fused.
+    Attributes:
+        indices: The words of the BM25 vector; empty if the question has nothing but stop words.
+        values: The weights of these words.
+        dense: The dense vector; None without an embedder.
+        candidates: The number of hits that each vector contributes when the two are fused.
     """
 
     indices: list[int]
@@ -73,7 +85,12 @@ class SearchVectors:
 
 
 class QdrantIndex(ABC):
-    """A PassageIndex over one of Qdrant's engines, which subclasses call."""
+    """A `PassageIndex` over one of Qdrant's engines; subclasses make the calls to the engine.
+
+    Args:
+        bm25: How words become sparse vectors.
+        embedder: Makes the dense vectors; None for BM25 alone.
+    """
 
     def __init__(self, bm25: Bm25Settings, embedder: Embedder | None) -> None:
         self._bm25 = bm25.model()
@@ -81,6 +98,7 @@ class QdrantIndex(ABC):
         self._indexed: set[str] = set()
 
     def upsert(self, entries: Iterable[IndexEntry]) -> None:
+        """See `PassageIndex.upsert`."""
         for batch in _batches(entries):
             points = self._points(batch)
             for path, kind in sorted(set().union(*(metadata_fields(e.metadata) for e in batch))):
@@ -88,10 +106,12 @@ class QdrantIndex(ABC):
             self._write(points)
 
     def delete(self, keys: Iterable[PassageKey]) -> None:
+        """See `PassageIndex.delete`."""
         for batch in _batches(keys):
             self._remove([point_id(key) for key in batch])
 
     def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[ScoredKey]:
+        """See `PassageIndex.search`."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
         question = _valid_unicode(question)
@@ -103,13 +123,14 @@ class QdrantIndex(ABC):
         elif not words.indices:
             return []
         vectors = SearchVectors(words.indices, words.values, dense, max(_CANDIDATES, 2 * top_k))
-        # The engine cuts a run of equal scores anywhere: when one crosses top_k, fetch it whole.
+        # The engine may cut a run of equal scores anywhere: when a run crosses top_k, fetch all of it.
         hits = self._query(vectors, top_k + 1, filter)
         if len(hits) > top_k and hits[top_k].score == hits[top_k - 1].score:
             hits = self._query(vectors, top_k + _TIE_REACH, filter)
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
 
     def keys(self, filter: Filter | None) -> list[PassageKey]:
+        """See `PassageIndex.keys`."""
         keys: list[PassageKey] = []
         offset = None
         while True:
@@ -119,18 +140,20 @@ class QdrantIndex(ABC):
                 return sorted(keys)
 
     def has(self, filter: Filter | None) -> bool:
+        """See `PassageIndex.has`."""
         found, _ = self._scroll(filter, 1, None)
         return bool(found)
 
     def unmatchable(self, filter: Filter) -> list[str]:
-        # Where other processes write, what is known here may be behind.
+        """See `PassageIndex.unmatchable`."""
+        # If other processes write too, the fields known here may be out of date: refresh before reporting.
         if not unmatchable(filter, self._fields()):
             return []
         self._refresh_indexed()
         return unmatchable(filter, self._fields())
 
     def _fields(self) -> dict[str, set[Kind]]:
-        """The kinds of values under each metadata key: every one that ever was is indexed."""
+        """The kinds of values under each metadata key. Every kind that ever occurred has a payload index."""
         fields: dict[str, set[Kind]] = {}
         for found in map(field_of, self._indexed):
             if found is not None:
@@ -139,7 +162,7 @@ class QdrantIndex(ABC):
 
     @abstractmethod
     def _refresh_indexed(self) -> None:
-        """Ask the engine again which paths are indexed, where others may have written to it."""
+        """Ask the engine again which paths are indexed, if other processes may have written to it."""
 
     @abstractmethod
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
@@ -149,7 +172,7 @@ class QdrantIndex(ABC):
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any
     ) -> tuple[list[dict[str, Any] | None], Any]:
-        """Payloads of at most `limit` points from `offset` (None: the first) on, and the next offset."""
+        """At most `limit` payloads from `offset` (None: the start), and the next offset (None: the end)."""
 
     @abstractmethod
     def _write(self, points: list[PointData]) -> None: ...
@@ -163,12 +186,12 @@ class QdrantIndex(ABC):
 
     def _index_field(self, path: str, kind: str) -> None:
         if _plain(path) not in self._indexed:
-            # Numbers get a float index, which holds whole numbers too; an integer one drops 2.5.
+            # Numbers get a float index, which holds whole numbers too; an integer index would drop 2.5.
             self._create_field_index(path, "float" if kind == "number" else "keyword")
             self._indexed.add(_plain(path))
 
     def _note_indexed(self, paths: Iterable[str]) -> None:
-        """Take the paths that the engine says are indexed."""
+        """Remember the paths that the engine reports as indexed."""
         self._indexed = {_plain(path) for path in paths}
 
     def _points(self, batch: list[IndexEntry]) -> list[PointData]:
@@ -179,7 +202,7 @@ class QdrantIndex(ABC):
             _check_vectors(self._embedder, dense, len(batch))
         points = []
         for entry, text, vector in zip(batch, texts, dense, strict=True):
-            fields = payload(entry.key, entry.metadata)  # first: it refuses bad keys by name
+            fields = payload(entry.key, entry.metadata)  # first: its error names a bad passage
             words = self._bm25.embed_document(text)
             points.append(
                 PointData(
@@ -194,9 +217,15 @@ class QdrantIndex(ABC):
 
 
 def check_dense_width(where: str, stored: int | None, embedder: Embedder | None) -> None:
-    """Raise PassageIndexError where an index does not fit the embedder that it is opened with.
+    """Check that an index fits the embedder that it is opened with.
 
-    `stored` is the width of its dense vectors, None where it has none.
+    Args:
+        where: The index, as the subject of the error's sentence.
+        stored: The width of the index's dense vectors; None if it has none.
+        embedder: The embedder that the index is opened with, if any.
+
+    Raises:
+        PassageIndexError: When only one of the two has dense vectors, or the widths differ.
     """
     if stored is None and embedder is not None:
         raise PassageIndexError(
@@ -212,7 +241,7 @@ def check_dense_width(where: str, stored: int | None, embedder: Embedder | None)
 
 
 def _check_vectors(embedder: Embedder, vectors: list[list[float]], count: int) -> None:
-    """Engines take NaN without a word: look before it is stored."""
+    """Check an embedder's vectors before they are stored or searched, as engines accept NaN silently."""
     if len(vectors) != count:
         raise ValueError(f"{embedder.name} made {len(vectors)} vectors of {count} texts.")
     for vector in vectors:
@@ -231,10 +260,10 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _plain(path: str) -> str:
-    """A JSON path less its quotes: engines give back only those that they find needed."""
+    """A JSON path without its quotes: engines report paths with only the quotes that they consider needed."""
     return path.replace('"', "")
 
 
 def _valid_unicode(text: str) -> str:
-    """Half surrogate pairs, which no engine or tokenizer takes, as question marks."""
+    """The text with question marks for lone surrogates, which no engine or tokenizer accepts."""
     return text.encode("utf-8", "replace").decode()

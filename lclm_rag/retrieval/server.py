@@ -36,10 +36,17 @@ _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "float": models.Payload
 
 
 class ServerIndex(QdrantIndex):
-    """A PassageIndex in `collection`, which is created where the server has none of that name.
+    """A `PassageIndex` in a collection on a Qdrant server.
 
-    `client` speaks HTTP, and is left open by `close`. Raises PassageIndexError where the server
-    cannot be reached, or the collection is not one of ours or does not fit the embedder.
+    Args:
+        client: A client that speaks HTTP. `close` leaves it open.
+        collection: The collection's name; it is created if the server has none of that name.
+        bm25: How words become sparse vectors; for an existing index, the settings that it was created with.
+        embedder: Makes the dense vectors; None for BM25 alone.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached, the collection is not a passage index, or its
+            dense vectors do not fit the embedder.
     """
 
     def __init__(
@@ -70,7 +77,22 @@ class ServerIndex(QdrantIndex):
         bm25: Bm25Settings,
         embedder: Embedder | None = None,
     ) -> ServerIndex:
-        """As the constructor, at a URL, with the environment's QDRANT_API_KEY where it is set."""
+        """Open, or create, an index on the server at a URL.
+
+        The environment variable QDRANT_API_KEY, if set, is the server's API key.
+
+        Args:
+            url: The server's URL.
+            collection: See the class.
+            bm25: See the class.
+            embedder: See the class.
+
+        Returns:
+            The index, whose `close` closes the connection.
+
+        Raises:
+            PassageIndexError: See the class.
+        """
         client = _client(url)
         try:
             index = cls(client, collection, bm25=bm25, embedder=embedder)
@@ -81,16 +103,18 @@ class ServerIndex(QdrantIndex):
         return index
 
     def count(self) -> int:
+        """The number of passages, exact."""
         with self._server_errors():
             return self._client.count(self._collection, exact=True).count
 
     def flush(self) -> None:
-        """Nothing to do: every write waits until the server has taken it, and it keeps a log."""
+        """Do nothing: every write waits until the server has applied it, and the server keeps a log."""
 
     def optimize(self) -> None:
-        """Nothing to do: the server optimizes by itself."""
+        """Do nothing: the server optimizes by itself."""
 
     def close(self) -> None:
+        """Close the connection if `connect` opened it."""
         if self._owns_client:
             self._client.close()
 
@@ -174,13 +198,21 @@ class ServerIndex(QdrantIndex):
 
 
 def collection_exists(url: str, collection: str) -> bool:
-    """Raises PassageIndexError where the server cannot be reached, as `drop_collection` does."""
+    """Whether the server has a collection of this name.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached.
+    """
     with _errors_at(url, collection), closing(_client(url)) as client:
         return client.collection_exists(collection)
 
 
 def collection_keys(url: str, collection: str) -> set[PassageKey]:
-    """The keys of all passages in a collection."""
+    """The keys of all passages in a collection.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached, or has no such collection.
+    """
     keys: set[PassageKey] = set()
     with _errors_at(url, collection), closing(_client(url)) as client:
         offset = None
@@ -194,7 +226,11 @@ def collection_keys(url: str, collection: str) -> set[PassageKey]:
 
 
 def drop_collection(url: str, collection: str) -> None:
-    """Delete a collection with all its points; one that is not there is passed over."""
+    """Delete a collection with all its points; do nothing if it does not exist.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached.
+    """
     with _errors_at(url, collection), closing(_client(url)) as client:
         client.delete_collection(collection)
 
@@ -208,7 +244,7 @@ def _client(url: str) -> QdrantClient:
         url=url,
         api_key=os.environ.get("QDRANT_API_KEY") or None,
         timeout=_TIMEOUT,
-        # It asks from a thread, and only warns; what is wrong shows in the first request.
+        # The check runs in a thread and only warns; a problem shows in the first request anyway.
         check_compatibility=False,
     )
 

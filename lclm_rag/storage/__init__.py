@@ -1,4 +1,4 @@
-"""Where files lie: in a folder of this machine, or in an object store; knowledge bases and corpora."""
+"""Folders and files of knowledge bases and corpora, on this machine or in an object store."""
 
 from __future__ import annotations
 
@@ -37,11 +37,18 @@ Folder = LocalFolder | ObjectFolder
 
 
 def open_folder(location: str | Path | Folder) -> Folder:
-    """The folder that a path or a URL names (s3://, gs://, file:// and what else fsspec knows); it need not
-    be there yet.
+    """The folder that a path or a URL names.
 
-    Raises ImportError where the object store's library is not installed, ValueError for an unknown scheme,
-    and where a URL holds secrets or options.
+    Args:
+        location: A path, or a URL with s3://, gs://, file:// or another scheme that fsspec knows. The folder
+            need not exist yet. A folder that is open already is returned unchanged.
+
+    Returns:
+        The folder: local for a path or a file:// URL, otherwise in an object store.
+
+    Raises:
+        ImportError: If the object store's library is not installed.
+        ValueError: If the scheme is unknown, or the URL holds secrets or options.
     """
     if isinstance(location, LocalFolder | ObjectFolder):
         return location

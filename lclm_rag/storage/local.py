@@ -1,4 +1,4 @@
-"""A folder of this machine: durable, atomic writes; files are read by memory map."""
+"""A folder on this machine: writes are atomic and durable, files are read through memory maps."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ __all__ = [
 ]
 
 TEMPORARY = ".tmp"
-"""How names end that are only written to; a crash leaves them behind, and nothing reads them."""
+"""The ending of the names of unfinished files. A crash may leave such files behind; nothing reads them."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """name: within the folder. size: bytes. modified: seconds since 1970."""
+    """What a folder's listing says about a file.
+
+    Attributes:
+        name: The name within the folder.
+        size: The size in bytes.
+        modified: When the file was last changed, in seconds since 1970.
+    """
 
     name: str
     size: int
@@ -45,10 +51,13 @@ class FileFacts:
 class MappedFile:
     """A whole file as one buffer.
 
-    need: to be called with start and stop (bytes) before they are looked at: where the file lies in an
-    object store, that is when they are fetched. forget: to be called where they are damaged: they are fetched
-    again when they are needed again; False where they were not fetched. evicted: whether it is better mapped
-    again before more of it is read.
+    Attributes:
+        buffer: The file's bytes. Those of a file in an object store are only valid after `need`.
+        need: Call it with start and stop (bytes) before looking at these bytes. For a file in an object
+            store, this is what fetches them.
+        forget: Call it if the bytes are damaged: they are fetched again the next time they are needed.
+            Returns False if nothing can be fetched again, because the file is local.
+        evicted: Whether the file should be mapped again before more of it is read.
     """
 
     buffer: pa.Buffer
@@ -59,7 +68,14 @@ class MappedFile:
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """Names are relative, with "/" between folders; a file's folder must be there. Methods raise OSError."""
+    """A folder on this machine.
+
+    Names are relative, with "/" between folders; the folder that a file is in must exist. Methods raise
+    OSError.
+
+    Attributes:
+        path: The folder.
+    """
 
     path: Path
 
@@ -71,17 +87,19 @@ class LocalFolder:
 
     @property
     def local(self) -> Path:
+        """The folder as a path; None for a folder in an object store."""
         return self.path
 
     def only_writer(self) -> bool:
-        """Whether `create` decides between two writers who want the same name."""
+        """Whether `create` lets only one of two writers have a name."""
         return True
 
     def make(self) -> None:
+        """Create the folder and its parents; a folder that exists stays as it is."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def files(self) -> list[FileFacts]:
-        """The files in this folder, by name; none where there is no folder. Not those below it."""
+        """The files in this folder but not in its subfolders, sorted by name; none if there is no folder."""
         try:
             entries = list(os.scandir(self.path))
         except FileNotFoundError:
@@ -92,18 +110,27 @@ class LocalFolder:
                 if entry.is_file():
                     facts = entry.stat()
                     files.append(FileFacts(entry.name, facts.st_size, facts.st_mtime))
-            except FileNotFoundError:  # Gone meanwhile, as other processes' temporary files do.
+            except FileNotFoundError:  # Removed meanwhile, as other processes' temporary files are.
                 continue
         return sorted(files, key=lambda facts: facts.name)
 
     def read(self, name: str) -> bytes:
+        """All bytes of a file."""
         with open(_open_file(self.path / name), "rb") as f:
             return f.read()
 
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, anew: bool = False
     ) -> list[bytes]:
-        """Bytes start to stop of each named file; fewer where it ends before."""
+        """Read stretches of files.
+
+        Args:
+            ranges: Name, start and stop (bytes) of each stretch.
+            anew: Makes no difference here; see `ObjectFolder.read_ranges`.
+
+        Returns:
+            The bytes of each stretch, fewer if the file ends before its stop.
+        """
         pieces = []
         for name, start, stop in ranges:
             descriptor = _open_file(self.path / name)
@@ -115,27 +142,47 @@ class LocalFolder:
         return pieces
 
     def map(self, name: str) -> MappedFile:
-        import pyarrow as pa  # Here, because corpora of text alone do without it.
+        """Map a file into memory, for reading."""
+        import pyarrow as pa  # Imported here, because corpora of plain text do not need it.
 
-        # Not pyarrow's memory_map: it asks for the whole file to be read ahead, whatever is looked at.
+        # Not pyarrow's memory_map, which asks the system to read the whole file ahead.
         with open(_open_file(self.path / name), "rb") as f:
             mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         return MappedFile(pa.py_buffer(mapped), nothing_needed)
 
     def create(self, name: str, data: bytes) -> None:
-        """Put a whole new file in place, durably. FileExistsError where there is one of that name."""
+        """Put a new file in place, whole and durable.
+
+        Args:
+            name: The file's name, which must not exist yet.
+            data: The file's bytes.
+
+        Raises:
+            FileExistsError: If there is a file of that name.
+        """
         temporary = self._temporary(name)
         try:
+            # 1. The bytes, synced, under a temporary name: whoever sees the real name, also after a power
+            #    cut, must find the whole file behind it.
             _write_synced(temporary, data)
+            # 2. The real name. A link and not a rename, because a link fails if the name exists: of two
+            #    writers only one gets it.
             os.link(temporary, self.path / name)
         finally:
             temporary.unlink(missing_ok=True)
+        # 3. The folder, so that the name survives a power cut as well. Only then may the caller rely on it.
         self.sync()
 
     def replace(self, name: str, data: bytes) -> None:
-        """Put a whole file in place of the one there may be, durably."""
+        """Put a file in place, whole and durable, over any file of that name.
+
+        Args:
+            name: The file's name.
+            data: The file's bytes.
+        """
         temporary = self._temporary(name)
         try:
+            # The order is that of `create`, for the same reasons; here a rename, which replaces.
             _write_synced(temporary, data)
             temporary.replace(self.path / name)
         except BaseException:
@@ -144,9 +191,18 @@ class LocalFolder:
         self.sync()
 
     def write(self, name: str, fill: Callable[[Path], T]) -> T:
-        """Let `fill` write a file that is put in place whole, durably, once it returns."""
+        """Let a function write a file, and put the file in place, whole and durable.
+
+        Args:
+            name: The file's name. A file of that name is replaced.
+            fill: Writes the file at the path that it is given, a temporary one.
+
+        Returns:
+            What `fill` returned.
+        """
         temporary = self._temporary(name)
         try:
+            # The order is that of `create`: bytes, sync, name, folder.
             result = fill(temporary)
             with temporary.open("rb+") as f:
                 os.fsync(f.fileno())
@@ -158,7 +214,7 @@ class LocalFolder:
         return result
 
     def remove(self, name: str) -> None:
-        """Remove a file; nothing where there is none."""
+        """Remove a file; do nothing if it does not exist."""
         (self.path / name).unlink(missing_ok=True)
 
     def sync(self) -> None:
@@ -176,13 +232,17 @@ class LocalFolder:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Or a quota reached."""
+    """Whether the error says that the disk is full or a quota is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def disk_full_as(error: Callable[[], Exception]) -> Iterator[None]:
-    """Raise `error()`, which says what that means here, where the disk is full; other errors pass."""
+    """Replace the error of a full disk that is raised within this block; other errors pass unchanged.
+
+    Args:
+        error: Makes the error to raise, which says what a full disk means to the caller.
+    """
     try:
         yield
     except OSError as cause:
@@ -192,7 +252,7 @@ def disk_full_as(error: Callable[[], Exception]) -> Iterator[None]:
 
 
 def _open_file(path: Path) -> int:
-    """A descriptor for reading. OSError for anything but a plain file: a pipe would be waited for."""
+    """A descriptor for reading. OSError for anything but a plain file: a pipe would wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -208,4 +268,4 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def nothing_needed(start: int, stop: int) -> None:
-    """A local file is there as a whole."""
+    """Do nothing: all bytes of a local file can be read at any time."""

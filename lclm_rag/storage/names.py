@@ -1,4 +1,4 @@
-"""Names that come out of files: none of them may lead out of the folder that it is for."""
+"""Checks for names that are read from files: none may lead out of the folder it is used in."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ __all__ = ["is_path_below", "is_plain_name"]
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether it is the name of a file or folder, and not the path of one elsewhere."""
+    """Whether it is the bare name of a file or folder, and not a path."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {*"/\\\0"}
 
 
 def is_path_below(path: object) -> bool:
-    """Whether it is a relative path, "a/b/c", that stays below the folder where it begins."""
+    """Whether it is a relative path, such as "a/b/c", that stays below the folder it starts from."""
     return isinstance(path, str) and all(map(is_plain_name, path.split("/")))

@@ -1,4 +1,4 @@
-"""The connection to an object store, through fsspec, and what its errors mean."""
+"""The connection to an object store through fsspec, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from lclm_rag.storage.local import is_disk_full
 
 __all__ = ["ObjectStore"]
 
-# Schemes whose libraries the extra installs.
+# Schemes whose libraries the extra `object-stores` installs.
 _IN_EXTRA = ("s3", "s3a", "gs", "gcs")
 
 
 class ObjectStore:
-    """A file system of fsspec, with its connections: a forked child opens its own, and so does another
-    process that this is pickled for.
+    """An fsspec file system with its connections.
 
-    root: how the file system names what the URL names, "bucket/folder".
+    A forked child opens its own connections, and so does a process that unpickles this object.
+    `root` is the file system's name for the place that the URL names, such as "bucket/folder".
 
-    Raises ImportError where fsspec, or its part for this scheme, is not installed; ValueError for an unknown
-    scheme.
+    Args:
+        url: The URL of a folder or an object.
+
+    Raises:
+        ImportError: If fsspec, or its part for this scheme, is not installed.
+        ValueError: If the scheme is unknown.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,24 +38,31 @@ class ObjectStore:
         return ObjectStore, (self._url,)
 
     def after_fork(self) -> None:
+        """Leave the parent's connections alone; the child opens its own when it needs them."""
         keep_for_ever(self._filesystem)
         self._filesystem = None
 
     @property
     def filesystem(self) -> Any:
-        """Of fsspec."""
+        """The fsspec file system."""
         if self._filesystem is None:
             self._filesystem, _ = _filesystem_and_root(self._url)
         return self._filesystem
 
     @contextmanager
     def errors(self, where: str) -> Iterator[None]:
-        """OSError in place of what is raised within: a sentence that names `where`, its `strerror` the reason
-        alone. The store's libraries raise much that is no OSError, and little that names the object."""
+        """Translate what is raised within this block to OSError.
+
+        The error's message is a sentence that names the object; its `strerror` is the reason alone. The
+        store's libraries raise many errors that are no OSError, and few that name the object.
+
+        Args:
+            where: The URL of the folder or object that the block reads or writes.
+        """
         try:
             yield
         except Exception as error:
-            # An error of this machine's disk is not one of the store.
+            # A full disk on this machine is not an error of the store.
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
             raise self._translated(error, where) from error
@@ -79,7 +90,7 @@ def _filesystem_and_root(url: str) -> tuple[Any, str]:
         from fsspec import available_protocols
         from fsspec.core import url_to_fs
 
-        # What others write must be seen.
+        # Without the cache of listings, which would hide what other processes write.
         filesystem, root = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         reason = str(error)

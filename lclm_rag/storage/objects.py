@@ -1,4 +1,4 @@
-"""A folder in an object store, through fsspec: files are read by the byte ranges that are needed."""
+"""A folder in an object store, through fsspec: of each file only the byte ranges needed are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectFolder", "cache_folder"]
 
-# Stores whose fsspec file system puts an object in place only if there is none of that name.
+# Schemes whose fsspec file system can create an object only if none of that name exists.
 _CONDITIONAL = ("s3", "s3a", "gs", "gcs")
 
 _CACHE_GB = 10.0
@@ -32,10 +32,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ObjectFolder:
-    """A folder named by a URL. An object appears whole or not at all, which is the store's promise.
+    """A folder in an object store, with the methods of `LocalFolder`.
 
-    root: as fsspec's file system names the folder, "bucket/folder". Methods raise OSError that names the
-    object.
+    An object appears whole or not at all: object stores promise that. Methods raise OSError, which names
+    the object.
+
+    Attributes:
+        url: The folder's URL.
+        root: The file system's name for the folder, such as "bucket/folder".
+        store: The connection.
     """
 
     url: str
@@ -44,7 +49,15 @@ class ObjectFolder:
 
     @classmethod
     def of_url(cls, url: str) -> ObjectFolder:
-        """Raises ImportError and ValueError as `ObjectStore` does."""
+        """The folder that a URL names.
+
+        Args:
+            url: The folder's URL.
+
+        Raises:
+            ImportError: If fsspec, or its part for this scheme, is not installed.
+            ValueError: If the scheme is unknown.
+        """
         store = ObjectStore(url)
         return cls(url.rstrip("/"), store.root.rstrip("/"), store)
 
@@ -52,7 +65,7 @@ class ObjectFolder:
 
     @property
     def filesystem(self) -> Any:
-        """Of fsspec."""
+        """The fsspec file system."""
         return self.store.filesystem
 
     def __str__(self) -> str:
@@ -62,8 +75,13 @@ class ObjectFolder:
         return ObjectFolder(f"{self.url}/{name}", f"{self.root}/{name}", self.store)
 
     def only_writer(self) -> bool:
-        """Whether `create` decides between two writers who want the same name. It is tried, because stores
-        that speak the protocol of S3 may not do all that S3 does. OSError where nothing can be written."""
+        """Whether `create` lets only one of two writers have a name.
+
+        This is tried out, because stores that speak the protocol of S3 may not do all that S3 does.
+
+        Raises:
+            OSError: If nothing can be written.
+        """
         name = f"only-writer-{os.getpid()}-{time.time_ns()}{TEMPORARY}"
         self.replace(name, b"1")
         try:
@@ -81,10 +99,10 @@ class ObjectFolder:
         return any(name in _CONDITIONAL for name in names)
 
     def make(self) -> None:
-        """Object stores have no empty folders."""
+        """Do nothing: object stores have no empty folders."""
 
     def files(self) -> list[FileFacts]:
-        """The files in this folder, by name; none where there is no folder. Not those below it."""
+        """The files in this folder but not in its subfolders, sorted by name; none if there is no folder."""
         try:
             with self._errors():
                 entries = self.filesystem.ls(self.root, detail=True)
@@ -98,14 +116,22 @@ class ObjectFolder:
         return sorted(facts, key=lambda entry: entry.name)
 
     def read(self, name: str) -> bytes:
+        """All bytes of an object."""
         with self._errors(name):
             return bytes(self.filesystem.cat_file(f"{self.root}/{name}"))
 
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, anew: bool = False
     ) -> list[bytes]:
-        """Bytes start to stop of each named file; fetched side by side, and kept on disk. anew: fetched,
-        whatever is kept."""
+        """Read stretches of objects: fetched in parallel, and kept in the cache on disk.
+
+        Args:
+            ranges: Name, start and stop (bytes) of each stretch.
+            anew: Whether to fetch also what the cache holds.
+
+        Returns:
+            The bytes of each stretch, fewer if the object ends before its stop.
+        """
         kept = self._cache()
         pieces = [
             None if anew else kept.range(f"{self.url}/{name}", start, stop)
@@ -130,6 +156,7 @@ class ObjectFolder:
         return [piece for piece in pieces if piece is not None]
 
     def map(self, name: str) -> MappedFile:
+        """An object as a buffer; its bytes are fetched as they are needed, and kept in the cache on disk."""
         path = f"{self.root}/{name}"
         with self._errors(name):
             size = int(self.filesystem.info(path)["size"])
@@ -141,36 +168,59 @@ class ObjectFolder:
         return self._cache().map(f"{self.url}/{name}", size, fetch)
 
     def create(self, name: str, data: bytes) -> None:
-        """Put a whole new object in place. FileExistsError where there is one of that name; where the store
-        has no conditional writes (`only_writer` is False), only if it was there a moment before."""
+        """Put a new object in place.
+
+        If the store has no conditional writes (`only_writer` is False), two writers who create the same
+        object at the same moment both succeed, and the later one's object stays.
+
+        Args:
+            name: The object's name, which must not exist yet.
+            data: The object's bytes.
+
+        Raises:
+            FileExistsError: If there is an object of that name with other bytes.
+        """
+        # 1. Ask the store for the object only if there is none: it alone can decide between two writers.
         try:
             with self._errors(name):
                 self.filesystem.pipe_file(f"{self.root}/{name}", data, mode="create")
         except OSError as error:
-            # Stores say in many ways that it is there; and a request that was sent again because its answer
-            # was lost finds its own object.
+            # 2. On any error look at what is there, because stores report an existing object in many ways.
             try:
                 there = self.read(name)
             except FileNotFoundError:
+                # 3. Nothing: either the write failed, or the store has no conditional writes and refused.
+                #    Only then write without a condition; looking first makes an overwrite unlikely.
                 if not _is_not_implemented(error):
                     raise error from None
                 self.replace(name, data)
                 return
+            # The same bytes are our own: the first answer was lost, and the request was sent again.
             if there != data:
                 raise FileExistsError(f"{self.url}/{name} is there already.") from error
 
     def replace(self, name: str, data: bytes) -> None:
+        """Put an object in place, over any object of that name."""
         with self._errors(name):
             self.filesystem.pipe_file(f"{self.root}/{name}", data)
 
     def write(self, name: str, fill: Callable[[Path], T]) -> T:
-        """Let `fill` write a local file, and upload it; it is then in the cache."""
+        """Let a function write a local file, upload it, and keep it in the cache.
+
+        Args:
+            name: The object's name.
+            fill: Writes the file at the path that it is given, a temporary one.
+
+        Returns:
+            What `fill` returned.
+        """
         kept = self._cache()
         descriptor, temporary = tempfile.mkstemp(TEMPORARY, dir=kept.folder)
         os.close(descriptor)
         path = Path(temporary)
         try:
             result = fill(path)
+            # Uploaded first: the cache must never hold a file that the store does not have.
             self.upload(name, path)
             kept.keep(f"{self.url}/{name}", path)
         finally:
@@ -178,7 +228,7 @@ class ObjectFolder:
         return result
 
     def upload(self, name: str, path: Path) -> None:
-        """Put a local file in place, whole."""
+        """Upload a local file as one object, which appears whole."""
         with self._errors(name):
             self.filesystem.put_file(str(path), f"{self.root}/{name}")
 
@@ -188,12 +238,12 @@ class ObjectFolder:
             self.filesystem.get_file(f"{self.root}/{name}", str(path))
 
     def remove(self, name: str) -> None:
-        """Remove an object; nothing where there is none."""
+        """Remove an object; do nothing if it does not exist."""
         with suppress(FileNotFoundError), self._errors(name):
             self.filesystem.rm_file(f"{self.root}/{name}")
 
     def sync(self) -> None:
-        """An object that was put is there."""
+        """Do nothing: an object is durable once it has been put."""
 
     @staticmethod
     def _cache() -> RangeCache:
@@ -204,7 +254,7 @@ class ObjectFolder:
 
 
 def cache_folder() -> Path:
-    """Where what was fetched from object stores is kept: LCLM_RAG_CACHE, or lclm-rag in the user's cache."""
+    """The folder for what is fetched from object stores: LCLM_RAG_CACHE, or lclm-rag in the user's cache."""
     named = os.environ.get("LCLM_RAG_CACHE")
     if named:
         return Path(named)
@@ -227,13 +277,13 @@ def _cache_bytes() -> int:
 
 
 def _is_not_implemented(error: OSError) -> bool:
-    """Of the store, for a conditional write."""
+    """Whether the error says that the store has no conditional writes."""
     cause = error.__cause__
     return isinstance(cause, NotImplementedError) or getattr(cause, "errno", None) == errno.ENOSYS
 
 
 def _modified(entry: dict[str, Any]) -> float:
-    """Seconds since 1970; now, where the store does not tell."""
+    """When an object was last changed, in seconds since 1970; the current time if the store does not say."""
     when = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
     if isinstance(when, datetime):
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

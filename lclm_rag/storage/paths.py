@@ -1,4 +1,4 @@
-"""Files and folders to read: of this machine (`pathlib.Path`), or in an object store (`ObjectPath`)."""
+"""Files and folders for reading, on this machine (`pathlib.Path`) or in an object store (`ObjectPath`)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ __all__ = ["COMPRESSIONS", "Location", "ObjectPath", "locate", "open_unpacked"]
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
-# Fetched at once from an object store, where a request costs about as much as a quarter of a MiB.
+# Fetched at once from an object store, where a request costs about as much as fetching a quarter of a MiB.
 _FETCH_BYTES = 4 << 20
 _UNPACKED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """A file or folder in an object store, with what readers need of `pathlib.Path`.
+    """A file or folder in an object store, with the part of `pathlib.Path` that readers need.
 
-    path: as fsspec's file system names it, "bucket/folder/name". is_folder: as a listing has it; None where
-    the store must be asked. Methods raise OSError.
+    Methods raise OSError.
+
+    Attributes:
+        url: The URL of the file or folder.
+        path: The file system's name for it, such as "bucket/folder/name".
+        store: The connection.
+        is_folder: What a listing says it is; None if the store must be asked.
     """
 
     url: str
@@ -40,7 +45,15 @@ class ObjectPath:
 
     @classmethod
     def of_url(cls, url: str) -> ObjectPath:
-        """Raises ImportError and ValueError as `ObjectStore` does."""
+        """The file or folder that a URL names.
+
+        Args:
+            url: The URL of the file or folder.
+
+        Raises:
+            ImportError: If fsspec, or its part for this scheme, is not installed.
+            ValueError: If the scheme is unknown.
+        """
         store = ObjectStore(url)
         return cls(url.rstrip("/"), store.root.rstrip("/"), store)
 
@@ -55,34 +68,46 @@ class ObjectPath:
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
+        """The ending of the name, with its dot; "" if it has none."""
         return Path(self.name).suffix
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """The parts of the path, the bucket first."""
         return tuple(self.path.split("/"))
 
     @property
     def parent(self) -> ObjectPath:
+        """The folder that it is in."""
         return ObjectPath(self.url.rpartition("/")[0], self.path.rpartition("/")[0], self.store)
 
     def exists(self) -> bool:
+        """Whether the store has a file or folder of this name."""
         return self._kind() is not None
 
     def is_dir(self) -> bool:
+        """Whether it is a folder."""
         return self._kind() == "directory" if self.is_folder is None else self.is_folder
 
     def is_file(self) -> bool:
+        """Whether it is a file."""
         return self._kind() == "file" if self.is_folder is None else not self.is_folder
 
     def is_symlink(self) -> bool:
+        """False: object stores have no links."""
         return False
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        """What lies in the folder; a folder without a name among them ("a//b"), which cannot be listed."""
+        """The files and folders in this folder.
+
+        Yields:
+            Each of them; also a folder without a name, as in "a//b", which itself cannot be listed.
+        """
         with self._errors():
             if not self.name:
                 raise OSError("a folder without a name cannot be listed")
@@ -91,14 +116,16 @@ class ObjectPath:
             path = str(entry["name"]).rstrip("/")
             name = "" if path == self.path else path.rpartition("/")[2]
             is_folder = entry["type"] == "directory"
-            if name or is_folder:  # An object that ends in "/" only shows that there is a folder.
+            if name or is_folder:  # An object whose name ends in "/" only marks this folder.
                 yield self._below(name, is_folder)
 
     def read_bytes(self) -> bytes:
+        """All bytes of the file."""
         with self._errors():
             return bytes(self.store.filesystem.cat_file(self.path))
 
     def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from start to stop; OSError if the file ends before."""
         with self._errors():
             piece = bytes(self.store.filesystem.cat_file(self.path, start=start, end=stop))
             if len(piece) != stop - start:
@@ -106,12 +133,17 @@ class ObjectPath:
         return piece
 
     def open(self, mode: str = "rb", buffering: int = _FETCH_BYTES) -> BinaryIO:
-        """For reading, at any place. buffering: how many bytes are fetched at once, at least."""
+        """Open the file for reading; the stream can seek.
+
+        Args:
+            mode: Not used; the file is always opened for reading bytes.
+            buffering: The number of bytes that are fetched at once, at least.
+        """
         size = int(self._info()["size"])
         return cast(BinaryIO, io.BufferedReader(_ObjectFile(self, size), buffering))
 
     def _kind(self) -> str | None:
-        """ "file" or "directory"; None where there is nothing."""
+        """What the store has here, "file" or "directory"; None if it has nothing."""
         try:
             return str(self._info()["type"])
         except FileNotFoundError:
@@ -126,7 +158,7 @@ class ObjectPath:
 
 
 class _ObjectFile(io.RawIOBase):
-    """An object's bytes, of which each read fetches a range."""
+    """An object's bytes; each read fetches a range of them."""
 
     def __init__(self, path: ObjectPath, size: int) -> None:
         self._path = path
@@ -169,8 +201,19 @@ Location = Path | ObjectPath
 
 
 def locate(location: str | Path) -> Location:
-    """The file or folder that a path or a URL names, by the rules of `open_folder`. Raises as that does, and
-    ValueError for an address of the web, which has no folders."""
+    """The file or folder that a path or a URL names.
+
+    Args:
+        location: A path, or a URL with a scheme that `open_folder` takes.
+
+    Returns:
+        A `Path` for a place on this machine, otherwise an `ObjectPath`. It need not exist.
+
+    Raises:
+        ImportError: If the object store's library is not installed.
+        ValueError: If the scheme is unknown, the URL holds secrets or options, or it is a web address
+            (http:// or https://), which has no folders.
+    """
     place = path_or_url(location)
     if isinstance(place, Path):
         return place
@@ -180,9 +223,17 @@ def locate(location: str | Path) -> Location:
 
 
 def open_unpacked(location: Location) -> BinaryIO:
-    """The file's bytes from front to back, unpacked where its name ends in .gz or .zst.
+    """Open a file for reading from start to end, and unpack it if its name ends in .gz or .zst.
 
-    OSError, where it is opened or read, also for a packed file that is damaged or not whole.
+    Args:
+        location: The file.
+
+    Returns:
+        The stream of unpacked bytes. Reading from it raises OSError, too, if the packed file is damaged or
+        cut off.
+
+    Raises:
+        OSError: If the file cannot be opened.
     """
     packed = location.open("rb")
     compression = COMPRESSIONS.get(location.suffix.lower())
@@ -190,6 +241,6 @@ def open_unpacked(location: Location) -> BinaryIO:
         return packed
     import pyarrow as pa
 
-    # Takes files of several members (as of `cat a.gz b.gz`), and notices one that was cut off.
+    # Reads files of several members (as `cat a.gz b.gz` makes), and notices one that is cut off.
     stream = pa.CompressedInputStream(packed, compression)
     return cast(BinaryIO, io.BufferedReader(stream, _UNPACKED_BYTES))

@@ -1,10 +1,15 @@
-"""Pieces of files in an object store, kept on disk: fetched once, in blocks, up to a size limit.
+"""A cache on disk for pieces of files in an object store: fetched once, in blocks, up to a size limit.
 
-`<key>.data` is as large as its file, but sparse, with the blocks that were fetched where they belong; behind
-them, on a page of their own, the blocks' checksums (uint64; 0 where a block was not fetched). So a block that
-was damaged here, or half written when the power failed, is fetched again. `<key>.range` is one stretch of a
-file and its checksum. Files in the store never change, so processes may share the folder: whoever fetches a
-block writes the same bytes.
+Two kinds of files lie in the cache's folder:
+
+- `<key>.data` stands for a whole file. It begins with as many bytes as the file has, but is sparse: fetched
+  blocks of `BLOCK_BYTES` lie at their own offsets, the rest are holes. After them, at the next multiple of
+  65,536 bytes, follow the blocks' checksums (XXH3, 64 bits, as uint64; 0 for a block that was not fetched).
+- `<key>.range` is one stretch of a file, followed by its checksum (8 bytes, little-endian).
+
+A block counts as fetched only if its bytes match its checksum. So a block that was damaged on this disk, or
+half written when the power failed, is fetched again, and nothing here needs to be synced. Files in the store
+never change, so several processes may share the folder: all that fetch a block write the same bytes.
 """
 
 from __future__ import annotations
@@ -30,19 +35,23 @@ from lclm_rag.storage.local import TEMPORARY, MappedFile
 __all__ = ["BLOCK_BYTES", "RangeCache"]
 
 BLOCK_BYTES = 256 * 1024
-"""What is fetched at once, at least: in an object store a request costs about as much as this many bytes."""
+"""The least that is fetched at once: a request to an object store costs about as much as this many bytes."""
 
 _PAGE = 1 << 16
 _SPARE_BYTES = 1 << 26
 _DAY = 24 * 3600
 
 Fetch = Callable[[int, int], bytes]
-"""start, stop → the bytes between them."""
+"""Takes start and stop, and returns the bytes between them."""
 
 
 class RangeCache:
-    """A folder of at most `limit` bytes on disk, or a hundredth more; those files go first that were opened
-    or added to longest ago."""
+    """A cache folder with a size limit; the files that were opened or added to longest ago go first.
+
+    Args:
+        folder: The folder, which is created if it does not exist.
+        limit: The most that the files may take on disk, in bytes; they may exceed it by a hundredth.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
@@ -51,11 +60,17 @@ class RangeCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def map(self, url: str, size: int, fetch: Fetch) -> MappedFile:
-        """A file as a buffer whose bytes are there once they were asked for with `need`."""
+        """A file as a buffer whose bytes are valid after a call of its `need`.
+
+        Args:
+            url: The file's URL, which with `size` is its key in the cache.
+            size: The file's size in bytes.
+            fetch: Fetches bytes of the file from the store.
+        """
         path = self._path(url, size)
         inode = _open_sized(path, size)
         file = pa.memory_map(str(path), "r+").read_buffer()
-        # Arrow shows a map that may be written to as one that may not.
+        # Built on the address, because Arrow shows a writable map as read-only.
         memory = np.frombuffer((ctypes.c_ubyte * file.size).from_address(file.address), np.uint8)
         marks = memory[_marks_at(size) :].view(np.uint64)
         sound = np.zeros(len(marks), bool)
@@ -64,11 +79,14 @@ class RangeCache:
 
         def need(start: int, stop: int) -> None:
             first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+            # Looked at without the lock: `sound` is set only after the bytes are in place.
             if not sound[first:last].all():
                 with fetching:
                     bring(first, last)
 
         def bring(first: int, last: int) -> None:
+            # 1. Check blocks that this process has not used yet against their checksums: another process, or
+            #    an earlier one, may have fetched them. What does not match is missing.
             unknown = first + np.flatnonzero(~sound[first:last])
             missing = [
                 i for i in map(int, unknown) if marks[i] != _checksum(_block(memory, i, size))
@@ -76,10 +94,15 @@ class RangeCache:
             for begin, end in _runs(missing):
                 offset = begin * BLOCK_BYTES
                 piece = _fetched(url, fetch, offset, min(size, end * BLOCK_BYTES))
+                # 2. The bytes before their checksum: after a crash between the two, the old checksum (or 0)
+                #    does not match, and the block is fetched again.
                 self._put(path, inode, memory, offset, piece)
                 for i in range(begin, end):
                     marks[i] = _checksum(_block(memory, i, size))
+                # 3. Make room only for what is there; this file itself must stay, it is in use.
                 self._evict(len(piece), keep=path)
+            # 4. Last, because other threads read without the lock what is marked sound. If a fetch above
+            #    fails, nothing is marked, and the next call checks these blocks again.
             sound[unknown] = True
 
         def forget() -> bool:
@@ -91,7 +114,14 @@ class RangeCache:
         return MappedFile(file.slice(0, size), need, forget, lambda: _inode(path) != inode)
 
     def keep(self, url: str, written: Path) -> None:
-        """Move a whole file in, which has just been put into the store; it lies in the cache's folder."""
+        """Take in a whole file that has just been uploaded.
+
+        Args:
+            url: The file's URL in the store.
+            written: The local file, in the cache's folder; it is moved.
+        """
+        # The checksums are added under the temporary name, before the rename: what has the real name can be
+        # used.
         size = written.stat().st_size
         with written.open("r+b") as f:
             marks = [_checksum(block) for block in iter(lambda: f.read(BLOCK_BYTES), b"")]
@@ -102,7 +132,7 @@ class RangeCache:
         self._evict(size, keep=path)
 
     def range(self, url: str, start: int, stop: int) -> bytes | None:
-        """A stretch of a file; None where it is not here."""
+        """The bytes from start to stop of a file; None if the cache does not hold this stretch intact."""
         path = self.folder / f"{_key(url, start, stop)}.range"
         try:
             found = path.read_bytes()
@@ -113,6 +143,7 @@ class RangeCache:
         return piece if _checksum(piece).to_bytes(8, "little") == mark else None
 
     def keep_range(self, url: str, start: int, stop: int, piece: bytes) -> None:
+        """Keep the bytes from start to stop of a file, for `range`."""
         descriptor, temporary = tempfile.mkstemp(TEMPORARY, dir=self.folder)
         with os.fdopen(descriptor, "wb") as f:
             f.write(piece + _checksum(piece).to_bytes(8, "little"))
@@ -124,8 +155,13 @@ class RangeCache:
         return self.folder / f"{_key(url, size)}.data"
 
     def _put(self, path: Path, inode: int, memory: np.ndarray, start: int, piece: bytes) -> None:
-        """Write a piece where it belongs. Through the file, because on a full disk that is an error, and
-        through the map the end of the process; but a file that was evicted has only its map."""
+        """Write a piece at its offset.
+
+        This goes through the file if possible: on a full disk that raises an error, while a write through
+        the map ends the process. A file that was evicted can only be reached through its map.
+        """
+        # The name may belong to a newer file by now, which another process made after an eviction: the inode
+        # says whether it is the one that is mapped here.
         with suppress(FileNotFoundError), path.open("r+b", buffering=0) as f:
             if os.fstat(f.fileno()).st_ino == inode:
                 view = memoryview(piece)
@@ -133,20 +169,23 @@ class RangeCache:
                     done = os.pwrite(f.fileno(), view, start)
                     view, start = view[done:], start + done
                 return
+        # Through the map, so the room is checked before, with some to spare for other writers.
         if shutil.disk_usage(self.folder).free < len(piece) + _SPARE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         memory[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
 
     def _evict(self, new: int, keep: Path) -> None:
-        """Remove files until the rest is within the limit. Who has one open can go on reading it."""
+        """Remove files until the rest is within the limit. A process that has one open can still read it."""
+        # The folder is listed only after each hundredth of the limit: that is how far it may be exceeded.
         self._new += new
         if self._new < self._limit / 100:
             return
         self._new = 0
         found = []
         for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # Another process was faster.
+            with suppress(FileNotFoundError):  # Another process has removed it.
                 facts = path.stat()
+                # A temporary file may still be in use; one that is older than a day was left by a crash.
                 if path.suffix == TEMPORARY and time.time() - facts.st_mtime < _DAY:
                     continue
                 found.append((facts.st_mtime, facts.st_blocks * 512, path))
@@ -168,12 +207,13 @@ def _marks_at(size: int) -> int:
 
 
 def _open_sized(path: Path, size: int) -> int:
-    """Make a file with room for `size` bytes and their blocks' checksums, where there is none; its inode."""
+    """The inode of a file with room for `size` bytes and their blocks' checksums, made if there is none."""
     marks = bytes(8 * -(-size // BLOCK_BYTES))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if os.fstat(descriptor).st_size != _marks_at(size) + len(marks):
-            # Written, not only made longer: a full disk is found here.
+            # The checksums are written, not left as a hole: they are later set through the map, and a full
+            # disk must show here, as an error.
             os.pwrite(descriptor, marks, _marks_at(size))
         os.utime(descriptor)
         return os.fstat(descriptor).st_ino
@@ -193,12 +233,12 @@ def _block(memory: np.ndarray, number: int, size: int) -> memoryview:
 
 
 def _checksum(block: memoryview | bytes) -> int:
-    """Never 0."""
+    """XXH3 (64 bits), but never 0, which marks a block that was not fetched."""
     return xxhash.xxh3_64_intdigest(block) or 1
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Stretches of numbers that follow each other: first, one after the last."""
+    """Sorted numbers as runs of consecutive ones: the first of each run, and one more than its last."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number:

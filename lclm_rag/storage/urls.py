@@ -1,4 +1,4 @@
-"""How a place is written: a path of this machine, or the URL of an object store."""
+"""How a user writes a location: a path on this machine, or a URL."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ __all__ = ["path_or_url"]
 
 
 def path_or_url(location: str | Path) -> Path | str:
-    """A `Path` for a folder or file of this machine (file:// among them), the URL itself for any other.
+    """Tell a path on this machine from a URL.
 
-    Raises ValueError for a URL that holds secrets or options, and for what is neither path nor URL.
+    Args:
+        location: A path or a URL.
+
+    Returns:
+        A `Path` for a file or folder on this machine (also for file://), otherwise the URL unchanged.
+
+    Raises:
+        ValueError: If a URL holds secrets or options, or it is neither a path nor a URL.
     """
     text = str(location)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)", text)

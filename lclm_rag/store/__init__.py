@@ -1,4 +1,4 @@
-"""Latents ⇄ Arrow files: fragments, manifest, and the store over both."""
+"""Latents in Arrow files: fragments, manifests, and the store built on both."""
 
 from lclm_rag.store.codecs import CODECS, CodecName, Encoding
 from lclm_rag.store.fragment import Layout, StoredPassage, decode_latents

@@ -1,4 +1,4 @@
-"""Whether rows and documents contradict themselves: keys, spans, latents, texts, nothing missing or twice."""
+"""Checks that rows and documents are consistent: keys, spans, latents, texts, nothing missing or twice."""
 
 from __future__ import annotations
 
@@ -27,10 +27,19 @@ _ROWS_AT_ONCE = 64
 def checked_rows(
     fragment: Fragment, rows: Sequence[int]
 ) -> Iterator[tuple[int, StoredPassage | None, str | None]]:
-    """Each row, what it holds where its checksum matches, and what is wrong with it."""
+    """Read and check rows of a fragment.
+
+    Args:
+        fragment: The fragment.
+        rows: Numbers of its rows.
+
+    Yields:
+        The row's number, what it holds (None if it cannot be read or its checksum does not match), and what
+        is wrong with it (None if it is sound).
+    """
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         checked = [(row, *_checked(fragment, row)) for row in rows[start : start + _ROWS_AT_ONCE]]
-        # Decoded in one go; one by one only where something is wrong.
+        # Decoded all at once; one by one only if something is wrong.
         finite = _are_finite([stored for _, stored, _ in checked if stored])
         for row, stored, wrong in checked:
             if stored and not finite and not _are_finite([stored]):
@@ -47,7 +56,12 @@ def _checked(fragment: Fragment, row: int) -> tuple[StoredPassage | None, str | 
 
 
 def row_problem(row: StoredPassage, noted_hash: int) -> str | None:
-    """What contradicts itself in a row, as it was written. noted_hash: by which it is looked up."""
+    """What contradicts itself in a row whose checksum matches; None if nothing does.
+
+    Args:
+        row: The row.
+        noted_hash: The key hash that its fragment has for the row, by which it is looked up.
+    """
     p = row.passage
     if noted_hash != key_hash(p.key):
         return f"passage {p.key} lies under the hash of another key"
@@ -66,12 +80,12 @@ def _are_finite(rows: Sequence[StoredPassage]) -> bool:
         return True
     layout = rows[0].layout
     latents = decode(np.concatenate(encoded), layout.codec, layout.width)
-    # NaN passes through both, which take a tenth of the time of isfinite.
+    # NaN passes through both min and max, which together take a tenth of the time of isfinite.
     return bool(torch.isfinite(torch.stack([latents.min(), latents.max()])).all())
 
 
 def surviving_id(fragment: Fragment, row: int) -> str | None:
-    """The id of a damaged row's document, where its key still fits its hash."""
+    """The document id in a damaged row; None if the row's key no longer matches its hash."""
     try:
         key = fragment.key(row)
         return key.document_id if key_hash(key) == fragment.key_hash(row) else None
@@ -83,10 +97,11 @@ def surviving_id(fragment: Fragment, row: int) -> str | None:
 
 
 class SoundPassages:
-    """Takes the sound rows of a version in the order in which they lie, and puts them together as documents.
+    """Takes the sound rows of a version in the order of its files, and checks them as documents.
 
-    Of each it keeps key hash and place, 16 bytes. Documents whose passages follow one another are checked on
-    the way; of the others the places are kept, and read again in the end. totals: of all.
+    It keeps 16 bytes for each row: its key hash and its place. A document whose passages follow one another
+    is checked as they come. Passages of other documents are noted, and read again at the end. `totals` counts
+    all rows added.
     """
 
     def __init__(self) -> None:
@@ -97,6 +112,7 @@ class SoundPassages:
         self._scattered: list[tuple[str, Place]] = []  # document id, place of the row
 
     def add(self, place: Place, row: StoredPassage) -> None:
+        """Take the next sound row."""
         key = row.passage.key
         if self._names[-1:] != [place[0]]:
             self._names.append(place[0])
@@ -113,11 +129,11 @@ class SoundPassages:
             self._close()
 
     def hashes(self) -> np.ndarray:
-        """Of the keys, sorted (uint64)."""
+        """The key hashes of all rows added, uint64, sorted."""
         return np.sort(np.array(self._hashes, np.uint64))
 
     def repeated(self, store: LatentStore) -> Iterator[Problem]:
-        """Passages that are there twice."""
+        """A problem for each row whose passage an earlier row holds already."""
         hashes, seen = self.hashes(), set()
         twice = hashes[1:][hashes[1:] == hashes[:-1]]
         for at in np.flatnonzero(np.isin(np.array(self._hashes, np.uint64), twice)):
@@ -128,7 +144,7 @@ class SoundPassages:
             seen.add(key)
 
     def incomplete(self, store: LatentStore) -> Iterator[Problem]:
-        """Documents that are not what was added. No row follows."""
+        """A problem for each document that is not what was added; call it after the last row."""
         self._close()
         for document_id, scattered in groupby(sorted(self._scattered), key=lambda pair: pair[0]):
             rows = [store.fragment(name).read(row) for _, (name, row) in scattered]
@@ -137,7 +153,7 @@ class SoundPassages:
                 yield Problem("document", str(store.folder), sentence, document_id)
 
     def _close(self) -> None:
-        """No row follows that belongs to those before."""
+        """End the run of passages: the next row is not the continuation of those before."""
         if self._open and _document_problem([row for _, row in self._open]) is not None:
             document_id = self._open[0][1].passage.key.document_id
             self._scattered += [(document_id, place) for place, _ in self._open]
@@ -145,7 +161,7 @@ class SoundPassages:
 
 
 def _document_problem(rows: Sequence[StoredPassage]) -> str | None:
-    """What keeps these passages, in order, from being the document that was added."""
+    """Why these passages, in order, are not the document that was added; None if they are."""
     for expected, row in enumerate(rows):
         if row.passage.key.ordinal != expected:
             return f"passage {expected} is missing"

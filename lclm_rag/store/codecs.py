@@ -1,26 +1,27 @@
-"""How a latent is laid down in bytes. A codec turns [n, width] floats into [n, bytes] and back.
+"""The byte formats of latents: a codec turns [n, width] floats into [n, bytes] and back.
 
-Every latent stands alone; numbers are little-endian. With w for `width`:
+Each latent is encoded on its own. Numbers are little-endian. With w for `width`:
 
-bf16, fp16   w numbers of 2 bytes, as they are.
+bf16, fp16   w numbers of 2 bytes, in that dtype.
 int8         w bytes, then the scale. Byte i is the level of coordinate i, a signed integer.
-int4         ⌈w/2⌉ bytes, then the scale. The low half of byte i is the place, in `quantization.LEVELS`, of
-             the level of coordinate 2i; the high half that of coordinate 2i + 1 (0, where w is odd and there
-             is none).
+int4         ⌈w/2⌉ bytes, then the scale. The low half of byte i is the index into `quantization.LEVELS` of
+             the level of coordinate 2i, the high half that of coordinate 2i + 1 (0 if w is odd and there is
+             no such coordinate).
 
 The scale is a bfloat16. In int8 and int4, scale × level is a coordinate of the latent after a rotation R, so
-that the latent is R⁻¹(scale × levels). R has no parameters:
+the latent is R⁻¹(scale × levels). R has no parameters and consists of two steps:
 
-1. Coordinate i changes its sign where bit i of SHAKE-128("lclm_rag") is 1, the first bit being the highest of
+1. Coordinate i changes its sign if bit i of SHAKE-128("lclm_rag") is 1. The first bit is the highest bit of
    the first byte.
-2. The discrete Fourier transform, divided by √w: the real and imaginary parts of F₀ … F_⌊w/2⌋ stand side by
-   side, without the imaginary parts of F₀ and (w even) of F_w/2, which are 0; all but the real parts of these
-   two times √2.
+2. The discrete Fourier transform, divided by √w. Its output is the real and imaginary parts of
+   F₀ … F_⌊w/2⌋ side by side, without the imaginary parts of F₀ and (if w is even) of F_w/2, which are 0. All
+   of them are multiplied by √2, except the real parts of these two.
 
-A rotated coordinate is a sum of all coordinates, so that they are spread like a Gaussian however uneven the
-latent is. Without it, the few large coordinates that trained encoders have would stretch the scale, and small
-ones would all become 0. So one scale is enough, and the levels of int4 are the best for a Gaussian
-(Max 1960). Rotation before quantization: QuaRot, arXiv 2404.00456. The trial: docs/decisions/codecs.md.
+A rotated coordinate is a sum over all coordinates, so rotated coordinates are distributed like a Gaussian
+however uneven the latent is. Without the rotation, the few large coordinates that trained encoders produce
+would stretch the scale, and small ones would all become 0. With it, one scale is enough, and the levels of
+int4 are the best for a Gaussian (Max 1960). Rotation before quantization: QuaRot, arXiv 2404.00456. Our
+measurements: docs/decisions/codecs.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = ["CODECS", "Bytes", "CodecName", "Encoding", "decode", "encode", "late
 
 CODECS: tuple[CodecName, ...] = get_args(CodecName)
 
-# Names of torch dtypes: `lclm-rag info` reads a store without loading torch.
+# Names, not the torch dtypes themselves: `lclm-rag info` reads a store without loading torch.
 _FLOATS = {"bf16": "bfloat16", "fp16": "float16"}
 _SCALE_BYTES = 2
 
@@ -49,7 +50,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def latent_bytes(codec: CodecName, width: int) -> int:
-    """Bytes that one latent of `width` numbers takes."""
+    """The size of one encoded latent of `width` numbers, in bytes."""
     if codec in _FLOATS:
         return width * 2
     return (width if codec == "int8" else (width + 1) // 2) + _SCALE_BYTES
@@ -57,10 +58,14 @@ def latent_bytes(codec: CodecName, width: int) -> int:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Latents being encoded, on the device that they are on.
+    """Latents being encoded, on the device where they are; the result arrives on the CPU.
 
-    stored: uint8 [n, latent_bytes]. fits, finite: one truth each. All on the CPU, where they are not before
-    `ready`, an event of a GPU's, has come.
+    Attributes:
+        codec: The codec.
+        stored: The encoded latents, uint8 [n, latent_bytes], on the CPU.
+        fits: Whether the codec can hold all of them, one bool, on the CPU.
+        finite: Whether all of them are finite, one bool, on the CPU.
+        ready: The GPU event after which the three tensors are valid; None if they are already.
     """
 
     codec: CodecName
@@ -71,7 +76,12 @@ class Encoding:
 
     @classmethod
     def start(cls, latents: torch.Tensor, codec: CodecName) -> Encoding:
-        """latents: [n, width] floats, n ≥ 1. On a GPU nothing is waited for."""
+        """Start to encode latents; on a GPU this returns without waiting.
+
+        Args:
+            latents: Floats, [n, width], n ≥ 1.
+            codec: The codec.
+        """
         import torch
 
         source = latents.detach()
@@ -92,13 +102,20 @@ class Encoding:
             return cls(codec, stored, fits, finite, None)
         stored, fits, finite = (_copy_to_cpu(each) for each in (stored, fits, finite))
         ready = torch.cuda.Event()
-        # On the stream of the tensor's own device: the current device may be another one, and an event on
-        # its stream would come before the copies are there.
+        # Recorded after the copies, on the stream of the tensor's own device: the current device may be
+        # another one, and an event on its stream would fire before the copies are done.
         ready.record(torch.cuda.current_stream(source.device))
         return cls(codec, stored, fits, finite, ready)
 
     def result(self) -> Bytes:
-        """uint8 [n, latent_bytes]. StoreError as for `encode`."""
+        """Wait for the encoded latents.
+
+        Returns:
+            The encoded latents, uint8 [n, latent_bytes].
+
+        Raises:
+            StoreError: If a value is not finite or does not fit, as for `encode`.
+        """
         if self.ready is not None:
             self.ready.synchronize()
         if not self.fits:
@@ -110,16 +127,24 @@ class Encoding:
 
 
 def encode(latents: torch.Tensor, codec: CodecName) -> Bytes:
-    """[n, width] floats, n ≥ 1 → uint8 [n, latent_bytes]; a latent always gives the same bytes.
+    """Encode latents; the same latent always gives the same bytes.
 
-    Raises StoreError where a value is not finite, or does not fit: fp16 ends at 65,504, and in int8 and
-    int4 the norm of a latent at 1e38. Latents below 1e-38 may become zeros.
+    Args:
+        latents: Floats, [n, width], n ≥ 1. In int8 and int4, latents below 1e-38 may become zeros.
+        codec: The codec.
+
+    Returns:
+        The encoded latents, uint8 [n, latent_bytes].
+
+    Raises:
+        StoreError: If a value is not finite or does not fit. The largest value of fp16 is 65,504; in int8
+            and int4 the largest norm of a latent is 1e38.
     """
     return Encoding.start(latents, codec).result()
 
 
 def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """Under way when this returns."""
+    """Start to copy a GPU tensor to pinned memory; the copy may not be done when this returns."""
     import torch
 
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -129,15 +154,23 @@ def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
 def decode(
     stored: Bytes, codec: CodecName, width: int, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """uint8 [n, latent_bytes], n ≥ 1 → [n, width] in `dtype`.
+    """Decode latents.
 
-    Without a dtype: bf16 and fp16 in their own, int8 and int4 in float32. bf16 and fp16 in their own
-    dtype share the memory of `stored`. What a dtype cannot hold becomes infinite (float16: above 65,504).
+    Args:
+        stored: Encoded latents, uint8 [n, latent_bytes], n ≥ 1.
+        codec: The codec that encoded them.
+        width: The number of coordinates of a latent.
+        dtype: The dtype of the result; None for bfloat16 from bf16, float16 from fp16, and float32 from int8
+            and int4.
+
+    Returns:
+        The latents, [n, width]. Without a dtype, those of bf16 and fp16 share the memory of `stored`. Values
+        that `dtype` cannot hold become infinite (in float16 those above 65,504).
     """
     import torch
 
     with warnings.catch_warnings():
-        # A map is read-only, and so is what torch makes of it: nobody here writes to it.
+        # Torch warns that memory from a read-only map is not writable; nothing here writes to it.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         rows = torch.from_numpy(stored)
     if codec in _FLOATS:

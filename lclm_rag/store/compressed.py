@@ -1,4 +1,4 @@
-"""What need not be compressed again: what is committed, and what killed writers had finished."""
+"""Latents that need not be computed again: those committed, and those that killed writers had finished."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ __all__ = ["Compressed"]
 
 
 class Compressed:
-    """base: a version. uncommitted: fragments on top of it that no version names, as if they were one."""
+    """Passages that are compressed already, in a version and in uncommitted fragments.
+
+    `uncommitted` is a view of the uncommitted fragments, as if they made up a version.
+
+    Args:
+        base: The version.
+        uncommitted: Fragments that no version names. Damaged ones are left out.
+    """
 
     def __init__(self, base: LatentStore, uncommitted: Sequence[FragmentEntry]) -> None:
         self.base = base
@@ -24,7 +31,15 @@ class Compressed:
         self.uncommitted = LatentStore(base.folder, replace(base.manifest, fragments=sound))
 
     def finished(self, document_id: str, document_hash: bytes) -> list[Place]:
-        """Where in `uncommitted` the passages of this version of a document are: all of them, or none."""
+        """The uncommitted places of the passages of a document, in order.
+
+        Args:
+            document_id: The document's id.
+            document_hash: The hash of the content that the passages must come from.
+
+        Returns:
+            The places of all of the document's passages, or none if one is missing or damaged.
+        """
         places: list[Place] = []
         while True:
             found = self._uncommitted_row(PassageKey(document_id, len(places)), document_hash)
@@ -35,14 +50,14 @@ class Compressed:
                 return places
 
     def passages(self, document_id: str) -> dict[str, StoredPassage]:
-        """The passages of any version of a document, by their content."""
+        """The stored passages of a document, whatever its content was then, by the passages' content."""
         known: dict[str, StoredPassage] = {}
         stores = [(self.base, self.base.places), (self.uncommitted, self._uncommitted_places)]
         for store, places in stores:
             ordinal = 0
             while found := list(places(PassageKey(document_id, ordinal))):
                 for name, row in found:
-                    # A damaged one is compressed anew.
+                    # A damaged passage is left out, and so compressed again.
                     with suppress(DamagedError):
                         passage = store.fragment(name).read(row)
                         known[passage.passage.content] = passage
@@ -50,23 +65,23 @@ class Compressed:
         return known
 
     def _uncommitted_row(self, key: PassageKey, document_hash: bytes) -> Place | None:
-        """A finished and sound passage of this version of its document; None where there is none."""
+        """The place of a finished, sound passage of a document with this hash; None if there is none."""
         for name, row in self._uncommitted_places(key):
-            with suppress(DamagedError):  # Then it is compressed anew.
+            with suppress(DamagedError):  # Left out, and so compressed again.
                 if self.uncommitted.fragment(name).read(row).document_hash == document_hash:
                     return name, row
         return None
 
     def _uncommitted_places(self, key: PassageKey) -> Iterator[Place]:
         if self.uncommitted.manifest.fragments:
-            with suppress(DamagedError):  # Then it is compressed anew.
+            with suppress(DamagedError):  # Left out, and so compressed again.
                 yield from self.uncommitted.places(key)
 
 
 def _is_sound(store: LatentStore, entry: FragmentEntry) -> bool:
-    """Whether its passages can be looked up."""
+    """Whether a fragment's passages can be looked up."""
     try:
         store.key_hashes([entry])
     except DamagedError:
-        return False  # Nobody's loss but time.
+        return False  # This costs only time: its passages are compressed again.
     return True

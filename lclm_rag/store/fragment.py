@@ -1,4 +1,4 @@
-"""A fragment: one immutable, uncompressed Arrow IPC file with one record batch of passages."""
+"""Fragments: immutable, uncompressed Arrow IPC files, each with one record batch of passages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 FORMAT_VERSION = 4
 
-# What a reader of a remote file fetches of either end: Arrow's schema, batch header and footer are there.
+# What is fetched from either end of a remote file: Arrow's schema, batch header and footer are there.
 _END_BYTES = 64 * 1024
 
 
@@ -47,8 +47,12 @@ _END_BYTES = 64 * 1024
 class Layout:
     """What all fragments of a version have in common; kept in each fragment's schema metadata.
 
-    codec, space, width: how latents are stored. fingerprint: of the encoder that made them.
-    compression_ratio: source tokens for one latent.
+    Attributes:
+        codec: The byte format of the latents; see `lclm_rag.store.codecs`.
+        space: The space that the latents are in.
+        width: The number of coordinates of a latent.
+        fingerprint: The fingerprint of the encoder that computed the latents.
+        compression_ratio: The number of source tokens for one latent.
     """
 
     codec: CodecName
@@ -59,17 +63,18 @@ class Layout:
 
     @property
     def latent_bytes(self) -> int:
-        """Bytes of one latent."""
+        """The size of one encoded latent, in bytes."""
         return latent_bytes(self.codec, self.width)
 
     def schema(self) -> pa.Schema:
-        """The columns, in the order in which they lie in the file.
+        """The Arrow schema of a fragment: the columns, in the order in which they lie in the file.
 
-        key_hash comes first, so that looking keys up reads one stretch of each fragment; checksum is that of
-        the row (`StoredPassage.checksum`); last is true in a document's last passage.
+        key_hash comes first, so that looking up keys reads one stretch of each fragment. checksum is that of
+        the row (`StoredPassage.checksum`). last is 1 in a document's last passage, otherwise 0. The schema's
+        metadata holds the format version and the fields of this layout.
         """
         latent = pa.field("item", pa.binary(self.latent_bytes), nullable=False)
-        # Large where the rows of a fragment may hold more than 2 GiB.
+        # Large types, with offsets of 64 bits, for columns that may hold more than 2 GiB in one fragment.
         columns = {
             "key_hash": pa.uint64(),
             "checksum": pa.uint64(),
@@ -94,9 +99,14 @@ class Layout:
 class StoredPassage:
     """A passage as the store keeps it.
 
-    tokens: source tokens (of the encoder's tokenizer), its header's among them. document_hash:
-    `Document.content_hash()`. last: whether it is its document's last passage. encoded: uint8
-    [n_latents, layout.latent_bytes]; when read, a view of the mapped file.
+    Attributes:
+        passage: The passage.
+        tokens: The number of source tokens, by the encoder's tokenizer, including the header's.
+        document_hash: `Document.content_hash()` of the passage's document, 32 bytes.
+        last: Whether it is the last passage of its document.
+        encoded: The encoded latents, uint8 [n_latents, layout.latent_bytes]. Read from a store, they are a
+            view of the mapped file.
+        layout: How the latents are encoded.
     """
 
     passage: Passage
@@ -116,21 +126,36 @@ class StoredPassage:
         latents: torch.Tensor,
         layout: Layout,
     ) -> StoredPassage:
-        """latents: [n_latents, layout.width]. StoreError where the codec cannot hold them."""
+        """A passage with its latents encoded.
+
+        Args:
+            passage: See the class.
+            tokens: See the class.
+            document_hash: See the class.
+            last: See the class.
+            latents: Floats, [n_latents, layout.width], n_latents ≥ 1.
+            layout: Its codec encodes the latents.
+
+        Raises:
+            StoreError: If the codec cannot hold the latents.
+        """
         return cls(passage, tokens, document_hash, last, encode(latents, layout.codec), layout)
 
     @property
     def latents(self) -> torch.Tensor:
-        """[n_latents, width]: bf16 and fp16 share the stored memory, int8 and int4 become float32."""
+        """The decoded latents, [n_latents, width].
+
+        bf16 and fp16 keep their dtype and share the stored memory; int8 and int4 become float32.
+        """
         return decode(self.encoded, self.layout.codec, self.layout.width)
 
     @property
     def bytes(self) -> int:
-        """About what it takes in a file."""
+        """About the size that the passage takes in a file, in bytes."""
         return self.encoded.nbytes + self.passage.characters
 
     def checksum(self) -> int:
-        """XXH3 (64 bits) over every field: a read finds a byte that is not as it was written."""
+        """XXH3 (64 bits) over every field of the row: reading it notices any changed byte."""
         p = self.passage
         metadata = json.dumps(dict(p.metadata), ensure_ascii=False)
         numbers = (p.key.ordinal, p.start, p.end, self.tokens, int(self.last))
@@ -153,8 +178,16 @@ def _row_checksum(
 def decode_latents(
     rows: Sequence[StoredPassage], dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
-    """The latents of each row, [n_latents, width]: bf16 and fp16 as they are, sharing the stored memory; int8
-    and int4 in `dtype` (None: float32), all decoded in one go."""
+    """Decode the latents of several rows.
+
+    Args:
+        rows: Rows of one layout.
+        dtype: The dtype that int8 and int4 are decoded to; None for float32. bf16 and fp16 keep their own.
+
+    Returns:
+        The latents of each row, [n_latents, width]. Those of bf16 and fp16 share the stored memory; those of
+        int8 and int4 are decoded all at once.
+    """
     if not rows:
         return []
     layout = rows[0].layout
@@ -166,21 +199,32 @@ def decode_latents(
 
 
 def key_hash(key: PassageKey) -> int:
-    """64 bits by which a passage is looked up; the key itself decides."""
+    """The hash (64 bits) by which a passage is looked up; the key itself is compared afterwards."""
     text = f"{key.document_id}\0{key.ordinal}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def keys_checksum(hashes: bytes | memoryview) -> str:
-    """XXH3 (64 bits, hexadecimal) over the key hashes of a fragment. A row's checksum does not cover its
-    hash, by which a passage is looked up before any row is read."""
+    """XXH3 (64 bits, hexadecimal) over the key hashes of a fragment.
+
+    A row's checksum does not cover its key hash, by which a passage is looked up before any row is read.
+
+    Args:
+        hashes: The key hashes of all rows (uint64 each), as bytes.
+    """
     return xxhash.xxh3_64_hexdigest(hashes)
 
 
 @dataclass(frozen=True)
 class WrittenFragment:
-    """What a manifest says of a file. bytes: its size. keys_offset: where in it the key hashes begin
-    (uint64 for each row). keys_checksum: of these."""
+    """What a manifest says about a fragment's file.
+
+    Attributes:
+        bytes: The file's size.
+        sha256: The SHA-256 of the file, hexadecimal.
+        keys_offset: Where in the file the key hashes begin (uint64 for each row), in bytes.
+        keys_checksum: `keys_checksum` of the key hashes.
+    """
 
     bytes: int
     sha256: str
@@ -189,9 +233,17 @@ class WrittenFragment:
 
 
 def write_fragment(folder: Folder, name: str, rows: Sequence[StoredPassage]) -> WrittenFragment:
-    """Write rows of one layout to a new file, whole and durable before it has its name.
+    """Write rows to a new file, which is whole and durable before it gets its name.
 
-    Nothing is left behind where writing fails.
+    If writing fails, nothing is left behind.
+
+    Args:
+        folder: The folder of the store's fragments.
+        name: The file's name.
+        rows: Rows of one layout, at least one.
+
+    Returns:
+        What a manifest says about the file.
     """
     return folder.write(name, partial(_fill, _to_batch(rows)))
 
@@ -254,7 +306,18 @@ _TEXTS = ("document_id", "header", "text", "metadata")
 
 
 class Fragment:
-    """A fragment opened by memory map; rows are counted from 0. Only what is asked for is looked at."""
+    """A fragment, opened through a memory map; only the bytes that a call needs are looked at.
+
+    Rows are counted from 0. Methods that read a row raise DamagedError if its bytes make no sense.
+
+    Args:
+        file: The mapped file.
+        where: The file's path or URL, for error messages; its last part is the fragment's name.
+        layout: The layout that the file must have.
+
+    Raises:
+        DamagedError: If the file cannot be read or has another layout.
+    """
 
     def __init__(self, file: MappedFile, where: str, layout: Layout) -> None:
         self._file = file
@@ -266,7 +329,8 @@ class Fragment:
         file.need(max(0, size - _END_BYTES), size)
         try:
             reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
-            # Before the batch: only with this schema may its bytes be taken for columns.
+            # The schema is compared before the batch is read: the batch's bytes are only columns of the
+            # right types if it is this schema.
             if not reader.schema.equals(layout.schema(), check_metadata=True):
                 raise DamagedError(f"Fragment {where} does not have the layout of its store.")
             batch = reader.get_batch(0)
@@ -278,7 +342,7 @@ class Fragment:
         self._fixed = {name: self._view(batch, name, 1, kind) for name, kind in _FIXED.items()}
         self._offsets = {n: self._view(batch, n, 1, np.int64) for n in (*_TEXTS, "latents")}
         self._texts = {name: self._view(batch, name, 2, np.uint8) for name in _TEXTS}
-        # A list's buffers are its validity and offsets, then those of its values.
+        # The buffers of a list column: its validity, its offsets, then the validity and data of its values.
         flat = self._view(batch, "latents", 3, np.uint8)
         self._latents = flat[: len(flat) - len(flat) % layout.latent_bytes].reshape(
             -1, layout.latent_bytes
@@ -286,7 +350,7 @@ class Fragment:
         self._sound: set[int] = set()
 
     def _view(self, batch: pa.RecordBatch, name: str, buffer: int, kind: Any) -> np.ndarray:
-        """A buffer of a column as an array, over the mapped file; empty where there is none."""
+        """A buffer of a column as an array over the mapped file; empty if there is no such buffer."""
         found = batch.column(name).buffers()[buffer]
         if found is None or not found.size:
             return np.empty(0, kind)
@@ -296,59 +360,74 @@ class Fragment:
         return np.frombuffer(found, kind, found.size // np.dtype(kind).itemsize)
 
     def evicted(self) -> bool:
-        """Whether it is better opened again before more of it is read."""
+        """Whether the fragment should be opened again before more of it is read."""
         return self._file.evicted()
 
     def key(self, row: int) -> PassageKey:
+        """The key of a row's passage."""
         return PassageKey(self._text("document_id", row), int(self._number("ordinal", row)))
 
     def key_hash(self, row: int) -> int:
+        """The key hash that is noted for a row."""
         return int(self._number("key_hash", row))
 
     @property
     def name(self) -> str:
-        """Of the file, in its folder."""
+        """The file's name in its folder."""
         return self._where.rpartition("/")[2]
 
     @property
     def address(self) -> int:
-        """Where in this process's memory the file begins."""
+        """The address in this process's memory where the file begins."""
         return int(self._file.buffer.address)
 
     @property
     def keys_offset(self) -> int:
-        """Where in the file the key hashes begin."""
+        """Where in the file the key hashes begin, in bytes."""
         address: int = self._fixed["key_hash"].__array_interface__["data"][0]
         return address - self.address
 
     @property
     def keys_checksum(self) -> str:
+        """`keys_checksum` of the key hashes that the file holds."""
         return keys_checksum(self._needed(self._fixed["key_hash"]).data)
 
     def document_hash(self, row: int) -> bytes:
+        """`Document.content_hash()` of the document of a row's passage."""
         return bytes(self._number("document_hash", row))
 
     def tokens(self, row: int) -> int:
+        """The number of source tokens of a row's passage, including its header's."""
         return int(self._number("tokens", row))
 
     def is_last(self, row: int) -> bool:
+        """Whether a row's passage is the last of its document."""
         return bool(self._number("last", row))
 
     def latent_count(self, row: int) -> int:
+        """The number of latents in a row."""
         first, stop = self._span("latents", row, len(self._latents))
         return stop - first
 
     def read(self, row: int) -> StoredPassage:
-        """One passage. Its latents are a view of the mapped file, valid as long as they are held.
+        """Read one passage and check its row's checksum.
 
-        Raises DamagedError where the row is not what was written.
+        Args:
+            row: The row's number.
+
+        Returns:
+            The passage. Its latents are a view of the mapped file, which stays valid as long as it is held.
+
+        Raises:
+            DamagedError: If the row is not what was written.
         """
         try:
             return self._read(row)
         except DamagedError:
             if not self._file.forget():
                 raise
-        # It may have been mended in the object store since it was fetched.
+        # The damage may be in the bytes that were fetched, or the object may have been repaired since: the
+        # bytes are forgotten above, and fetched again. All rows must be checked again then.
         self._sound.clear()
         return self._read(row)
 
@@ -369,10 +448,16 @@ class Fragment:
         return StoredPassage(passage, tokens, document_hash, bool(last), encoded, self._layout)
 
     def passage(self, row: int) -> Passage:
-        """A passage without its latents, which are not looked at: so neither is the row's checksum, which is
-        also over them.
+        """Read one passage without its latents.
 
-        Raises DamagedError where text and metadata are not even that.
+        The row's checksum is not checked, because it also covers the latents.
+
+        Args:
+            row: The row's number.
+
+        Raises:
+            DamagedError: If the row points outside the file, a text is not UTF-8, or the metadata are not
+                JSON.
         """
         try:
             ordinal, start, end = (int(self._number(n, row)) for n in ("ordinal", "start", "end"))
@@ -383,7 +468,7 @@ class Fragment:
             raise self.damaged(row, "metadata are no JSON") from error
 
     def where(self, row: int) -> list[tuple[int, int]]:
-        """Where in the file a row's latents and its text begin and end, without looking at them."""
+        """Where in the file a row's latents and its text begin and end, in bytes; neither is looked at."""
         views = [self._latents, self._texts["text"]]
         found = []
         for name, view in zip(("latents", "text"), views, strict=True):
@@ -420,8 +505,10 @@ class Fragment:
         return found[0]
 
     def _span(self, name: str, row: int, size: int) -> tuple[int, int]:
-        """Where a row's values begin and end; checked, because nothing else keeps a damaged offset from
-        pointing outside the file."""
+        """Where a row's values begin and end in a column.
+
+        The offsets are checked: nothing else keeps a damaged one from pointing outside the file.
+        """
         found = self._needed(self._offsets[name][row : row + 2])
         if len(found) < 2:
             raise self.damaged(row, f"its {name} is not there")
@@ -431,7 +518,7 @@ class Fragment:
         return first, stop
 
     def _needed(self, view: np.ndarray) -> np.ndarray:
-        """The same view, its bytes there."""
+        """The same view, after its bytes have been fetched."""
         if self._whole:
             return view
         start = view.__array_interface__["data"][0] - self._file.buffer.address
@@ -439,7 +526,12 @@ class Fragment:
         return view
 
     def damaged(self, row: int, what: str) -> DamagedError:
-        """The error of a row that is not what was written. what: is wrong with it."""
+        """The error for a row that is not what was written.
+
+        Args:
+            row: The row's number.
+            what: What is wrong with it.
+        """
         return DamagedError(
             f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
             "verify --repair makes room for adding it again."

@@ -1,5 +1,12 @@
-"""Who may write, and which versions are being read. Locks of the operating system: they die with their
-process. Their files are empty; what they have to tell is in their names."""
+"""Locks for the one writer, and leases on the versions that are being read.
+
+All are locks of the operating system, which end with their process. Their files are empty; the names say who
+holds them:
+
+- `lock`: held by the writer, which also puts an empty file `writer-<pid>` beside it.
+- `gate`: held while a reader chooses and leases a version, or while `vacuum` looks for leases.
+- `<version>-<pid>-<id>`: held by a reader of that version.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +30,17 @@ _WRITER = "writer-"
 
 @contextmanager
 def write_lock(folder: Path, wait: float) -> Iterator[None]:
-    """Be the one writer in `folder`. LockedError names the holder's process after `wait` seconds. A child
-    that is forked meanwhile does not hold the lock, and leaves this block without a trace."""
+    """Be the one writer in a folder.
+
+    A child that is forked within this block does not hold the lock, and removes nothing when it leaves.
+
+    Args:
+        folder: The folder of the lock's file.
+        wait: The number of seconds to wait for another writer.
+
+    Raises:
+        LockedError: If another process still writes after that time. The message names the process.
+    """
     lock = FileLock(folder / "lock", thread_local=False)
     try:
         lock.acquire(timeout=wait)
@@ -33,10 +49,12 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
             f"{folder} is being written by another process{_holder(folder)}; wait until it is done."
         ) from error
     try:
+        # Marks of other writers are stale now: whoever made them no longer holds the lock.
         for stale in folder.glob(f"{_WRITER}*"):
             stale.unlink(missing_ok=True)
         mark, process = folder / f"{_WRITER}{os.getpid()}", this_process()
-        # On a full disk a writer may still be needed, to make room.
+        # The mark is only for error messages. On a full disk do without it: this writer may be `vacuum`,
+        # which makes room.
         with suppress(OSError):
             mark.touch()
         try:
@@ -54,7 +72,11 @@ def _holder(folder: Path) -> str:
 
 
 class Lease:
-    """Says that a version is being read, until it is released, forgotten, or its process ends."""
+    """A reader's claim on a version, until it is released, garbage-collected, or its process ends.
+
+    Args:
+        path: The file to lock, `<version>-<pid>-<id>`.
+    """
 
     def __init__(self, path: Path) -> None:
         lock = FileLock(path, thread_local=False)
@@ -72,8 +94,18 @@ def _release(path: Path, lock: FileLock, process: int) -> None:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[_Gate | None]:
-    """While a version is chosen and leased nobody takes one away. None where nothing can be written into
-    `folder`: such a reader is not known to `vacuum`."""
+    """Hold the gate: within this block no other process removes versions, or takes out a lease.
+
+    A reader holds it from its choice of a version until it has the lease: otherwise `vacuum` could remove the
+    version between the two.
+
+    Args:
+        folder: The folder of the leases.
+
+    Yields:
+        The right to make leases; None if nothing can be written into the folder. `vacuum` does not know of
+        such a reader.
+    """
     gate = FileLock(folder / "gate", thread_local=False)
     try:
         gate.acquire()
@@ -87,13 +119,13 @@ def reading(folder: Path) -> Iterator[_Gate | None]:
 
 
 class _Gate:
-    """The right to make leases."""
+    """The right to make leases in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def lease(self, version: int) -> Lease | None:
-        """None where the disk is so full that it cannot be told."""
+        """A lease on a version; None if the disk is too full for its file."""
         path = self._folder / f"{version}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             return Lease(path)
@@ -104,7 +136,11 @@ class _Gate:
 
 
 def versions_read(folder: Path) -> set[int]:
-    """The versions under lease; leases of dead processes are removed. Call it within `reading`."""
+    """The versions under lease; leases of dead processes are removed.
+
+    Call it within `reading`. A lease's file is made before it is locked: without the gate, a lease that is
+    just being made would look like that of a dead process.
+    """
     found = set()
     for path in folder.glob("*-*-*"):
         lock = FileLock(path, thread_local=False)

@@ -1,4 +1,4 @@
-"""What keeps a store small: compaction, vacuum, another codec. Readers go on meanwhile."""
+"""Keeping a store small: compaction, vacuum, and conversion to another codec. Readers are not interrupted."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ from lclm_rag.store.writer import FRAGMENT_BYTES, writing
 __all__ = ["Vacuumed", "compact", "convert", "vacuum"]
 
 _DELETED_SHARE = 0.1
-"""A fragment is written anew once this share of its rows is deleted."""
+"""Compaction rewrites a fragment once this share of its rows is deleted."""
 
 _UNSEEN_READERS_SECONDS = 24 * 3600
-"""In an object store readers leave no trace: what was new so long ago stays."""
+"""Readers of an object store leave no trace, so versions and files that may be in use stay for this long."""
 
 
 @dataclass(frozen=True)
 class Vacuumed:
-    """kept: the versions that are there still. bytes: freed on disk."""
+    """What `vacuum` has removed.
+
+    Attributes:
+        kept: The versions that remain, oldest first.
+        removed: The versions removed, oldest first.
+        bytes: The bytes freed on disk or in the object store.
+    """
 
     kept: list[int]
     removed: list[int]
@@ -47,10 +53,23 @@ def compact(
     wait: float = 0.0,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentStore:
-    """Write fragments anew that are small, or of which a tenth is deleted; returns the newest version.
+    """Rewrite fragments that are small, or of which at least a tenth is deleted.
 
-    Their disk is free once no kept version needs them: see `vacuum`. Memory: one fragment.
-    on_row: rows done, rows in all.
+    The old fragments stay on disk until no kept version needs them; see `vacuum`. Compaction holds one
+    fragment in memory.
+
+    Args:
+        location: The store's folder.
+        wait: The number of seconds to wait for another writer.
+        on_row: Called after each row with the number of rows done and the number of rows to rewrite.
+
+    Returns:
+        The newest version, which is a new one if anything was rewritten.
+
+    Raises:
+        LockedError: If another process still writes after `wait` seconds.
+        StoreError: If there is no store, the disk is full, or another writer was faster in an object store.
+        DamagedError: If a row to be rewritten is damaged. The message names the row.
     """
     with writing(location, "compact", wait=wait) as writer:
         chosen = _worth_it(writer.base.manifest.fragments)
@@ -65,10 +84,24 @@ def convert(
     wait: float = 0.0,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentStore:
-    """Write all latents in another codec, without the encoder; returns the newest version.
+    """Rewrite all latents in another codec; the encoder is not needed.
 
-    From a smaller codec to a larger one nothing comes back that the smaller one had lost. Earlier versions
-    keep theirs. StoreError where the store has that codec already.
+    A larger codec does not bring back what a smaller one has lost. Earlier versions keep their codec.
+
+    Args:
+        location: The store's folder.
+        codec: The new codec.
+        wait: The number of seconds to wait for another writer.
+        on_row: Called after each row with the number of rows done and the number of rows to rewrite.
+
+    Returns:
+        The newest version, in the new codec.
+
+    Raises:
+        LockedError: If another process still writes after `wait` seconds.
+        StoreError: If there is no store, it has that codec already, the codec cannot hold the latents, the
+            disk is full, or another writer was faster in an object store.
+        DamagedError: If a row is damaged. The message names the row.
     """
     old = LatentStore.open(location)
     layout = replace(old.layout, codec=codec)
@@ -82,23 +115,42 @@ def convert(
 
 
 def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -> Vacuumed:
-    """Remove all versions but the newest `keep` and those that are being read, and every file that no
-    remaining version needs: what killed writers left among them, resumable or not.
+    """Remove old versions, and every file that no remaining version needs.
 
-    In an object store versions stay that were the newest within the last day, and files younger than a day,
-    for whoever may be reading or writing them.
+    Versions that are being read stay. What killed writers left is removed as well, even if it could be
+    resumed. In an object store, versions that were the newest within the last day and files younger than a
+    day also stay, because somebody may be reading or writing them.
+
+    Args:
+        location: The store's folder.
+        keep: The number of newest versions to keep, at least 1.
+        wait: The number of seconds to wait for another writer.
+
+    Returns:
+        The versions kept and removed, and the bytes freed.
+
+    Raises:
+        ValueError: If `keep` is less than 1.
+        LockedError: If another process still writes after `wait` seconds.
+        StoreError: If there is no store.
+        DamagedError: If the manifest of a version that stays is damaged.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}: the newest version always stays.")
     folder = open_folder(location)
     LatentStore.open(folder).close()
+    # Under the write lock: to this function the fragments of a running writer look like leftovers.
     with nullcontext() if folder.local is None else write_lock(folder.local, wait):
+        # 1. Manifests of old versions. After a crash here some files belong to no version, and the next
+        #    vacuum removes them; in the other order a version would name files that are gone.
         kept, removed, freed = _remove_versions(folder, keep)
+        # 2. What the versions that are still there need.
         needed = {
             entry.name
             for version in kept
             for entry in read_manifest(folder / MANIFESTS, version).fragments
         }
+        # 3. All other files; in the manifests' folder only temporary ones.
         for part in (FRAGMENTS, UNCOMMITTED, MANIFESTS):
             for facts in (folder / part).files():
                 if part == MANIFESTS and not facts.name.endswith(TEMPORARY):
@@ -110,12 +162,11 @@ def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -
 
 
 def _remove_versions(folder: Folder, keep: int) -> tuple[list[int], list[int], int]:
-    """Versions kept, versions removed, bytes freed. Manifests go first: what they alone needed is then
-    nobody's, also after a crash."""
+    """Remove the manifests of old versions; return versions kept, versions removed, and bytes freed."""
     manifests = folder / MANIFESTS
     files = {facts.name: facts for facts in manifests.files()}
     versions = committed_versions(manifests)
-    # Between a reader's choice of a version and its lease nothing may be removed.
+    # With the gate held: no reader is then between its choice of a version and its lease.
     with nullcontext() if folder.local is None else reading(folder.local / LEASES):
         wanted = set(versions[-keep:])
         if folder.local is not None:
@@ -123,7 +174,8 @@ def _remove_versions(folder: Folder, keep: int) -> tuple[list[int], list[int], i
         removed, freed = [], 0
         for version, follower in pairwise(versions):
             facts = files[manifest_name(version)]
-            # Whoever has opened it did so before there was a newer one.
+            # Readers open the newest version: of this one, the last may have come just before the next
+            # version was committed.
             superseded = files[manifest_name(follower)].modified
             if version not in wanted and not _may_be_in_use(folder, superseded):
                 manifests.remove(facts.name)
@@ -137,7 +189,7 @@ def _may_be_in_use(folder: Folder, modified: float) -> bool:
 
 
 def _worth_it(entries: tuple[FragmentEntry, ...]) -> list[FragmentEntry]:
-    """The fragments to write anew; none where that would change nothing."""
+    """The fragments to rewrite; none if that would change nothing."""
     small = [e for e in entries if e.bytes * (1 - len(e.deleted) / e.rows) < FRAGMENT_BYTES / 2]
     holed = [e for e in entries if len(e.deleted) >= _DELETED_SHARE * e.rows]
     if len(small) == 1 and not small[0].deleted:

@@ -1,4 +1,8 @@
-"""The manifest: one version of the store, put in place atomically. It is the truth."""
+"""Manifests: each is one version of the store, put in place atomically.
+
+What a version contains is decided by its manifest alone: a fragment that no manifest names is part of no
+version.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +39,16 @@ Operation = Literal["create", "add", "delete", "sync", "compact", "convert", "re
 class FragmentEntry:
     """One fragment of a version.
 
-    rows, latents, tokens: of the whole file. bytes, sha256, keys_offset, keys_checksum: as in
-    `WrittenFragment`. deleted: rows that this version does not show.
+    Attributes:
+        name: The file's name.
+        rows: The number of rows in the file, including deleted ones.
+        latents: The number of latents in the file, including those of deleted rows.
+        tokens: The number of source tokens in the file, including those of deleted rows.
+        bytes: See `WrittenFragment`.
+        sha256: See `WrittenFragment`.
+        keys_offset: See `WrittenFragment`.
+        keys_checksum: See `WrittenFragment`.
+        deleted: The rows that this version does not show.
     """
 
     name: str
@@ -50,13 +62,20 @@ class FragmentEntry:
     deleted: frozenset[int] = frozenset()
 
     def without(self, rows: Iterable[int]) -> FragmentEntry:
-        """The same with these rows deleted as well."""
+        """The same entry with more rows deleted."""
         return replace(self, deleted=self.deleted | frozenset(rows))
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a version shows."""
+    """How much a version shows; deleted rows do not count.
+
+    Attributes:
+        documents: The number of documents.
+        passages: The number of passages.
+        tokens: The number of source tokens.
+        latents: The number of latents.
+    """
 
     documents: int = 0
     passages: int = 0
@@ -80,7 +99,16 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version: which fragments, which deletions. operation: what made it. created: UTC, ISO 8601."""
+    """One version of a store.
+
+    Attributes:
+        version: The version's number; the first is 0.
+        layout: What all of its fragments have in common.
+        fragments: The fragments that the version consists of, each with its deleted rows.
+        totals: How much the version shows.
+        operation: The operation that made the version.
+        created: When it was made, in UTC, ISO 8601 with milliseconds.
+    """
 
     version: int
     layout: Layout
@@ -91,6 +119,7 @@ class Manifest:
 
     @classmethod
     def first(cls, layout: Layout) -> Manifest:
+        """Version 0, which is empty."""
         return cls(0, layout, (), Totals(), "create", _now())
 
     def next(
@@ -100,28 +129,48 @@ class Manifest:
         operation: Operation,
         layout: Layout,
     ) -> Manifest:
+        """The manifest of the version after this one, created now.
+
+        Args:
+            fragments: See the class.
+            totals: See the class.
+            operation: See the class.
+            layout: See the class.
+        """
         return Manifest(self.version + 1, layout, tuple(fragments), totals, operation, _now())
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its content. What is derived from a version names it, too: a number alone can be that of
-        another version, where a manifest was lost, or files of two copies were mixed."""
+        """The SHA-256 of the manifest's content, hexadecimal.
+
+        What is derived from a version, such as an index, notes the digest beside the version's number. The
+        number alone can belong to another version, if a manifest was lost or files of two copies were mixed.
+        """
         return digest(_pack(self))
 
     @property
     def bytes(self) -> int:
-        """Of the fragments, deleted rows included."""
+        """The size of the fragments in bytes, including deleted rows."""
         return sum(entry.bytes for entry in self.fragments)
 
 
 def committed_versions(folder: Folder) -> list[int]:
-    """The versions that are there, oldest first."""
+    """The versions that have a manifest in this folder, oldest first."""
     stems = (facts.name.removesuffix(".json") for facts in folder.files())
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
 def read_manifest(folder: Folder, version: int) -> Manifest:
-    """Raises StoreError where there is no such version, it is damaged, or of another format."""
+    """Read the manifest of a version.
+
+    Args:
+        folder: The folder of the store's manifests.
+        version: The version's number.
+
+    Raises:
+        StoreError: If there is no such version, or it has another format.
+        DamagedError: If the manifest is damaged, or is that of another version.
+    """
     name = manifest_name(version)
     try:
         body = unseal(folder.read(name))
@@ -149,9 +198,14 @@ def read_manifest(folder: Folder, version: int) -> Manifest:
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Commit a version. A version is never replaced.
+    """Commit a version. A version that exists is never replaced.
 
-    Raises StoreError where the version exists already (another writer was faster).
+    Args:
+        folder: The folder of the store's manifests.
+        manifest: The new version. The files that it names must be durable already.
+
+    Raises:
+        StoreError: If the version exists already, because another writer was faster.
     """
     try:
         folder.create(manifest_name(manifest.version), seal(_pack(manifest)))
@@ -163,7 +217,7 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 
 
 def _pack(manifest: Manifest) -> dict[str, Any]:
-    """As JSON."""
+    """A manifest as JSON."""
     return {
         "format_version": FORMAT_VERSION,
         **{n: getattr(manifest, n) for n in ("version", "operation", "created")},
@@ -174,7 +228,7 @@ def _pack(manifest: Manifest) -> dict[str, Any]:
 
 
 def _unpack(body: dict[str, Any]) -> Manifest:
-    """Raises ValueError, TypeError, KeyError or AttributeError where it is no manifest."""
+    """The manifest in a JSON; ValueError, TypeError, KeyError or AttributeError if it is none."""
     layout = Layout(**body["layout"])
     if layout.codec not in CODECS or not _is_count(layout.width) or not layout.width:
         raise ValueError(f"its latents are {layout.width!r} wide, in codec {layout.codec!r}")
@@ -189,7 +243,7 @@ def _unpack(body: dict[str, Any]) -> Manifest:
 
 
 def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
-    """As JSON; deleted rows as runs, [first, one after the last]."""
+    """A fragment's entry as JSON; deleted rows as sorted runs, each [first, one after the last]."""
     runs: list[list[int]] = []
     for row in sorted(entry.deleted):
         if runs and runs[-1][1] == row:
@@ -200,8 +254,17 @@ def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
 
 
 def unpack_entry(packed: dict[str, Any]) -> FragmentEntry:
-    """Raises ValueError, TypeError or KeyError where it is none: what is read comes from a file, which need
-    not be one that was written here."""
+    """The fragment's entry in a JSON, checked, because the file may not have been written by this library.
+
+    Args:
+        packed: What `pack_entry` returned.
+
+    Raises:
+        ValueError: If the name is not that of a file, a number is no count, or a deleted row is none of the
+            fragment's.
+        KeyError: If something is missing.
+        TypeError: If something is of another type.
+    """
     if not is_plain_name(packed["name"]):
         raise ValueError(f"{packed['name']!r} is not the name of a fragment")
     numbers = ("rows", "latents", "tokens", "bytes", "keys_offset")
@@ -219,6 +282,7 @@ def _is_count(value: object) -> bool:
 
 
 def manifest_name(version: int) -> str:
+    """The name of the file of a version's manifest."""
     return f"{version:010d}.json"
 
 

@@ -1,4 +1,7 @@
-"""int8 and int4: latents are rotated, then each coordinate becomes a level. The format: `codecs`."""
+"""The codecs int8 and int4: latents are rotated, then each coordinate becomes a level.
+
+The format is described in `lclm_rag.store.codecs`.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,29 @@ _POSITIVE = (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6180, 2.0690, 2.7326)
 LEVELS = (*(-level for level in reversed(_POSITIVE)), *_POSITIVE)
 
 LARGEST_NORM = 1e38
-"""Of a latent: what is decoded from it then stays below the end of float32, 3.4e38."""
+"""The largest norm of a latent: what is decoded from it stays below the largest float32, 3.4e38."""
 
 _AT_ONCE = 256
-"""Latents that are decoded together: what lies between bytes and latents stays in the processor's cache."""
+"""The number of latents decoded together: the intermediate values then stay in the processor's cache."""
 
 
 def norms(latents: torch.Tensor) -> torch.Tensor:
-    """[n, width] floats → float64 [n]."""
+    """The norms of latents, float64 [n], from floats [n, width]."""
     found: torch.Tensor = torch.linalg.vector_norm(latents, dim=1, dtype=torch.float64)
     return found
 
 
 def quantize(latents: torch.Tensor, codec: str) -> torch.Tensor:
-    """[n, width] floats → uint8 [n, latent_bytes]; of no use where a norm is above `LARGEST_NORM`."""
-    # In units of the root mean square: squares of what is very large or small leave float32.
+    """Encode latents in int8 or int4.
+
+    Args:
+        latents: Floats, [n, width].
+        codec: "int8" or "int4".
+
+    Returns:
+        The encoded latents, uint8 [n, latent_bytes]. Those with a norm above `LARGEST_NORM` are not usable.
+    """
+    # In units of the root mean square: the squares of very large or small values do not fit into float32.
     unit = norms(latents)[:, None] / latents.shape[1] ** 0.5
     rotated = _rotate((latents / unit.where(unit > 0, 1)).float())
     codes, step = _int8_codes(rotated) if codec == "int8" else _int4_codes(rotated)
@@ -39,10 +50,20 @@ def quantize(latents: torch.Tensor, codec: str) -> torch.Tensor:
 
 
 def dequantize(stored: torch.Tensor, codec: str, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 [n, latent_bytes] → [n, width] in `dtype`."""
+    """Decode latents from int8 or int4.
+
+    Args:
+        stored: Encoded latents, uint8 [n, latent_bytes].
+        codec: "int8" or "int4".
+        width: The number of coordinates of a latent.
+        dtype: The dtype of the result.
+
+    Returns:
+        The latents, [n, width].
+    """
     latents = torch.empty(len(stored), width, dtype=dtype)
     for part, rows in zip(latents.split(_AT_ONCE), stored.split(_AT_ONCE), strict=True):
-        # A copy always: in place, a scale may stand at an odd byte.
+        # Always copied: in place, a scale may start at an odd byte, where it cannot be viewed as bfloat16.
         scale = rows[:, -2:].clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
         codes = rows[:, :-2]
         levels = codes.view(torch.int8).float() if codec == "int8" else _int4_levels(codes, width)
@@ -51,17 +72,17 @@ def dequantize(stored: torch.Tensor, codec: str, width: int, dtype: torch.dtype)
 
 
 def _int8_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, width] → (int8 [n, width], step [n, 1]): 127 steps to the largest coordinate."""
+    """Levels, int8 [n, width], and steps [n, 1] of rotated latents; the largest coordinate is 127 steps."""
     step = rotated.abs().amax(1, keepdim=True) / 127
     return (rotated / step.where(step > 0, 1)).round_().to(torch.int8), step
 
 
 def _int4_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, width] → (uint8 [n, ⌈width/2⌉], step [n, 1]): the nearest levels, two in a byte."""
+    """The nearest levels, two in a byte, uint8 [n, ⌈width/2⌉], and steps [n, 1] of rotated latents."""
     levels = torch.tensor(LEVELS, device=rotated.device)
     places = torch.bucketize(rotated, (levels[1:] + levels[:-1]) / 2, out_int32=True)
     nearest = levels[places]
-    # With these levels, the step of the least squared error: about 1, and 0 for a latent of zeros.
+    # The step that gives these levels the least squared error: about 1, or 0 for a latent of zeros.
     step = (rotated * nearest).sum(1, keepdim=True) / nearest.square().sum(1, keepdim=True)
     if places.shape[1] % 2:
         places = torch.nn.functional.pad(places, (0, 1))
@@ -69,30 +90,30 @@ def _int4_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _int4_levels(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """uint8 [n, ⌈width/2⌉] → levels, float32 [n, width]."""
-    # Both levels of a byte are fetched at once, as one number of 8 bytes.
+    """The levels, float32 [n, width], of codes with two in a byte, uint8 [n, ⌈width/2⌉]."""
+    # Both levels of a byte are looked up at once, as one number of 8 bytes.
     pairs = _pairs_of_levels().index_select(0, codes.flatten().int())
     return pairs.view(torch.float32).view(len(codes), -1)[:, :width]
 
 
 @cache
 def _pairs_of_levels() -> torch.Tensor:
-    """The two levels of each byte, float32 [256, 2], seen as float64 [256]."""
+    """The two levels of each byte, float32 [256, 2], viewed as float64 [256]."""
     levels, byte = torch.tensor(LEVELS), torch.arange(256)
     return torch.stack([levels[byte % 16], levels[byte // 16]], 1).view(torch.float64)[:, 0]
 
 
 def _rotate(rows: torch.Tensor) -> torch.Tensor:
-    """R: float32 [n, width] → [n, width]."""
+    """The rotation R; float32 [n, width] to the same shape."""
     width = rows.shape[1]
     signs, weights = _signs(width).to(rows.device), _weights(width).to(rows.device)
     parts = torch.view_as_real(torch.fft.rfft(rows * signs, norm="ortho")).flatten(1)
-    # Column 1 is the imaginary part of F₀; column width + 1, where there is one, that of F_w/2.
+    # Left out: column 1, the imaginary part of F₀, and if the width is even column width + 1, that of F_w/2.
     return torch.cat([parts[:, :1], parts[:, 2 : width + 1]], 1) * weights
 
 
 def _rotate_back(rows: torch.Tensor) -> torch.Tensor:
-    """R⁻¹: float32 [n, width] → [n, width]."""
+    """The inverse rotation R⁻¹; float32 [n, width] to the same shape."""
     width = rows.shape[1]
     weighted = rows / _weights(width)
     parts = rows.new_zeros(len(rows), width // 2 + 1, 2)
@@ -105,7 +126,7 @@ def _rotate_back(rows: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _weights(width: int) -> torch.Tensor:
-    """float32 [width]: √2 for a coordinate that stands for two of the whole spectrum, 1 for the others."""
+    """√2 for coordinates that stand for two of the whole spectrum, 1 for the others; float32 [width]."""
     weights = torch.full((width,), 2**0.5)
     weights[0] = 1
     if width % 2 == 0:
@@ -115,7 +136,7 @@ def _weights(width: int) -> torch.Tensor:
 
 @cache
 def _signs(width: int) -> torch.Tensor:
-    """float32 [width] of 1 and -1."""
+    """The factor 1 or -1 of each coordinate, float32 [width]."""
     digest = hashlib.shake_128(b"lclm_rag").digest((width + 7) // 8)
     bits = np.unpackbits(np.frombuffer(digest, np.uint8))[:width]
     return torch.from_numpy(1 - 2 * bits.astype(np.float32))

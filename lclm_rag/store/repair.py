@@ -1,4 +1,6 @@
-"""Commit a version of what is sound, so that adding the same documents again heals a store.
+"""Repair of a store: a version of what is sound is committed.
+
+Adding the same documents again then restores what was damaged.
 
 Every function here is called with the store's write lock held.
 """
@@ -39,15 +41,22 @@ from lclm_rag.store.writer import named_fragments, note_uncommitted, write_uncom
 
 __all__ = ["go_back_to_an_intact_manifest", "repair_store"]
 
-# What only a version without it mends.
+# Kinds of problems that are only repaired by a version without the damaged parts.
 _NEED_A_VERSION = {"fragment", "passage", "document", "totals", "other version"}
 _UNUSABLE = {"manifest", "uncommitted work"}
 
 
 def go_back_to_an_intact_manifest(folder: LocalFolder) -> list[str]:
-    """Where the newest manifests are damaged, commit the newest intact version once more, as the newest.
+    """If the newest manifests are damaged, commit the newest intact version once more, as the newest.
 
-    Returns sentences on what was done. StoreError where there are manifests, and none is intact.
+    Args:
+        folder: The store's folder.
+
+    Returns:
+        Sentences that say what was done; none if the newest manifest is intact.
+
+    Raises:
+        StoreError: If there are manifests, but none is intact.
     """
     manifests = folder / MANIFESTS
     lost: list[int] = []
@@ -63,7 +72,7 @@ def go_back_to_an_intact_manifest(folder: LocalFolder) -> list[str]:
                 f"No manifest in {manifests} is intact: build the knowledge base anew."
             )
     if lost:
-        # Not under a number that was there before: an index may show what that was.
+        # Under a number that no version had before: an index may have been made from the damaged version.
         last = replace(intact, version=lost[-1])
         write_manifest(
             manifests, last.next(intact.fragments, intact.totals, "repair", intact.layout)
@@ -76,9 +85,16 @@ def go_back_to_an_intact_manifest(folder: LocalFolder) -> list[str]:
 
 
 def repair_store(folder: LocalFolder, problems: Sequence[Problem]) -> list[str]:
-    """Commit a version of what is sound, where the newest is not, and put aside what nobody can use.
+    """Commit a version of what is sound if the newest version is not, and put unusable files aside.
 
-    Earlier versions, and who reads them, keep what they have. Returns sentences on what was done.
+    Earlier versions and their readers keep what they have.
+
+    Args:
+        folder: The store's folder.
+        problems: What `verify_store`, and the check of the index, have yielded.
+
+    Returns:
+        Sentences that say what was done.
     """
     kinds = {problem.kind for problem in problems}
     documents, nameless = damaged_documents(problems), nameless_passages(problems)
@@ -113,8 +129,10 @@ def repair_store(folder: LocalFolder, problems: Sequence[Problem]) -> list[str]:
 
 
 def _commit_sound(base: LatentStore, problems: Sequence[Problem]) -> None:
-    """A version without the damaged rows and without what is left of damaged documents; what is sound in
-    damaged files is written anew."""
+    """Commit a version without damaged rows, and without the remaining rows of damaged documents.
+
+    Sound rows in damaged files are written to new files.
+    """
     documents = set(damaged_documents(problems))
     files = {problem.where for problem in problems if problem.kind == "fragment"}
     damaged: dict[str, set[int]] = defaultdict(set)
@@ -137,15 +155,18 @@ def _commit_sound(base: LatentStore, problems: Sequence[Problem]) -> None:
 
 def _without(store: LatentStore, entry: FragmentEntry, documents: set[str]) -> FragmentEntry:
     rows = np.flatnonzero(visible_rows(entry)).tolist()
-    if not documents or not rows:  # One that is lost as a whole cannot be opened.
+    if not documents or not rows:  # Without rows, the file may be lost, and could not be opened.
         return entry
     fragment = store.fragment(entry.name)
     return entry.without(row for row in rows if fragment.key(row).document_id in documents)
 
 
 def _put_aside(folder: LocalFolder, problems: Sequence[Problem], layout: Layout) -> None:
-    """Put damaged manifests aside as `<version>.damaged`, drop damaged notes on uncommitted work, and keep
-    sound fragments that no version names as uncommitted work, which adding the same documents takes over."""
+    """Put damaged manifests aside as `<version>.damaged`, and sort out uncommitted work.
+
+    Sound fragments that no version names are noted as uncommitted work, which is taken over when the same
+    documents are added again. All other notes on uncommitted work are removed.
+    """
     for problem in problems:
         if problem.kind == "manifest":
             path = (folder / MANIFESTS).path / problem.where
@@ -162,7 +183,7 @@ def _put_aside(folder: LocalFolder, problems: Sequence[Problem], layout: Layout)
 
 
 def _entry_of(folder: Folder, name: str, layout: Layout) -> FragmentEntry:
-    """What a manifest would say of a fragment. DamagedError where a row is not sound."""
+    """What a manifest would say about a fragment. DamagedError if a row is not sound."""
     file, fragment = open_fragment(folder, name, layout)
     totals = Totals()
     for number, row in enumerate(fragment.read_all()):

@@ -1,4 +1,4 @@
-"""The latent store: passages with their latents in Arrow fragments, in committed versions."""
+"""The latent store: passages and their latents in Arrow fragments, as committed versions."""
 
 from __future__ import annotations
 
@@ -43,14 +43,24 @@ FRAGMENTS, MANIFESTS, LEASES, UNCOMMITTED = "fragments", "manifests", "readers",
 _READS_AT_ONCE = 8
 
 Place = tuple[str, int]
-"""Fragment name and row."""
+"""A fragment's name and the number of a row in it."""
 
 
 class LatentStore:
-    """One version of a store, for reading; it stays as it is, whatever is written meanwhile.
+    """One version of a store, for reading. Later writes do not change it.
 
-    Folder: `fragments/*.arrow`, `manifests/<version>.json`; `uncommitted/`, what a writer has finished and
-    not committed; `readers/`, who reads which version; `lock`.
+    Use `create` or `open` to get one. The folder of a store contains:
+
+    - `manifests/<version>.json`: the versions; see `lclm_rag.store.manifest`.
+    - `fragments/*.arrow`: passages and latents; see `lclm_rag.store.fragment`.
+    - `uncommitted/<fragment>.json`: notes on fragments that a writer has finished and not committed.
+    - `readers/`: which versions are being read; see `lclm_rag.store.locks`.
+    - `lock`: the lock of the one writer.
+
+    Args:
+        folder: The store's folder.
+        manifest: The version.
+        lease: Keeps `vacuum` from removing the version; None if nothing does.
     """
 
     def __init__(self, folder: Folder, manifest: Manifest, lease: Lease | None = None) -> None:
@@ -64,7 +74,15 @@ class LatentStore:
 
     @classmethod
     def create(cls, location: str | Path | Folder, layout: Layout) -> LatentStore:
-        """An empty store, committed as version 0. StoreError where there is one already."""
+        """Create an empty store, committed as version 0.
+
+        Args:
+            location: The store's folder, which need not exist.
+            layout: The codec and the encoder of the store's latents.
+
+        Raises:
+            StoreError: If there is a store already.
+        """
         folder = open_folder(location)
         for name in (FRAGMENTS, MANIFESTS, UNCOMMITTED, LEASES):
             (folder / name).make()
@@ -73,62 +91,95 @@ class LatentStore:
 
     @classmethod
     def open(cls, location: str | Path | Folder, version: int | None = None) -> LatentStore:
-        """The newest version, or the one asked for. StoreError where there is none."""
+        """Open a version of a store for reading.
+
+        Args:
+            location: The store's folder.
+            version: The version's number; None for the newest.
+
+        Raises:
+            StoreError: If there is no store or no such version, or it has another format.
+            DamagedError: If the version's manifest is damaged.
+        """
         folder = open_folder(location)
         if folder.local is None:
             return cls(folder, _manifest(folder, version))
         if not (folder.local / MANIFESTS).is_dir():
             raise StoreError(f"There is no latent store in {folder}.")
+        # The version is chosen and leased with the gate held: `vacuum` cannot remove it between the two.
         with reading(folder.local / LEASES) as gate:
             manifest = _manifest(folder, version)
             return cls(folder, manifest, gate.lease(manifest.version) if gate else None)
 
     @classmethod
     def open_for_worker(cls, location: str, version: int) -> LatentStore:
-        """A version that another process keeps open meanwhile: `vacuum` does not wait for idle workers."""
+        """Open a version without a lease, in a worker of a process that keeps the version open.
+
+        An idle worker then does not keep `vacuum` from removing a version.
+
+        Args:
+            location: The store's folder.
+            version: The version's number.
+
+        Raises:
+            StoreError: If there is no such version, it is damaged, or it has another format.
+        """
         folder = open_folder(location)
         return cls(folder, read_manifest(folder / MANIFESTS, version))
 
     def close(self) -> None:
-        """Give the version free for `vacuum`; reading what was not read before may fail from then on."""
+        """Let `vacuum` remove the version; from then on, reading what was not read before may fail."""
         if self._lease is not None:
             self._lease.release()
 
     def after_fork(self) -> None:
-        """Another thread may have been opening one."""
+        """Forget open fragments and their locks: in the parent, another thread may have held one."""
         self._fragments, self._opening = {}, {}
 
     @property
     def closed(self) -> bool:
-        """Whether the version was given free."""
+        """Whether `close` was called on a version with a lease."""
         return self._lease is not None and not self._lease.release.alive
 
     @property
     def version(self) -> int:
+        """The version's number."""
         return self.manifest.version
 
     @property
     def layout(self) -> Layout:
+        """What all fragments of this version have in common."""
         return self.manifest.layout
 
     def __len__(self) -> int:
-        """Passages in this version."""
+        """The number of passages in this version."""
         return self.manifest.totals.passages
 
     def count_documents(self) -> int:
-        """Documents in this version."""
+        """The number of documents in this version."""
         return self.manifest.totals.documents
 
     def __contains__(self, key: PassageKey) -> bool:
         return self.place(key) is not None
 
     def read(self, keys: Iterable[PassageKey]) -> list[StoredPassage]:
-        """Passages in the order of `keys`. KeyError names a key that this version does not hold; StoreError
-        a damaged row."""
+        """Read passages with their latents.
+
+        Args:
+            keys: The passages' keys.
+
+        Returns:
+            The passages in the order of `keys`.
+
+        Raises:
+            KeyError: If this version does not hold a passage. The message names its key.
+            DamagedError: If a row is damaged. The message names the row.
+        """
         if self.folder.local is not None:
             return [self._read(key) for key in keys]
+        # Read the key hashes once, before several threads need them.
         self._sorted_hashes()
-        # Side by side, because each waits for the object store.
+        # In parallel, because each read waits for the object store.
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             return list(pool.map(self._read, keys))
 
@@ -139,35 +190,39 @@ class LatentStore:
         return self.fragment(place[0]).read(place[1])
 
     def document_hash(self, document_id: str) -> bytes | None:
-        """`Document.content_hash()` of a stored document; None where it is not stored."""
+        """`Document.content_hash()` of a stored document; None if it is not stored."""
         place = self.place(PassageKey(document_id, 0))
         return None if place is None else self.fragment(place[0]).document_hash(place[1])
 
     def document_keys(self, document_id: str) -> list[PassageKey]:
-        """Keys of all passages of a document, in order; empty where it is not stored."""
+        """The keys of all passages of a document, in order; empty if it is not stored."""
         return [PassageKey(document_id, i) for i, _ in enumerate(self.document_places(document_id))]
 
     def document_places(self, document_id: str) -> list[Place]:
-        """Where the passages of a document are, in order; empty where it is not stored."""
+        """The places of all passages of a document, in order; empty if it is not stored."""
         places: list[Place] = []
         while (place := self.place(PassageKey(document_id, len(places)))) is not None:
             places.append(place)
         return places
 
     def passages(self) -> Iterator[StoredPassage]:
-        """Every passage of this version."""
+        """Every passage of this version, in the order of its fragments."""
         for entry in self.manifest.fragments:
             fragment = self.fragment(entry.name)
             yield from (fragment.read(int(row)) for row in np.flatnonzero(visible_rows(entry)))
 
     def texts(self) -> Iterator[Passage]:
-        """Every passage of this version without its latents, which are not read."""
+        """Every passage of this version, without latents, which are not read."""
         for entry in self.manifest.fragments:
             fragment = self.fragment(entry.name)
             yield from (fragment.passage(int(row)) for row in np.flatnonzero(visible_rows(entry)))
 
     def document_ids(self, except_hashes: np.ndarray) -> Iterator[str]:
-        """Ids of all documents but those whose first passage's key hash is in `except_hashes` (uint64)."""
+        """The ids of all documents except some.
+
+        Args:
+            except_hashes: The key hashes (uint64) of the first passages of the documents to leave out.
+        """
         hashes, numbers, rows = self._sorted_hashes()
         for at in np.flatnonzero(~np.isin(hashes, except_hashes)):
             fragment = self.fragment(self.manifest.fragments[numbers[at]].name)
@@ -176,7 +231,14 @@ class LatentStore:
                 yield key.document_id
 
     def fragment(self, name: str) -> Fragment:
-        """An open fragment of this version."""
+        """A fragment of this version, opened if it is not open yet.
+
+        Args:
+            name: The fragment's name.
+
+        Raises:
+            DamagedError: If the file cannot be read or has another layout.
+        """
         with self._opening.setdefault(name, Lock()):
             fragment = self._fragments.get(name)
             if fragment is None or fragment.evicted():
@@ -186,11 +248,18 @@ class LatentStore:
             return fragment
 
     def place(self, key: PassageKey) -> Place | None:
-        """Where a passage is; None where this version does not hold it."""
+        """The place of a passage; None if this version does not hold it."""
         return next(self.places(key), None)
 
     def places(self, key: PassageKey) -> Iterator[Place]:
-        """Every row of this key; a committed version has one at most."""
+        """The places of all rows with a key; a committed version has at most one.
+
+        Args:
+            key: The key.
+
+        Raises:
+            DamagedError: If a row that has the key's hash holds a key with another hash.
+        """
         hashes, fragments, rows = self._sorted_hashes()
         wanted = np.uint64(key_hash(key))
         at = int(np.searchsorted(hashes, wanted))
@@ -200,15 +269,15 @@ class LatentStore:
             if found == key:
                 yield name, row
             elif key_hash(found) != wanted:
-                # Not another key of the same hash: passed over, this one would be taken for missing.
+                # No collision of two keys but damage: if this row were skipped, the key would seem missing.
                 raise self.fragment(name).damaged(row, "its key is not that of its hash")
             at += 1
 
     def _sorted_hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hashes of all visible keys, sorted, with fragment number and row of each.
+        """The hashes of all visible keys, sorted, and for each the number of its fragment and its row.
 
-        Read as one stretch of each fragment, and not through its memory map: the pages around would count
-        as this process's memory.
+        They are read as one stretch of each fragment, and not through its memory map, where neighboring
+        pages would count as this process's memory.
         """
         if self._lookup is None:
             entries = self.manifest.fragments
@@ -224,10 +293,17 @@ class LatentStore:
         return self._lookup
 
     def key_hashes(self, entries: Iterable[FragmentEntry]) -> list[np.ndarray]:
-        """uint64 [rows] for each fragment, deleted rows included.
+        """Read the key hashes of fragments, and check them against the manifest's checksums.
 
-        Raises DamagedError where they are not what was written: a passage whose hash is wrong would not be
-        found, and be added a second time.
+        Args:
+            entries: The fragments.
+
+        Returns:
+            The key hashes of each fragment, uint64 [rows], including those of deleted rows.
+
+        Raises:
+            DamagedError: If they are not what was written. A passage with a wrong hash would seem missing,
+                and would be added a second time.
         """
         entries = list(entries)
         fragments = self.folder / FRAGMENTS
@@ -235,7 +311,7 @@ class LatentStore:
         pieces = fragments.read_ranges(ranges)
         for i, entry in enumerate(entries):
             if keys_checksum(pieces[i]) != entry.keys_checksum and fragments.local is None:
-                # It may have been mended in the object store since it was fetched.
+                # The object may have been repaired since the cache fetched it.
                 (pieces[i],) = fragments.read_ranges([ranges[i]], anew=True)
             if keys_checksum(pieces[i]) != entry.keys_checksum:
                 raise DamagedError(
@@ -247,7 +323,7 @@ class LatentStore:
 
 
 def visible_rows(entry: FragmentEntry) -> np.ndarray:
-    """bool [rows]: not deleted."""
+    """Which rows of a fragment are not deleted, bool [rows]."""
     visible = np.ones(entry.rows, bool)
     visible[list(entry.deleted)] = False
     return visible
@@ -259,7 +335,7 @@ def row_totals(row: StoredPassage) -> Totals:
 
 
 def totals_at(store: LatentStore, place: Place) -> Totals:
-    """The same for a row in a store; neither its text nor its latents are read."""
+    """What the row at a place adds to the totals of a version; neither its text nor its latents are read."""
     fragment, row = store.fragment(place[0]), place[1]
     first = fragment.key(row).ordinal == 0
     return Totals(int(first), 1, fragment.tokens(row), fragment.latent_count(row))
@@ -275,11 +351,26 @@ def _manifest(folder: Folder, version: int | None) -> Manifest:
 
 
 def read_versions(location: str | Path | Folder) -> list[Manifest]:
-    """The manifests of all versions, oldest first. StoreError where one is damaged."""
+    """Read the manifests of all versions.
+
+    Args:
+        location: The store's folder.
+
+    Returns:
+        The manifests, oldest first; none if there is no store.
+
+    Raises:
+        StoreError: If a manifest has another format.
+        DamagedError: If a manifest is damaged.
+    """
     manifests = open_folder(location) / MANIFESTS
     return [read_manifest(manifests, version) for version in committed_versions(manifests)]
 
 
 def newest_version(folder: Folder) -> int:
-    """The newest committed version of the store in `folder`."""
+    """The number of the newest committed version of a store.
+
+    Args:
+        folder: The store's folder; it must hold at least one version.
+    """
     return committed_versions(folder / MANIFESTS)[-1]

@@ -1,4 +1,4 @@
-"""A store to which nothing was committed and for which nothing was compressed: what it is, and its end."""
+"""Unfinished stores: nothing is committed beyond version 0, and nothing is compressed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["discard_unfinished", "is_open", "is_unfinished"]
 _FILES = (FRAGMENTS, MANIFESTS, UNCOMMITTED)
 _PARTS = (*_FILES, LEASES)
 _LOCKS = ("lock", "gate", "writer-*", "0-*-*")
-# What writers and workers leave that were killed before they had finished anything.
+# Endings of files that writers and workers leave if they are killed before they have finished anything.
 _PASSING = (TEMPORARY, ".attempt")
 
 
 def is_unfinished(folder: Folder) -> bool:
-    """Whether there is such a store, a part of one, or nothing at all."""
+    """Whether the folder holds an unfinished store, a part of one, or nothing at all."""
     if folder.local is not None and not all(map(_is_known, _entries(folder.local))):
         return False
     names = [facts.name for part in _FILES for facts in (folder / part).files()]
@@ -28,7 +28,7 @@ def is_unfinished(folder: Folder) -> bool:
 
 
 def is_open(folder: LocalFolder) -> bool:
-    """Whether anybody reads it."""
+    """Whether any process may be reading the store."""
     if not (folder.path / LEASES).is_dir():
         return False
     with reading(folder.path / LEASES) as gate:
@@ -36,11 +36,18 @@ def is_open(folder: LocalFolder) -> bool:
 
 
 def discard_unfinished(folder: Folder, *, folders: bool = False) -> None:
-    """Remove an unfinished store. folders: those of a local one and its locks, too, which is for whoever
-    holds the write lock, and lets it go."""
+    """Remove an unfinished store.
+
+    Args:
+        folder: The store's folder.
+        folders: Whether to remove a local store's folders and locks as well. Only the holder of the write
+            lock may do this, and its lock file is removed, too.
+    """
     for part in _FILES:
         for name in [facts.name for facts in (folder / part).files()]:
-            if _is_nothing(name):  # In an object store somebody may be faster.
+            # Each name is looked at, because in an object store another writer may have finished something
+            # since the store was found to be unfinished.
+            if _is_nothing(name):
                 (folder / part).remove(name)
     if folder.local is None or not folders:
         return
@@ -48,7 +55,7 @@ def discard_unfinished(folder: Folder, *, folders: bool = False) -> None:
         for path in (found for pattern in _LOCKS for found in place.glob(pattern)):
             path.unlink(missing_ok=True)
     for place in (*(folder.local / part for part in _PARTS), folder.local):
-        with suppress(OSError):  # Something else lies in it, or it was never made.
+        with suppress(OSError):  # It is not empty, or was never made.
             place.rmdir()
 
 
@@ -57,10 +64,10 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_nothing(name: str) -> bool:
-    """Whether a file is no part of what was committed or compressed."""
+    """Whether a file holds nothing that was committed (but version 0) or compressed."""
     return name == manifest_name(0) or name.endswith(_PASSING)
 
 
 def _is_known(path: Path) -> bool:
-    """Whether something in a store's folder is the store's."""
+    """Whether a file or folder in a store's folder belongs to the store."""
     return path.name in _PARTS if path.is_dir() else any(map(path.match, _LOCKS))

@@ -1,6 +1,6 @@
-"""Read everything that a store holds, and yield what is not as it was written or contradicts itself.
+"""Verification of a store: everything it holds is read, and what is damaged or inconsistent is reported.
 
-Each file is gone through once. What is kept of a passage meanwhile is some tens of bytes.
+Each file is read once. Meanwhile some tens of bytes are kept in memory for each passage.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ _NO_HASHES = np.empty(0, np.uint64)
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """The passages of a store, as an index is compared with them.
+    """The passages of a store's version, for comparing an index with them.
 
-    hashes: of the keys of the sound ones of its version, sorted (uint64). damaged: how many more that version
-    shows. hidden: where there are such, hashes of the keys that it does not show, sorted.
+    Attributes:
+        hashes: The key hashes of the version's sound passages, uint64, sorted.
+        damaged: The number of damaged passages that the version shows.
+        hidden: If there are damaged passages, the key hashes of passages that are stored but that the
+            version does not show, uint64, sorted; otherwise empty.
     """
 
     hashes: np.ndarray
@@ -50,18 +53,28 @@ class Contents:
 def verify_store(
     store: LatentStore, on_bytes: Callable[[int], None] = lambda size: None
 ) -> Generator[Problem, None, Contents]:
-    """Check every file of the store's folder, and every row that `store` shows.
+    """Check every file in the store's folder, and every row that a version shows.
 
-    Manifests and fragments of all versions, and uncommitted work: checksums and sizes. The version of
-    `store`: row counts, keys, finite latents and as many as the tokens need, spans that match the text,
-    documents that are whole and hash to what was noted. on_bytes: called with the size of each fragment.
+    Of the manifests and fragments of all versions, and of uncommitted work, checksums and sizes are checked.
+    Of the version given, also: row counts and keys; that latents are finite, and as many as the tokens need;
+    that spans match the text; that documents are whole and match their hashes.
+
+    Args:
+        store: The version whose rows are checked.
+        on_bytes: Called with the size of each fragment after it was checked, in bytes.
+
+    Yields:
+        What is damaged or inconsistent.
+
+    Returns:
+        The version's passages, for comparing an index with them.
     """
     passages = SoundPassages()
     documents, files = set(), set()  # ids and names of what is damaged
     for problem in _version_problems(store, passages, on_bytes):
         if problem.kind == "fragment":
             files.add(problem.where)
-        # That a document lacks a damaged passage goes without saying.
+        # A document with a damaged passage is reported already; that it is not whole follows from that.
         if problem.kind != "document" or problem.document_id not in documents:
             documents.add(problem.document_id)
             yield problem
@@ -85,13 +98,13 @@ def verify_store(
 def _hidden_hashes(
     store: LatentStore, manifests: Sequence[Manifest], damaged_files: Collection[str]
 ) -> np.ndarray:
-    """Of the keys of passages that some version shows, or did, and that of `store` does not."""
+    """The key hashes of stored passages that `store` does not show: deleted, or in other versions; sorted."""
     shown = {entry.name: entry for entry in store.manifest.fragments}
     entries = {entry.name: entry for manifest in manifests for entry in manifest.fragments} | shown
     hidden = [_NO_HASHES]
     for name, entry in entries.items():
         if name not in damaged_files:
-            with suppress(DamagedError, FileNotFoundError):  # Vacuum may just have taken it away.
+            with suppress(DamagedError, FileNotFoundError):  # Vacuum may just have removed it.
                 (hashes,) = store.key_hashes([entry])
                 hidden.append(hashes[~visible_rows(entry)] if name in shown else hashes)
     return np.sort(np.concatenate(hidden))
@@ -101,12 +114,24 @@ def _hidden_hashes(
 
 
 def _map_file(folder: Folder, name: str) -> MappedFile:
-    """A file as it lies there: of one in an object store not what was kept of it on this disk."""
+    """A file as it is now: one in an object store is fetched, whatever the cache holds of it."""
     return folder.map(name) if folder.local else MappedFile(pa.py_buffer(folder.read(name)))
 
 
 def open_fragment(folder: Folder, name: str, layout: Layout) -> tuple[MappedFile, Fragment]:
-    """Raises DamagedError where it cannot be read."""
+    """Map and open a fragment as it is now, past the cache of object stores.
+
+    Args:
+        folder: The folder of the store's fragments.
+        name: The fragment's name.
+        layout: The layout that it must have.
+
+    Returns:
+        The mapped file and the fragment.
+
+    Raises:
+        DamagedError: If the fragment cannot be read or has another layout.
+    """
     try:
         file = _map_file(folder, name)
         return file, Fragment(file, str(folder / name), layout)
@@ -115,7 +140,7 @@ def open_fragment(folder: Folder, name: str, layout: Layout) -> tuple[MappedFile
 
 
 def _damage(file: MappedFile, entry: FragmentEntry) -> str | None:
-    """What is not as it was written."""
+    """What is wrong with the file of a fragment; None if it is what was written."""
     if file.buffer.size != entry.bytes:
         return f"it has {file.buffer.size:,} bytes, not {entry.bytes:,}"
     if hashlib.sha256(file.buffer).hexdigest() != entry.sha256:
@@ -139,7 +164,7 @@ def _version_problems(
 def _fragment_problems(
     store: LatentStore, entry: FragmentEntry, passages: SoundPassages
 ) -> Iterator[Problem]:
-    """Of a file and of its visible rows; those that are sound go to `passages`."""
+    """The problems of a file and of its visible rows; sound rows are added to `passages`."""
     where = store.folder / FRAGMENTS / entry.name
     rows = np.flatnonzero(visible_rows(entry)).tolist()
     try:
@@ -165,7 +190,7 @@ def _fragment_problems(
 
 
 def _manifest_problems(folder: Folder) -> Generator[Problem, None, list[Manifest]]:
-    """Returns those that can be read, oldest first."""
+    """The problems of manifests; returns those that can be read, oldest first."""
     manifests = []
     for version in committed_versions(folder):
         name = manifest_name(version)
@@ -178,7 +203,7 @@ def _manifest_problems(folder: Folder) -> Generator[Problem, None, list[Manifest
             )
             yield Problem("manifest", name, sentence)
         except StoreError as error:
-            if version in committed_versions(folder):  # Else vacuum has just taken it away.
+            if version in committed_versions(folder):  # Otherwise vacuum has just removed it.
                 yield Problem("other version", name, str(error))
     return manifests
 
@@ -186,7 +211,7 @@ def _manifest_problems(folder: Folder) -> Generator[Problem, None, list[Manifest
 def _other_versions_problems(
     store: LatentStore, manifests: Sequence[Manifest], on_bytes: Callable[[int], None]
 ) -> Iterator[Problem]:
-    """Of the fragments that only other versions show."""
+    """The problems of fragments that only other versions show."""
     folder = store.folder / FRAGMENTS
     shown = {entry.name for entry in store.manifest.fragments}
     others = {e.name: (e, m.version) for m in manifests for e in m.fragments if e.name not in shown}
@@ -195,7 +220,7 @@ def _other_versions_problems(
         try:
             damage = _damage(_map_file(folder, name), entry)
         except FileNotFoundError:
-            # Else vacuum has just taken it away.
+            # If no version needs it any longer, vacuum has just removed it.
             is_needed = version in committed_versions(store.folder / MANIFESTS)
             damage = "it is not there" if is_needed else None
         except (OSError, ValueError) as error:
@@ -212,7 +237,7 @@ def _other_versions_problems(
 
 
 def _uncommitted_problems(folder: Folder, manifests: Sequence[Manifest]) -> Iterator[Problem]:
-    """Of what is part of no version, and cannot be used."""
+    """The problems of uncommitted work, which belongs to no version."""
     named = {entry.name for manifest in manifests for entry in manifest.fragments}
     for name in [facts.name for facts in (folder / UNCOMMITTED).files()]:
         if not name.endswith(".json"):

@@ -1,4 +1,16 @@
-"""Making the next version of a store: additions, deletions, fragments written anew; one atomic commit."""
+"""Writing the next version of a store: additions, deletions and rewritten fragments, in one atomic commit.
+
+A commit is durable and atomic because of its order; `StoreWriter.commit` says why each step comes where it
+does:
+
+1. Fragments, each synced under a temporary name and then renamed (`LocalFolder.write`).
+2. With a writer that can be resumed, a note on each fragment, in `uncommitted/`.
+3. The manifest, put in place whole under a name that must be new (`LocalFolder.create`). This is the commit.
+4. Only then the notes are removed, and after them the fragments that no version needs.
+
+A writer that is killed before step 3 leaves the previous version as the newest, and files that no version
+names.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +67,13 @@ FRAGMENT_BYTES = 64 * 2**20
 """A writer starts a new fragment once the latents, texts and metadata it holds reach this size."""
 
 FRAGMENT_TOKENS = 2**19
-"""Or, where a killed writer's work is to be gone on with, once so many source tokens are in it: they are what
-would be compressed again."""
+"""A writer that can be resumed also starts a new fragment once the one it holds has this many source tokens.
 
-# A commit that finds so many fragments below this size makes one of them: else each insert of a document
-# would leave a file, and every later manifest a line about it.
+If the writer is killed, only the passages it holds have to be compressed again.
+"""
+
+# A commit that finds this many fragments below this size merges them into one. Otherwise each insert of a
+# document would leave a file, and an entry in every later manifest.
 _SMALL_BYTES = FRAGMENT_BYTES // 16
 _SMALL_FRAGMENTS = 64
 
@@ -77,15 +91,28 @@ def writing(
 ) -> Iterator[StoreWriter]:
     """Be the store's one writer, on top of the newest version.
 
-    Nothing is visible until `commit()`; leaving without it throws the changes away. resumable: fragments that
-    were finished stay, unseen, for the next writer that asks for what is in them. layout: of what is written,
-    where it is not the store's (then all of its rows must be written anew).
-    Raises LockedError where another process still writes after `wait` seconds, StoreError where the disk is
-    full. An object store has no lock: of two writers the second to commit gets a StoreError, unless it has no
-    conditional writes either.
+    Nothing is visible before `StoreWriter.commit`; leaving the block without it discards the changes. An
+    object store has no lock: of two writers, the second to commit gets a StoreError, unless the object store
+    has no conditional writes either.
+
+    Args:
+        location: The store's folder.
+        operation: The operation, which the new version's manifest names.
+        wait: The number of seconds to wait for another writer.
+        layout: The layout of what is written; None for the store's. With another one, all of the store's rows
+            must be rewritten.
+        resumable: Whether finished fragments stay, unseen, if the block is left without a commit. The next
+            resumable writer can take over what is in them.
+
+    Yields:
+        The writer.
+
+    Raises:
+        LockedError: If another process still writes after `wait` seconds.
+        StoreError: If there is no store, the disk is full, or another writer was faster in an object store.
     """
     folder = open_folder(location)
-    # No folder and no lock file where there is no store.
+    # Opened before the lock is taken, so that no folder and no lock file are made where there is no store.
     found = LatentStore.open(folder)
     found.close()
     if not (folder / UNCOMMITTED).only_writer():
@@ -94,6 +121,7 @@ def writing(
         )
     lock = nullcontext() if folder.local is None else write_lock(folder.local, wait)
     with disk_full_as(lambda: _no_room(folder, found.version)), lock:
+        # The newest version is opened with the lock held: no other writer can commit on top of it now.
         writer = StoreWriter(LatentStore.open(folder), operation, layout, resumable)
         try:
             with disk_full_as(lambda: _no_room(folder, writer.base.version)):
@@ -103,7 +131,14 @@ def writing(
 
 
 class StoreWriter:
-    """Changes on top of `base`, the newest version. Made by `writing`."""
+    """Changes on top of the newest version. Use `writing` to get one.
+
+    Args:
+        base: The newest version.
+        operation: The operation, which the new version's manifest names.
+        layout: The layout of what is written; None for that of `base`.
+        resumable: Whether finished fragments are kept for the next writer if there is no commit.
+    """
 
     def __init__(
         self, base: LatentStore, operation: Operation, layout: Layout | None, resumable: bool
@@ -128,12 +163,26 @@ class StoreWriter:
         self._process = this_process()
 
     def add(self, row: StoredPassage) -> None:
-        """Add a passage; its key must be new, or deleted by this writer before."""
+        """Add a passage.
+
+        Args:
+            row: The passage. Its key must be new, or this writer must have deleted it before.
+
+        Raises:
+            StoreError: If the writer belongs to the process that this one was forked from.
+        """
         self._totals += row_totals(row)
         self._append(row)
 
     def delete_document(self, document_id: str) -> int:
-        """Delete all passages of a stored document; returns how many."""
+        """Delete all passages of a stored document.
+
+        Args:
+            document_id: The document's id.
+
+        Returns:
+            The number of passages deleted, 0 if the document is not stored.
+        """
         gone = 0
         for place in self.base.document_places(document_id):
             rows = self._deleted.setdefault(place[0], set())
@@ -144,8 +193,15 @@ class StoreWriter:
         return gone
 
     def take_over(self, document_id: str, document_hash: bytes) -> int:
-        """Add a document's passages that a writer before had finished and not committed; returns how many:
-        all of them, or 0."""
+        """Add the passages of a document that an earlier writer had finished and not committed.
+
+        Args:
+            document_id: The document's id.
+            document_hash: The hash of the document's content, which the passages must come from.
+
+        Returns:
+            The number of passages added: all of the document's, or 0.
+        """
         places = self.compressed.finished(document_id, document_hash)
         for name, row in places:
             self._taken_over.setdefault(name, set()).add(row)
@@ -154,12 +210,20 @@ class StoreWriter:
 
     def adopt(self, entry: FragmentEntry, totals: Totals) -> None:
         """Add a fragment that another process has written with `write_uncommitted` for this writer.
-        totals: of its rows that are not deleted, whose keys must be new, as for `add`."""
+
+        Args:
+            entry: The fragment. The keys of its rows must be new, as for `add`.
+            totals: The totals of its rows that are not deleted.
+        """
         self._new.append(entry)
         self._totals += totals
 
     def drop_adopted(self, places: Iterable[Place]) -> None:
-        """Take rows out of the fragments that were adopted."""
+        """Delete rows of fragments that were adopted.
+
+        Args:
+            places: The rows' places.
+        """
         view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(self._new)))
         gone: dict[str, set[int]] = {}
         for name, row in places:
@@ -168,7 +232,14 @@ class StoreWriter:
         self._new = [entry.without(gone.get(entry.name, ())) for entry in self._new]
 
     def adopted_places(self, document_ids: Collection[str]) -> list[Place]:
-        """Where in the adopted fragments the passages of some documents are; looks at every row."""
+        """Find the passages of documents in the adopted fragments; this looks at every row.
+
+        Args:
+            document_ids: The documents' ids.
+
+        Returns:
+            The places of the passages, in the order of the fragments.
+        """
         view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(self._new)))
         return [
             (entry.name, int(row))
@@ -182,9 +253,15 @@ class StoreWriter:
         entries: Iterable[FragmentEntry],
         on_row: Callable[[], None] = lambda: None,
     ) -> None:
-        """Write what these fragments of `base` show anew, in this writer's layout, in place of them.
+        """Replace fragments by new ones with the same visible rows, in this writer's layout.
 
-        Raises DamagedError, which names the row.
+        Args:
+            entries: Fragments of `base`.
+            on_row: Called after each row.
+
+        Raises:
+            DamagedError: If a row is damaged. The message names the row.
+            StoreError: If the codec of the writer's layout cannot hold a row's latents.
         """
         for entry in entries:
             fragment = self.base.fragment(entry.name)
@@ -194,9 +271,22 @@ class StoreWriter:
             self._replaced.add(entry.name)
 
     def commit(self) -> LatentStore:
-        """Make the changes the newest version, atomically; without changes the version stays."""
+        """Make the changes the newest version, atomically.
+
+        Returns:
+            The newest version, opened. Without changes it is the one before.
+
+        Raises:
+            StoreError: If the writer belongs to the process that this one was forked from; in an object store
+                also if another writer was faster, or a vacuum has removed files of this writer.
+            OSError: If a file cannot be written. `writing` turns the error of a full disk into a StoreError.
+        """
         self._refuse_in_child()
+        # 1. The last rows become a fragment. From here on every fragment of this writer is synced and has its
+        #    name, so a power cut cannot damage or remove what the manifest below names.
         self._flush()
+        # 2. The new version's fragments: those of the previous version without what was deleted, those taken
+        #    over from an earlier writer without what was not asked for, and this writer's own.
         base = self.base.manifest
         kept = [
             entry.without(self._deleted.get(entry.name, ()))
@@ -212,29 +302,41 @@ class StoreWriter:
         if entries == list(base.fragments) and self.layout == base.layout:
             self._finish(set())
             return LatentStore.open(self._folder)
+        # 3. Small fragments are merged before the manifest is written, because it must name the new one.
         entries = self._merged(entries)
+        # 4. Checked right before the manifest is written, to leave a vacuum by another process as little
+        #    time as possible to remove a fragment in between.
         self._check_there(entries)
+        # 5. The manifest, whole and under a new number. Before this step readers see the old version, after
+        #    it the new one, and there is nothing in between.
         manifest = base.next(entries, self._totals, self._operation, self.layout)
         try:
             write_manifest(self._folder / MANIFESTS, manifest)
         except OSError:
-            # An object store may have committed it all the same: what it names must stay.
+            # An object store may have committed the manifest although its answer was lost. So `abandon` must
+            # not remove the fragments.
             self._done = self._folder.local is None
             raise
+        # 6. Cleaning comes last: until the commit, a next writer would need notes and unused fragments to
+        #    resume. If this process is killed here, only files that no version needs are left over.
         self._finish({entry.name for entry in entries})
         return LatentStore.open(self._folder)
 
     def abandon(self) -> None:
-        """Without a commit: keep what was finished for the next writer, or remove it."""
+        """End without a commit: keep finished fragments for the next writer if `resumable`, else remove them.
+
+        After a commit, and in a forked child, this does nothing.
+        """
         if self._done or self._process != this_process():
             return
         self._done = True
         self.base.close()
-        # Ctrl-C may come in the very moment of the commit: what a manifest names must stay.
+        # First see whether the commit took place after all, because Ctrl-C may come in the middle of it: what
+        # the newest manifest names must stay.
         if newest_version(self._folder) != self.base.version:
             return
         if self.resumable:
-            # On a full disk, or where a codec cannot hold what was computed, there is nothing to keep.
+            # If the disk is full, or the codec cannot hold what was computed, the last rows are lost.
             with suppress(OSError, StoreError):
                 self._flush()
         for name in (*self._merged_into, *(() if self.resumable else (e.name for e in self._new))):
@@ -264,7 +366,7 @@ class StoreWriter:
         self._rows, self._bytes, self._tokens = [], 0, 0
 
     def _merged(self, entries: list[FragmentEntry]) -> list[FragmentEntry]:
-        """The same rows, with one fragment in place of many small ones."""
+        """Fragments with the same rows; if many are small, these are merged."""
         small = [entry for entry in entries if entry.bytes < _SMALL_BYTES]
         if len(small) < _SMALL_FRAGMENTS:
             return entries
@@ -273,7 +375,8 @@ class StoreWriter:
         try:
             rows = list(view.passages())
         except DamagedError:
-            return entries  # It is found when it is read, or by verify: no reason to refuse this commit.
+            # No reason to refuse this commit: the damage shows when the row is read, or by verify.
+            return entries
         kept = [entry for entry in entries if entry.bytes >= _SMALL_BYTES]
         for part in _parts(rows):
             kept.append(_write(self._folder, part))
@@ -281,7 +384,11 @@ class StoreWriter:
         return kept
 
     def _check_there(self, entries: list[FragmentEntry]) -> None:
-        """In an object store `vacuum` may have run meanwhile, and taken what is old for left behind."""
+        """StoreError if fragments are missing.
+
+        In an object store, where nothing locks it out, `vacuum` may have removed uncommitted fragments that
+        are older than a day.
+        """
         if self._folder.local is not None:
             return
         there = {facts.name for facts in (self._folder / FRAGMENTS).files()}
@@ -292,8 +399,13 @@ class StoreWriter:
             )
 
     def _finish(self, committed: set[str]) -> None:
-        """After a commit nothing is left behind of what was finished before it; in an object store, what
-        another writer may still want is left to `vacuum`. committed: the fragments that it names."""
+        """Remove, after a commit, finished fragments that the version does not name, and all notes.
+
+        In an object store, what another writer may still need is left to `vacuum`.
+
+        Args:
+            committed: The fragments that the new version names.
+        """
         self._done = True
         self.base.close()
         finished = {entry.name for entry in self._new}
@@ -302,9 +414,9 @@ class StoreWriter:
             if self._folder.local is None:
                 finished |= self._taken_over.keys()
             else:
-                # What was left behind, and what workers wrote that were killed and ran again.
+                # Also what killed writers left, and what workers wrote that were killed and started again.
                 finished |= {entry.name for entry in uncommitted_entries(self._folder)}
-            # Before the fragments: without a note nobody looks for one.
+            # Notes before fragments: as long as a note is there, another process may look for its fragment.
             for note in notes:
                 if self._folder.local is not None or note.removesuffix(".json") in finished:
                     (self._folder / UNCOMMITTED).remove(note)
@@ -313,8 +425,18 @@ class StoreWriter:
 
 
 def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool) -> FragmentEntry:
-    """Write rows to a new fragment, which no version names yet. noted: so that another writer can take it
-    over, should this one be killed."""
+    """Write rows to a new fragment, which no version names yet.
+
+    Args:
+        folder: The store's folder.
+        rows: Rows of one layout, at least one.
+        noted: Whether to leave a note, so that another writer can take the fragment over if this one is
+            killed.
+
+    Returns:
+        The fragment's entry for a manifest.
+    """
+    # The fragment first: a note must name a file that is whole.
     entry = _write(folder, rows)
     if noted:
         note_uncommitted(folder, entry, rows[0].layout)
@@ -322,13 +444,27 @@ def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool)
 
 
 def note_uncommitted(folder: Folder, entry: FragmentEntry, layout: Layout) -> None:
-    """Let the next writer know of a fragment that no version names."""
+    """Leave a note for the next writer on a fragment that no version names.
+
+    Args:
+        folder: The store's folder.
+        entry: The fragment.
+        layout: The fragment's layout.
+    """
     note = {"layout": asdict(layout), "entry": pack_entry(entry)}
     (folder / UNCOMMITTED).replace(f"{entry.name}.json", seal(note))
 
 
 def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[FragmentEntry]:
-    """What writers have finished and not committed; only in `layout`, where one is given."""
+    """The fragments that writers have finished, noted and not committed.
+
+    Args:
+        folder: The store's folder.
+        layout: If given, only fragments of this layout.
+
+    Returns:
+        The fragments whose files have the noted size and that no version names.
+    """
     entries = []
     for facts in (folder / UNCOMMITTED).files():
         if not facts.name.endswith(".json"):
@@ -337,17 +473,23 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
             note = unseal((folder / UNCOMMITTED).read(facts.name))
             entry, noted = unpack_entry(note["entry"]), Layout(**note["layout"])
         except (ValueError, TypeError, KeyError, FileNotFoundError):
-            continue  # Nobody's loss but time: it is compressed anew. Or a writer has committed it now.
+            # A damaged note costs only time: its passages are compressed again. A missing one belongs to a
+            # fragment that a writer has just committed.
+            continue
         if layout is None or noted == layout:
             entries.append(entry)
-    # A writer that is killed just after its commit leaves notes of what some version needs.
+    # A writer that is killed just after its commit leaves notes on fragments that a version needs.
     named = named_fragments(folder) if entries else set()
     there = {(facts.name, facts.size) for facts in (folder / FRAGMENTS).files()}
     return [e for e in entries if e.name not in named and (e.name, e.bytes) in there]
 
 
 def named_fragments(folder: Folder) -> set[str]:
-    """The fragments of all versions, less damaged ones, which nobody can open."""
+    """The names of the fragments of all versions, except versions with unreadable manifests.
+
+    Args:
+        folder: The store's folder.
+    """
     named = set()
     for version in committed_versions(folder / MANIFESTS):
         with suppress(StoreError):
@@ -369,7 +511,7 @@ def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
 
 
 def _parts(rows: list[StoredPassage]) -> Iterator[list[StoredPassage]]:
-    """The rows in order, a fragment's worth at a time."""
+    """The rows in order, in parts of about `FRAGMENT_BYTES`."""
     part: list[StoredPassage] = []
     size = 0
     for row in rows:

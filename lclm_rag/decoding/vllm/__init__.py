@@ -1,4 +1,4 @@
-"""Decoding with vLLM, in process; and the plugin that gives vLLM a `latent` modality."""
+"""Decoding with vLLM's engine, and the plugin that gives vLLM a `latent` modality."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["VLLMDecoder"]
 
 
 def __getattr__(name: str) -> Any:
-    # vLLM imports this package in all of its processes for the plugin alone.
+    # All of vLLM's processes import this package, only for the plugin; they must not import the decoder.
     if name != "VLLMDecoder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lclm_rag.decoding.vllm.decoder import VLLMDecoder

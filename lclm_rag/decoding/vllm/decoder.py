@@ -1,4 +1,4 @@
-"""VLLMDecoder: vLLM's engine, started from here."""
+"""`VLLMDecoder`: decoding with a vLLM engine that is started from this process."""
 
 from __future__ import annotations
 
@@ -29,26 +29,31 @@ __all__ = ["Inputs", "VLLMDecoder"]
 log = logging.getLogger(__name__)
 
 Inputs = Literal["items", "mixed"]
-"""How latents reach the engine: as items of the `latent` modality, or inside `prompt_embeds`."""
+"""How latents reach the engine: "items" of the `latent` modality, or "mixed" into `prompt_embeds`."""
 
 _TRIES = 3
-"""An item that the engine no longer holds is sent again; more misses than this are a fault."""
+"""How often a request is sent. It is repeated if the engine has dropped an item; more misses are a fault."""
 
 _request_numbers = itertools.count()
 
 
 class VLLMDecoder(EventLoopDecoder):
-    """vLLM's asynchronous engine (`AsyncLLM`) over the checkpoint's decoder.
+    """vLLM's asynchronous engine (`AsyncLLM`) with a checkpoint's decoder. Usually made by `from_pretrained`.
 
     One engine serves `complete` and `stream` from any thread, and `acomplete` and `astream` from any event
-    loop; all that is asked at once is batched by the engine. It runs in a process of its own: a script that
-    makes one needs `if __name__ == "__main__":`, as with vLLM itself.
+    loop; it batches all requests that arrive at the same time. The engine runs in a separate process, so a
+    script that makes a decoder needs `if __name__ == "__main__":`, as with vLLM itself.
+
+    Args:
+        checkpoint: The checkpoint.
+        engine: The engine, started by `start_engine` in the event loop of `thread`.
+        thread: The thread with the engine's event loop.
+        inputs: How latents reach the engine, "items" or "mixed".
     """
 
     def __init__(
         self, checkpoint: Checkpoint, engine: AsyncLLM, thread: EventLoopThread, inputs: Inputs
     ) -> None:
-        """engine: started in `thread` by `start_engine`. Mostly made by `from_pretrained`."""
         super().__init__(thread)
         self.checkpoint = checkpoint
         self.engine = engine
@@ -68,11 +73,26 @@ class VLLMDecoder(EventLoopDecoder):
         inputs: Inputs | None = None,
         **options: Any,
     ) -> VLLMDecoder:
-        """Start an engine.
+        """Start an engine, which takes a minute or so.
 
-        device, dtype: as for `Compressor.from_pretrained`; vLLM's build decides on CPU or CUDA. inputs:
-        "items" where the decoder's architecture has a latent class (plugin.py), else "mixed". options:
-        vLLM's engine arguments, as for `start_engine`.
+        Args:
+            checkpoint: A folder, a hub id or an open checkpoint.
+            device: See `Compressor.from_pretrained`. It has to match vLLM's build, which is for either CPU or
+                CUDA.
+            dtype: See `Compressor.from_pretrained`.
+            inputs: How latents reach the engine, "items" or "mixed". By default "items" if the decoder's
+                architecture has a latent class (plugin.py), else "mixed".
+            **options: vLLM's engine arguments, as for `start_engine`.
+
+        Returns:
+            The decoder.
+
+        Raises:
+            CheckpointError: When the checkpoint cannot be found or is incomplete.
+            ValueError: When an option is unknown, `inputs` is "items" but the architecture has no latent
+                class, or the device or the dtype is unknown or not available.
+            ImportError: When vLLM is not installed, or cannot be imported.
+            DecoderError: When the engine does not start.
         """
         checkpoint = Checkpoint.open(checkpoint)
         architecture = latent_architecture(checkpoint)
@@ -101,19 +121,20 @@ class VLLMDecoder(EventLoopDecoder):
         return decoder
 
     def with_inputs(self, inputs: Inputs) -> VLLMDecoder:
-        """The same engine, given latents in another way."""
+        """A decoder on the same engine that gives it latents as `inputs` says: "items" or "mixed"."""
         return VLLMDecoder(self.checkpoint, self.engine, self.thread, inputs)
 
     def close(self) -> None:
-        """Stop the engine, for all decoders that share it."""
+        """Stop the engine, also for all other decoders that share it."""
         if self.thread.inherited:
             return
-        self.thread.cancel()  # Else the engine's end is reported as a failure to whatever still listens.
+        # Requests first: to those still waiting, the engine would report its end as a failure.
+        self.thread.cancel()
         self.engine.shutdown()
         self.thread.stop()
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
-        called = time.time()  # The clock of the engine's own metrics.
+        called = time.time()  # The clock that the engine's own metrics use.
         async with aclosing(self._outputs(prompt, sampling, streaming=False)) as outputs:
             async for last in outputs:
                 output = last
@@ -139,10 +160,11 @@ class VLLMDecoder(EventLoopDecoder):
     async def _outputs(
         self, prompt: SoftPrompt, sampling: Sampling, *, streaming: bool
     ) -> AsyncGenerator[RequestOutput]:
-        """The engine's outputs for one request, asked again where items were missing there.
+        """The engine's outputs for one request, which is repeated if the engine lacks items.
 
-        vLLM sends an item that it believes the engine holds as its identifier alone. Where the engine has
-        dropped it, the request ends in "error" and vLLM forgets that belief; nothing was generated.
+        vLLM sends only the identifier of an item that it believes the engine holds. If the engine has dropped
+        the item, the request ends in "error" before anything is generated, and vLLM drops that belief. The
+        next try then sends the item itself.
         """
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -168,7 +190,7 @@ class VLLMDecoder(EventLoopDecoder):
             raise DecoderError("vLLM's engine failed; see its log, and start it again.") from error
         except PromptError:
             raise
-        except (VLLMClientError, ValueError) as error:  # A temperature above 2, say.
+        except (VLLMClientError, ValueError) as error:  # A temperature above 2, for example.
             raise PromptError(f"vLLM refuses the prompt: {error}") from error
         raise DecoderError(f"vLLM's engine failed a request {_TRIES} times; see its log.")
 

@@ -1,4 +1,4 @@
-"""Starting vLLM's engine over a checkpoint's decoder."""
+"""Start vLLM's engine with a checkpoint's decoder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["item_latents", "latent_architecture", "start_engine"]
 
 log = logging.getLogger(__name__)
 
-_MOST_ITEMS = 1_000_000  # In one prompt: as many as its context holds.
+_MOST_ITEMS = 1_000_000  # In one prompt; large enough that only the context limits them.
 
 
 def latent_architecture(checkpoint: Checkpoint) -> str | None:
-    """The class that gives this checkpoint's decoder the `latent` modality; None where there is none."""
+    """The class that gives the checkpoint's decoder the `latent` modality; None if there is no such class."""
     names = checkpoint.decoder_config.get("architectures") or [None]
     return LATENT_ARCHITECTURES.get(names[0])
 
 
 def item_latents(checkpoint: Checkpoint) -> int:
-    """The most latents in one item: an encoder window's. Longer memory spans become several items."""
+    """The most latents in one item: those of an encoder window. Longer memory spans become several items."""
     return checkpoint.config.encoder_window_size // checkpoint.config.compression_ratio
 
 
@@ -40,12 +40,25 @@ def start_engine(
     latent_items: bool,
     **options: Any,
 ) -> AsyncLLM:
-    """Start an engine for the checkpoint's decoder, in a process of its own.
+    """Start an engine for the checkpoint's decoder, in a separate process.
 
-    Call it in the event loop that will use the engine. latent_items: give the decoder the `latent`
-    modality. options: vLLM's engine arguments (tensor_parallel_size, max_model_len,
-    gpu_memory_utilization, quantization, enforce_eager, ...), before all that is set here.
-    Raises ValueError for an unknown option, DecoderError where the engine does not start.
+    Call it in the event loop that will use the engine.
+
+    Args:
+        checkpoint: The checkpoint.
+        device: See `Compressor.from_pretrained`.
+        dtype: See `Compressor.from_pretrained`.
+        latent_items: Whether to give the decoder the `latent` modality.
+        **options: vLLM's engine arguments (`tensor_parallel_size`, `max_model_len`, `gpu_memory_utilization`,
+            `quantization`, `enforce_eager`, ...). They override the arguments that are set here.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ValueError: When an option is unknown, or the device or the dtype is unknown or not available.
+        ImportError: When vLLM is not installed, or cannot be imported.
+        DecoderError: When the engine does not start.
     """
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -59,7 +72,7 @@ def start_engine(
         "enable_prompt_embeds": True,
     }
     if on.type == "cpu":
-        # vLLM's own choice on a CPU is 128; prompts of latents are short, and only whole blocks are cached.
+        # vLLM's default on a CPU is 128. Prompts of latents are short, and only full blocks are cached.
         arguments["block_size"] = 32
     if latent_items:
         arguments["hf_overrides"] = _latent_overrides(checkpoint)
@@ -71,14 +84,12 @@ def start_engine(
     arguments |= options
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    except (
-        Exception
-    ) as error:  # vLLM raises many types, down to those of its configuration library.
+    except Exception as error:  # vLLM raises many types, even those of its configuration library.
         raise DecoderError(f"vLLM's engine did not start: {_first_line(error)}") from error
 
 
 def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `latent_models.LatentInputs` reads from the model's config."""
+    """The additions to the model's config that `latent_models.LatentInputs` reads."""
     return {
         "architectures": [latent_architecture(checkpoint)],
         "lclm": {

@@ -1,4 +1,4 @@
-"""SoftPrompt → what vLLM's engine takes."""
+"""SoftPrompt → the prompt dicts that vLLM's engine takes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ __all__ = ["identifier", "item_prompt", "mixed_prompt", "token_prompt"]
 
 
 def token_prompt(prompt: SoftPrompt) -> dict[str, Any]:
-    """A prompt without latents: plain tokens."""
+    """The engine's prompt for a soft prompt without latents: plain token ids."""
     return {"prompt_token_ids": prompt.token_ids}
 
 
 def mixed_prompt(prompt: SoftPrompt, width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Token ids and embeddings in one, told apart by a mask; latents in decoder space.
+    """The engine's prompt with both token ids and embeddings, and a mask that tells them apart.
 
-    `prompt_embeds` is [positions, width]. Rows for text stay zero: vLLM hashes them into the cache key,
-    and without the mask it would take them for embeddings.
+    Args:
+        prompt: The soft prompt; its latents must be in decoder space.
+        width: The decoder's width.
+        dtype: The dtype of the embeddings.
+
+    Returns:
+        `prompt_token_ids` and `prompt_is_token_ids`, of one entry for each position, and `prompt_embeds`
+        [positions, width]. The rows of text stay zero: vLLM hashes them into the cache key, and without the
+        mask it would take them for embeddings.
     """
     embeds = torch.zeros(prompt.positions, width, dtype=dtype)
     is_token = [True] * prompt.positions
@@ -41,10 +48,20 @@ def mixed_prompt(prompt: SoftPrompt, width: int, dtype: torch.dtype) -> dict[str
 def item_prompt(
     prompt: SoftPrompt, *, placeholder: int, most_latents: int, fingerprint: str
 ) -> dict[str, Any]:
-    """Token ids with one placeholder an item, and the items: the `latent` modality.
+    """The engine's prompt with latents as items of the `latent` modality.
 
-    A span of more than `most_latents` becomes several items. Latents go in as they are stored.
-    Raises PromptError where a placeholder stands outside the spans: items are laid in one by one.
+    Args:
+        prompt: The soft prompt; its latents may be in either space, and are passed on unchanged.
+        placeholder: The id of the token that stands for an item.
+        most_latents: The most latents in one item; a longer span becomes several items.
+        fingerprint: The checkpoint's fingerprint, which becomes part of the items' identifiers.
+
+    Returns:
+        `prompt_token_ids`, with one placeholder for each item, and the items with their identifiers.
+
+    Raises:
+        PromptError: When the text has a placeholder outside the spans. vLLM fills the placeholders with the
+            items one by one, so that this one would take another's item.
     """
     token_ids: list[int] = []
     items: list[tuple[torch.Tensor, bool]] = []
@@ -76,8 +93,16 @@ def _text(prompt: SoftPrompt, start: int, end: int, placeholder: int) -> list[in
 
 
 def identifier(latents: torch.Tensor, space: str, fingerprint: str) -> str:
-    """What vLLM knows an item by: a hash of the latents' content, dtype and shape, their space, and the
-    checkpoint's fingerprint. Equal latents have it whatever passage they come from."""
+    """The identifier under which vLLM caches an item. Equal latents share it, even across passages.
+
+    Args:
+        latents: The item's latents [n, width], contiguous and on the CPU.
+        space: The latents' space, "encoder" or "decoder".
+        fingerprint: The checkpoint's fingerprint.
+
+    Returns:
+        A SHA-256 hash, in hex, of the latents' bytes, dtype and shape, the space and the fingerprint.
+    """
     digest = hashlib.sha256(f"{fingerprint} {space} {latents.dtype} {latents.shape}".encode())
     digest.update(latents.view(torch.uint8).numpy().data)
     return digest.hexdigest()

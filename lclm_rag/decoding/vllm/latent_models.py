@@ -1,8 +1,8 @@
-"""Decoders that take passages' latents as items of a modality of their own.
+"""Decoders that take passages' latents as items of a separate modality.
 
-A prompt for these models has one placeholder token (`<|memory|>`) where an item stands, the item's latents
-in `multi_modal_data["latent"]` and its identifier in `multi_modal_uuids["latent"]`. vLLM keeps items by
-identifier: one that it holds already is not sent to the engine again.
+A prompt for these models has one placeholder token (`<|memory|>`) for each item, the items' latents in
+`multi_modal_data["latent"]`, and their identifiers in `multi_modal_uuids["latent"]`. vLLM caches items by
+identifier: it does not send an item to the engine again if the engine already holds it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ __all__ = ["LatentLlamaForCausalLM", "LatentQwen3ForCausalLM"]
 
 
 class LatentInputs(nn.Module, SupportsMultiModal):  # type: ignore[misc]
-    """Adds the adapter, and latents as embeddings, to a decoder of vLLM's.
+    """Adds the adapter, and latents as embeddings, to one of vLLM's decoders.
 
-    Encoder-space items go through the adapter, here in the engine; decoder-space items go in as they are.
-    `hf_config.lclm` says where the adapter lies and how wide latents are; `engine._latent_overrides` writes
-    it.
+    The adapter runs here, in the engine, for encoder-space items; decoder-space items are used unchanged.
+    `engine._latent_overrides` writes `hf_config.lclm`, which has the adapter's folder and the widths.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -63,20 +62,28 @@ class LatentInputs(nn.Module, SupportsMultiModal):  # type: ignore[misc]
         return self.model
 
     def embed_multimodal(self, **kwargs: Any) -> list[torch.Tensor]:
-        """`latents`: one tensor [n, width] an item; `in_encoder_space`: one truth value an item."""
+        """The embeddings of items, one tensor [n, width of the decoder] for each.
+
+        Args:
+            **kwargs: `latents`, one tensor [n, width] for each item, and `in_encoder_space`, one boolean for
+                each item.
+
+        Returns:
+            The embeddings, in the order of the items.
+        """
         weight = self.adapter.fc1.weight
         items = [latents.to(weight.device, weight.dtype) for latents in kwargs["latents"]]
         through = [bool(flag) for flag in kwargs["in_encoder_space"]]
         behind = [item for item, flag in zip(items, through, strict=True) if flag]
         if behind:
-            # All at once: a passage has too few latents to keep a GPU busy.
+            # All items at once: one passage has too few latents to keep a GPU busy.
             projected = iter(self.adapter(torch.cat(behind)).split([len(item) for item in behind]))
             items = [
                 next(projected) if flag else item for item, flag in zip(items, through, strict=True)
             ]
         return items
 
-    # The decoder's own method of this name takes token ids only and stands first in the MRO otherwise.
+    # Without this the decoder's own method, which takes only token ids, would come first in the MRO.
     embed_input_ids = SupportsMultiModal.embed_input_ids
 
 
@@ -107,7 +114,7 @@ class LatentParser(MultiModalDataParser):  # type: ignore[misc]
 
 
 class LatentItems(ModalityDataItems[Sequence[Any], Any]):  # type: ignore[misc]
-    """Items as (latents [n, width], in encoder space?); None for one that is sent as identifier alone."""
+    """Items as (latents [n, width], in encoder space?); None for an item sent only as its identifier."""
 
     def __init__(self, data: Sequence[tuple[torch.Tensor, bool] | None]) -> None:
         super().__init__(data, MODALITY)
@@ -120,15 +127,15 @@ class LatentItems(ModalityDataItems[Sequence[Any], Any]):  # type: ignore[misc]
         return item
 
     def get_processor_data(self) -> Mapping[str, object]:
-        # A single None would be taken for "no items".
+        # vLLM would take a single None for "no items".
         return {"items": [item for item in self.data if item is not None]}
 
     def get_passthrough_data(self) -> Mapping[str, object]:
-        return {}  # Whatever is passed through is not cached.
+        return {}  # Data that is passed through would not be cached.
 
 
 class LatentDummyInputs(BaseDummyInputsBuilder[LatentInfo]):  # type: ignore[misc]
-    """What vLLM measures memory with: the longest items, in encoder space."""
+    """The items with which vLLM measures memory: of the greatest length, in encoder space."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return str(self.info.settings["placeholder"]) * mm_counts.get(MODALITY, 0)
@@ -142,7 +149,7 @@ class LatentDummyInputs(BaseDummyInputsBuilder[LatentInfo]):  # type: ignore[mis
 
 
 class LatentProcessor(BaseMultiModalProcessor[LatentInfo]):  # type: ignore[misc]
-    """Lays each item where its placeholder stands. Nothing of Hugging Face's processors is used."""
+    """Puts each item in the place of its placeholder. No Hugging Face processor is involved."""
 
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
@@ -192,4 +199,4 @@ class LatentQwen3ForCausalLM(LatentInputs, Qwen3ForCausalLM):  # type: ignore[mi
 
 @_takes_latents
 class LatentLlamaForCausalLM(LatentInputs, LlamaForCausalLM):  # type: ignore[misc]
-    """Llama, and what shares its architecture name."""
+    """Llama, and other models with its architecture name."""

@@ -1,7 +1,7 @@
 """The plugin that teaches vLLM the `latent` modality.
 
-vLLM loads it in each of its processes, by the entry point `vllm.general_plugins` in pyproject.toml. Only
-names are registered here; the models are imported where one of them is run.
+vLLM loads it in each of its processes, through the entry point `vllm.general_plugins` in pyproject.toml. Only
+names are registered here; a process imports the models when it runs one of them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ LATENT_ARCHITECTURES = {
 }
 """Decoder architecture (as in config.json) → the class in `latent_models.py` that takes latents.
 
-The place for the next one: name it here and write its class there."""
+To support another architecture, add it here and write its class there.
+"""
 
 
 def register() -> None:
-    """Tell vLLM's model registry where the classes are."""
+    """Register the classes, by name, in vLLM's model registry."""
     from vllm import ModelRegistry
 
     for name in LATENT_ARCHITECTURES.values():

@@ -1,0 +1,1 @@
+"""Other methods of shortening a prompt, which latents are compared with."""

@@ -1,11 +1,11 @@
-"""The decoder under one of kvpress's presses, in a process of its own: what latents are compared with.
+"""The decoder under one of kvpress's presses, in a separate process: a baseline for latents.
 
 ```python
 with PressedDecoder(Path("kvpress-env"), checkpoint.path / "decoder", "kvzip") as decoder:
     answer = decoder.answer(context_ids, question_ids, keep=256, max_tokens=32)
 ```
 
-`kvpress_environment` makes the environment; `kvpress_worker` says what is measured and how.
+`kvpress_environment` makes the environment; `kvpress_worker` documents what is measured and how.
 """
 
 from __future__ import annotations
@@ -34,17 +34,21 @@ _SHOWN_LINES = 5
 
 @dataclass(frozen=True)
 class PressedAnswer:
-    """A greedy answer from a compressed cache, and what it took.
+    """A greedy answer from a compressed KV cache, and its cost.
 
-    token_ids: with the stop token where it was written.
-    kept: positions of the context that could still be attended to, mean over layers and heads.
-    masked: whether the others were masked and not removed. kvpress does so for presses that keep another
-        number in each head (AdaKV, KVzip); time and memory are then not those of the method.
-    first_token, total: seconds from the request on; first_token holds prefill, compression and question.
-        The first answer of a process is slower; leave it out of timings.
-    peak_memory: torch's max_memory_allocated on CUDA, in bytes, weights included; None on a CPU.
-    full_cache_bytes: of the context's KV cache before compression.
-    cache_bytes: of its tensors after it; where masked, the same as before.
+    Attributes:
+        token_ids: The answer, with the stop token if the decoder wrote one.
+        finish_reason: "stop" at a stop token, "length" at the longest answer.
+        kept: Positions of the context that could still be attended to, the mean over layers and heads.
+        masked: Whether the other positions were masked instead of removed. kvpress masks for presses that
+            keep a different number in each head (AdaKV, KVzip); time and memory are then not those of the
+            method.
+        first_token: Seconds from the request to the first token: prefill, compression and question. The first
+            answer of a process is slower; leave it out of timings.
+        total: Seconds from the request to the last token.
+        peak_memory: torch's max_memory_allocated on CUDA, in bytes, including the weights; None on a CPU.
+        full_cache_bytes: Bytes of the context's KV cache before compression.
+        cache_bytes: Bytes of the cache's tensors after compression; unchanged if `masked`.
     """
 
     token_ids: list[int]
@@ -59,10 +63,26 @@ class PressedAnswer:
 
 
 class PressedDecoder:
-    """A decoder folder under one press, until it is closed; one request at a time.
+    """A decoder under one press, in a worker process that runs until `close`; one request at a time.
 
-    versions: of torch, transformers and kvpress in the environment.
-    device, dtype: where the decoder is, and in what.
+    Args:
+        environment: The folder of a virtual environment that has kvpress; for the press "none", torch and
+            transformers are enough.
+        decoder_folder: A decoder in transformers' format with its tokenizer, such as a checkpoint's
+            `decoder/`.
+        press: One of `PRESSES`; "none" compresses nothing.
+        device: The device, by its torch name. "cuda" needs a torch with CUDA in the environment.
+        dtype: The weights' dtype, by its torch name.
+
+    Raises:
+        ValueError: When the press is unknown.
+        DecoderError: When there is no such environment, it lacks kvpress, or the decoder cannot be loaded.
+
+    Attributes:
+        press: The press.
+        versions: The versions of torch, transformers and kvpress in the environment, by name.
+        device: The device that the decoder is on.
+        dtype: The decoder's dtype.
     """
 
     versions: dict[str, str]
@@ -78,16 +98,7 @@ class PressedDecoder:
         device: str = "cpu",
         dtype: str = "float32",
     ) -> None:
-        """Start the worker and wait until the decoder is loaded.
-
-        environment: the folder of a virtual environment that has kvpress; for the press "none" torch and
-            transformers are enough.
-        decoder_folder: in transformers' format with its tokenizer, such as a checkpoint's `decoder/`.
-        device, dtype: by their torch names. "cuda" needs a torch with CUDA in that environment.
-
-        Raises ValueError for an unknown press; DecoderError where there is no such environment, it lacks
-        kvpress, or the decoder cannot be loaded.
-        """
+        """Start the worker and wait until the decoder is loaded."""
         if press not in PRESSES:
             raise ValueError(f"Unknown press {press!r}; known: {', '.join(PRESSES)}.")
         self.press = press
@@ -96,7 +107,7 @@ class PressedDecoder:
         folder = Path(decoder_folder).absolute()
         if not (folder / "config.json").is_file():
             raise DecoderError(f"{folder} is not a decoder's folder: it has no config.json.")
-        # -I: nothing of this environment, and no module beside the script, gets into the other.
+        # -I keeps this environment's packages, and the modules beside the script, out of the worker.
         command = [str(python), "-I", str(Path(kvpress_worker.__file__)), str(folder)]
         command += ["--press", press, "--device", device, "--dtype", dtype]
         self._process = this_process()
@@ -126,12 +137,19 @@ class PressedDecoder:
     ) -> PressedAnswer:
         """Compress the context's cache to `keep` positions, then answer the question from it, greedily.
 
-        context_ids: everything before the question, the header of the prompt too; it counts in `keep`.
-        keep: at least 1; at the context's length or above nothing is compressed, nor with "none".
-        stop_ids: tokens that end the answer; None: those of the folder's generation config.
+        Args:
+            context_ids: Token ids of everything before the question, including the prompt's header; all of
+                them count towards `keep`.
+            question_ids: Token ids of the question and everything after it.
+            keep: How many positions to keep, at least 1. Nothing is compressed at the context's length or
+                above, or with the press "none".
+            max_tokens: Longest answer, in tokens.
+            stop_ids: Tokens that end the answer; None for those of the decoder's generation config.
 
-        Raises PromptError where the request cannot be met (too long; shorter than what SnapKV looks at),
-        DecoderError where the worker fails or has died.
+        Raises:
+            PromptError: When the request cannot be met: it is too long, or shorter than the window that
+                SnapKV looks at.
+            DecoderError: When the worker fails or has died.
         """
         request = {
             "context_ids": list(context_ids),
@@ -147,14 +165,17 @@ class PressedDecoder:
         return PressedAnswer(finish_reason=reply.pop("finish"), **reply)
 
     def close(self) -> None:
-        """End the worker; nothing happens where it has ended, or is that of the process that was forked."""
+        """End the worker.
+
+        Does nothing if it has ended already, or in a forked process: the worker belongs to the parent.
+        """
         if self._process != this_process():
             return
         self._worker.kill()
         self._worker.wait()
         for pipe in (self._worker.stdin, self._worker.stdout):
             if pipe is not None:
-                with suppress(OSError):  # What was still to be written to a worker that is gone.
+                with suppress(OSError):  # Closing flushes, which fails if the worker is gone.
                     pipe.close()
         self._log.close()
 

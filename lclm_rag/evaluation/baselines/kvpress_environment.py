@@ -1,11 +1,11 @@
-"""A virtual environment of its own for NVIDIA's kvpress, whose transformers is older than ours.
+"""A separate virtual environment for NVIDIA's kvpress, which needs an older transformers than lclm_rag.
 
 ```
 python -m lclm_rag.evaluation.baselines.kvpress_environment DIR
 ```
 
-kvpress 0.5.5 asks for a transformers below 5.3, lclm_rag for one from 5.10 on, so that no one environment
-holds both. `kv_presses.PressedDecoder` runs `kvpress_worker.py` with the Python of the one made here.
+kvpress 0.5.5 requires a transformers below 5.3, lclm_rag one from 5.10 on, so no environment can have both.
+`kv_presses.PressedDecoder` runs `kvpress_worker.py` with the Python of the environment made here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from lclm_rag.errors import DecoderError, LclmRagError
 __all__ = ["REQUIREMENTS", "environment_python", "make_command", "make_environment"]
 
 REQUIREMENTS = ("kvpress==0.5.5", "transformers>=5.2,<5.3", "torch>=2.9,<2.14")
-"""transformers 5.2 is the last that kvpress takes, and reads the folders that 5.19 writes; torch is in
-lclm_rag's own range, so that the two decode on the same one where pip finds the same."""
+"""What pip installs.
 
-# Of each required package its version, as JSON; it imports kvpress, which proves more than a version.
+transformers 5.2 is the last that kvpress accepts, and it reads the checkpoint folders that 5.19 writes. The
+range of torch is lclm_rag's own, so that both decode with the same version if pip picks the same.
+"""
+
+# Prints the version of each required package as JSON. It imports kvpress, which proves more than a version.
 _VERSIONS = """
 import json, sys
 from importlib.metadata import version
@@ -38,7 +41,12 @@ print(json.dumps({name: version(name) for name in sys.argv[1:]}))
 
 
 def environment_python(folder: Path) -> Path:
-    """The Python of an environment; DecoderError, naming the command that makes one, where there is none."""
+    """The path of an environment's Python.
+
+    Raises:
+        DecoderError: When the folder is not a virtual environment; the message has the command that makes
+            one.
+    """
     python = folder / "bin" / "python"
     if not python.is_file():
         raise DecoderError(
@@ -48,16 +56,23 @@ def environment_python(folder: Path) -> Path:
 
 
 def make_command(folder: Path) -> str:
-    """What a person types to make the environment there."""
+    """The shell command that makes the environment in that folder."""
     return f"python -m lclm_rag.evaluation.baselines.kvpress_environment {shlex.quote(str(folder))}"
 
 
 def make_environment(folder: Path) -> dict[str, str]:
-    """Make the environment, finish one that was left half made, or find that it is whole.
+    """Make the environment, complete one that was left half made, or check that it is complete.
 
-    Downloads about 1 GB where pip finds a torch for the CPU, several with one for CUDA. pip writes to
-    stderr. Returns the version of each required package.
-    Raises DecoderError where the folder holds something else, pip fails, or kvpress cannot be imported.
+    Downloads about 1 GB if pip picks a torch for the CPU, and several GB with CUDA. pip writes to stderr.
+
+    Args:
+        folder: The environment's folder: new, empty, or an environment.
+
+    Returns:
+        The version of each required package, by name.
+
+    Raises:
+        DecoderError: When the folder holds something else, pip fails, or kvpress cannot be imported.
     """
     if not (folder / "pyvenv.cfg").is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -97,7 +112,7 @@ def _install(python: Path) -> None:
 
 
 def _versions(python: Path) -> dict[str, str] | str:
-    """Versions of the required packages, or the last line that Python said where one is not there."""
+    """Versions of the required packages, or the last line of Python's error output if one is missing."""
     names = [requirement.split("=")[0].split(">")[0] for requirement in REQUIREMENTS]
     done = subprocess.run(
         [str(python), "-I", "-c", _VERSIONS, *names], capture_output=True, text=True, check=False
@@ -109,7 +124,7 @@ def _versions(python: Path) -> dict[str, str] | str:
 
 
 def _fits(versions: dict[str, str]) -> bool:
-    """Whether they are what is required; packaging comes with transformers."""
+    """Whether the versions meet the requirements; the package `packaging` comes with transformers."""
     from packaging.requirements import Requirement
 
     required = [Requirement(requirement) for requirement in REQUIREMENTS]
@@ -119,7 +134,7 @@ def _fits(versions: dict[str, str]) -> bool:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
-    """Make a virtual environment with kvpress in FOLDER; one that is there already is left as it is."""
+    """Make a virtual environment with kvpress in FOLDER; a complete one is left unchanged."""
     folder = folder.expanduser().absolute()
     try:
         versions = make_environment(folder)

@@ -1,14 +1,15 @@
 """Answers questions from a KV cache that a press of NVIDIA's kvpress has compressed.
 
-Run by the Python of the environment that `kvpress_environment` makes, as a plain script that imports nothing
-of lclm_rag; `kv_presses.PressedDecoder` is its client. One process has one decoder and one press:
+This is a plain script that imports nothing of lclm_rag; the Python of the environment that
+`kvpress_environment` makes runs it, and `kv_presses.PressedDecoder` is its client. One process has one
+decoder and one press:
 
 ```
 DIR/bin/python -I kvpress_worker.py DECODER_FOLDER --press snapkv --device cpu --dtype float32
 ```
 
-Lines of JSON. First the worker says {"ready": {versions, device, dtype}}, or {"error"} and ends. Then for
-each line on stdin one on stdout; stderr is for logs; it ends where stdin does.
+It speaks lines of JSON. First it writes {"ready": {versions, device, dtype}}, or {"error"} and ends. Then it
+answers each line on stdin with one line on stdout, until stdin ends. stderr is for logs.
 
 ```
 → {"context_ids": [...], "question_ids": [...], "keep": 250, "max_tokens": 32, "stop_ids": [2] or null}
@@ -16,11 +17,11 @@ each line on stdin one on stdout; stderr is for logs; it ends where stdin does.
 ← {"error": "...", "kind": "request" or "failure"}
 ```
 
-The context is compressed before the question is seen, as kvpress's own pipeline does it, so that what is
-kept can serve any question: the same terms on which passages are compressed to latents beforehand. (SnapKV
-and TOVA look at the context's last tokens; with the question among them they would do better, for that
-question alone.) The question's positions go on where the whole context ended, also as in the pipeline.
-kvpress is imported only where a press other than "none" is asked for.
+The context is compressed before the question is seen, as in kvpress's own pipeline, so that the kept
+positions can serve any question; passages are compressed to latents on the same terms. (SnapKV and TOVA look
+at the context's last tokens; with the question among them they would do better, but for that question alone.)
+The question's positions continue where the whole context ended, also as in the pipeline. kvpress is imported
+only for a press other than "none".
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ from typing import Any, TextIO
 
 __all__ = ["PRESSES"]
 
-# Name → (kvpress module, positions to keep, positions in all) → press. Left out are those that fetch
-# something (DuoAttention, QFilter, KVzap, FastKVzip, RestoreKV, DMS), see the question (Finch), have no
-# ratio (SimLayerKV) or leave layers of unequal length, which transformers' mask does not fit (PyramidKV).
+# (kvpress module, positions to keep, positions in all) → press. `_MAKE` maps names to these. It leaves out
+# presses that fetch something (DuoAttention, QFilter, KVzap, FastKVzip, RestoreKV, DMS), see the question
+# (Finch), have no ratio (SimLayerKV), or leave layers of unequal length, which transformers' mask does not
+# fit (PyramidKV).
 _Make = Callable[[Any, int, int], Any]
 
 
 def _scorer(name: str, **options: Any) -> _Make:
-    """A press that keeps int(length · (1 − ratio)) positions in each head; half a position off the edges
-    of int, so that rounding cannot make it one less."""
+    """A press that keeps int(length · (1 − ratio)) positions in each head.
+
+    The ratio is half a position off the edges of int, so that rounding cannot make it one position fewer.
+    """
     return lambda kvpress, keep, length: getattr(kvpress, name)(
         compression_ratio=1 - (keep + 0.5) / length, **options
     )
@@ -59,7 +63,7 @@ def _over(wrapper: str, press: _Make) -> _Make:
 
 
 def _kvzip(name: str, **options: Any) -> _Make:
-    """A press that drops int(pairs · ratio) of all layers' and heads' pairs together."""
+    """A press that drops int(pairs · ratio) of the pairs of all layers and heads together."""
     return lambda kvpress, keep, length: getattr(kvpress, name)(
         compression_ratio=1 - (keep - 1e-6) / length, **options
     )
@@ -92,7 +96,14 @@ PRESSES: tuple[str, ...] = ("none", *_MAKE)
 
 
 class PressWorker:
-    """One decoder under one press."""
+    """One decoder under one press.
+
+    Args:
+        folder: A decoder in transformers' format, with its tokenizer.
+        press: One of `PRESSES`.
+        device: A torch device.
+        dtype: The name of a torch dtype.
+    """
 
     def __init__(self, folder: str, press: str, device: str, dtype: str) -> None:
         import torch
@@ -110,7 +121,7 @@ class PressWorker:
         self.model = model.to(device).eval()
 
     def ready(self) -> dict[str, Any]:
-        """What decodes, and with which versions."""
+        """The message sent once the decoder is loaded: versions, device and dtype."""
         from importlib.metadata import version
 
         names = ["torch", "transformers"] + (["kvpress"] if self.kvpress else [])
@@ -123,9 +134,17 @@ class PressWorker:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Prefill the context under the press, then decode greedily.
 
-        Times are seconds from when the ids are there: first_token until the first token's id is known
-        (prefill, compression and the question's forward pass), total until the last.
-        Raises ValueError or AssertionError (kvpress's own checks) where the request cannot be met.
+        Args:
+            request: A request as the module's docstring shows it.
+
+        Returns:
+            The reply. Times are in seconds from when the token ids are at hand: "first_token" until the first
+            token's id is known (prefill, compression and the question's forward pass), "total" until the
+            last.
+
+        Raises:
+            ValueError: When the request cannot be met.
+            AssertionError: When one of kvpress's own checks fails.
         """
         import torch
 
@@ -178,12 +197,12 @@ class PressWorker:
             )
 
     def _stop_ids(self, requested: list[int] | None) -> set[int]:
-        """Where an answer ends: as requested, else as the folder's generation config says."""
+        """The tokens that end an answer: the requested ones, else those of the generation config."""
         ends = self.model.generation_config.eos_token_id if requested is None else requested
         return set(ends) if isinstance(ends, list) else {ends}
 
     def _prefill(self, context: list[int], keep: int) -> tuple[Any, int]:
-        """The context's cache, compressed, and the bytes that it would have taken whole."""
+        """The context's cache after compression, and the bytes that the whole cache would take."""
         import torch
         from transformers import DynamicCache
 
@@ -193,20 +212,22 @@ class PressWorker:
         cache: Any = DynamicCache()
         ids = torch.tensor([context], device=self.model.device)
         with press:
-            # By these names: KVzip reads them. Without the head, as kvpress's pipeline does it.
+            # KVzip reads these arguments by name. The head is not run, as in kvpress's pipeline.
             self.model.model(input_ids=ids, past_key_values=cache)
         one = sum(_layer_bytes(layer) / layer.keys.shape[2] for layer in cache.layers)
         return cache, round(one * len(context))
 
     def _kept(self, cache: Any) -> tuple[float, bool]:
-        """(positions that can still be attended to, mean over layers and heads; whether the others are
-        masked instead of removed). Presses that keep another number in each head mask: a tensor has one
-        length for all heads."""
+        """The positions that can still be attended to, and whether the others are masked instead of removed.
+
+        The number of positions is the mean over layers and heads. Presses that keep a different number in
+        each head mask, because a tensor has one length for all heads.
+        """
         pairs = masked = heads = 0
         for layer, block in zip(cache.layers, self.model.model.layers, strict=True):
             heads += layer.keys.shape[1]
             pairs += layer.keys.shape[1] * layer.keys.shape[2]
-            # kvpress's attention resets it at the next prefill.
+            # kvpress's attention resets this attribute at the next prefill.
             hidden = getattr(block.self_attn, "masked_key_indices", None)
             masked += 0 if hidden is None else len(hidden[2])
         return (pairs - masked) / heads, masked > 0
@@ -220,7 +241,7 @@ class PressWorker:
         stops: set[int],
         started: float,
     ) -> tuple[list[int], float]:
-        """(token ids with the stop token where it was written, seconds from started to the first)."""
+        """The token ids, including a stop token if one came, and the seconds from `started` to the first."""
         import torch
 
         device, first = self.model.device, 0.0
@@ -247,7 +268,7 @@ def _layer_bytes(layer: Any) -> int:
 def _import_kvpress() -> Any:
     kvpress = importlib.import_module("kvpress")
     logging.getLogger("kvpress").setLevel(logging.ERROR)
-    # KVzip loads the tokenizer anew at each prefill; that is not what its method costs.
+    # KVzip loads the tokenizer again at each prefill, which is no cost of the method: cache it.
     tokenizers = importlib.import_module("kvpress.presses.kvzip_press").AutoTokenizer
     tokenizers.from_pretrained = functools.cache(tokenizers.from_pretrained)
     return kvpress
@@ -260,7 +281,7 @@ def _serve(worker: PressWorker, requests: TextIO, answers: TextIO) -> None:
         except (ValueError, AssertionError, LookupError, TypeError) as error:
             traceback.print_exc()
             reply = {"error": str(error) or repr(error), "kind": "request"}
-        except Exception as error:  # Out of memory, say: the next request may be smaller.
+        except Exception as error:  # For example out of memory: the next request may be smaller.
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}", "kind": "failure"}
         print(json.dumps(reply), file=answers, flush=True)
@@ -273,7 +294,7 @@ def _main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     options = parser.parse_args()
-    # What libraries print must not come between the answers: stdout becomes stderr for them.
+    # Libraries print to stdout, which must not mix with the answers: for them it becomes stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

@@ -1,15 +1,15 @@
-"""LLMLingua-2: a passage's text made shorter, to as many of the decoder's tokens as its latents take.
+"""LLMLingua-2: shortens a passage's text to as many decoder tokens as its latents take.
 
 ```python
 compressor = TextCompressor(checkpoint.inert_decoder_tokenizer)
 short = compressor.compress(passage.text, budget=passage.n_latents)
 ```
 
-A classifier says of each word how likely it is to be needed, and the likeliest stay (LLMLingua-2,
-arXiv 2403.12968). The package `llmlingua` does that here; what it does otherwise is left out: its own
-loading runs code from the hub by default, makes up weights that are missing, seeds every random state of the
-process and fetches OpenAI's vocabulary to count tokens. Tokens are counted by the decoder's tokenizer, which
-in the package weighs a long word against a short one when it looks for the threshold.
+A classifier estimates for each word how likely it is to be needed, and the likeliest stay (LLMLingua-2,
+arXiv 2403.12968). The package `llmlingua` does that here. Its own loading is not used, because it runs code
+from the hub by default, makes up missing weights, seeds every random state of the process and fetches
+OpenAI's vocabulary to count tokens. Here the decoder's tokenizer counts tokens; the package weighs long words
+against short ones by these counts when it looks for the threshold.
 
 Needs `pip install 'lclm-rag[llmlingua]'`.
 """
@@ -35,18 +35,22 @@ __all__ = ["PUBLISHED_MODEL", "CompressedText", "TextCompressor"]
 
 PUBLISHED_MODEL = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
-# By its name the package knows how a tokenizer marks where words begin; a folder may be called anything.
+# The package infers from the model's name how its tokenizer marks word starts. A folder may have any name, so
+# it gets one of these.
 _NAMES = {"xlm-roberta": "xlm-roberta-large", "bert": "bert-base-multilingual-cased"}
-_WINDOW = 512  # Tokens that the package hands the classifier at once, padded up to it.
+_WINDOW = 512  # Tokens in each input of the classifier; the package pads to this length.
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # No pickled weights.
 
 
 @dataclass(frozen=True)
 class CompressedText:
-    """What is left of a text.
+    """A shortened text.
 
-    tokens: of the decoder's tokenizer, special tokens as letters.
-    rate: the share of tokens to keep that LLMLingua-2 was asked for; 1 where the text fitted as it was.
+    Attributes:
+        text: The text that is left.
+        tokens: Its length in tokens of the decoder's tokenizer; the marks of special tokens count as plain
+            text.
+        rate: The share of tokens that LLMLingua-2 was set to keep; 1 if the text fitted unchanged.
     """
 
     text: str
@@ -55,7 +59,22 @@ class CompressedText:
 
 
 class TextCompressor:
-    """LLMLingua-2 with one classifier, for texts that go to one decoder."""
+    """LLMLingua-2 with one classifier, for texts that go to one decoder.
+
+    The classifier is loaded in float32, which the package needs.
+
+    Args:
+        decoder_tokenizer: The decoder's tokenizer with `encode_special_tokens` set, as
+            `Checkpoint.inert_decoder_tokenizer` has it.
+        model: A folder or a hub id of an XLM-RoBERTa or BERT that was trained for LLMLingua-2.
+        device: The classifier's device; "auto" is CUDA if there is any.
+        keep_digits: Whether tokens with a digit are never dropped (the package's `force_reserve_digit`).
+
+    Raises:
+        ImportError: When the package `llmlingua` is missing.
+        CheckpointError: When the model cannot be found or is not such a classifier.
+        ValueError: When the device does not exist.
+    """
 
     def __init__(
         self,
@@ -65,27 +84,24 @@ class TextCompressor:
         device: str = "auto",
         keep_digits: bool = False,
     ) -> None:
-        """Load the classifier, in float32 as the package needs it.
-
-        decoder_tokenizer: with `encode_special_tokens` set, as `Checkpoint.inert_decoder_tokenizer` has it.
-        model: a folder or a hub id of an XLM-RoBERTa or BERT that was trained for LLMLingua-2.
-        device: "auto" is CUDA where there is one.
-        keep_digits: never drop a token with a digit (the package's `force_reserve_digit`).
-
-        Raises ImportError where the package is missing; CheckpointError where the model cannot be found or
-        is not such a classifier; ValueError for a device that is not there.
-        """
         self._tokenizer = decoder_tokenizer
         self._keep_digits = keep_digits
         self._package = _package(decoder_tokenizer, _find(str(model)), resolve_device(device))
 
     def compress(self, text: str, budget: int) -> CompressedText:
-        """The text with its least needed words left out: as near to `budget` tokens of the decoder as the
-        package's steps of one percent allow, and never above.
+        """Shorten a text to at most `budget` decoder tokens by leaving out the least needed words.
 
-        Nothing may be left where the budget is small. A text that fits is given back as it is.
-        Raises ValueError for a budget below 1, CompressionError where it cannot be met (too many digits to
-        keep, say) or LLMLingua-2 sees no words in the text.
+        The result is as close to the budget as the package's steps of one percent allow. With a small budget,
+        nothing may be left. A text that fits is returned unchanged.
+
+        Args:
+            text: The text.
+            budget: The most tokens of the decoder's tokenizer that may be left, at least 1.
+
+        Raises:
+            ValueError: When the budget is below 1.
+            CompressionError: When the budget cannot be met (for example because of too many digits to keep),
+                or LLMLingua-2 sees no words in the text.
         """
         if budget < 1:
             raise ValueError(f"The budget must be at least 1 token, not {budget}.")
@@ -93,7 +109,7 @@ class TextCompressor:
         if whole.tokens <= budget:
             return whole
         dropping = cache(lambda percent: self._dropping(text, percent))
-        # The more is dropped, the less is left.
+        # The length falls as the percentage grows, so a binary search applies.
         percent = bisect_left(range(100), True, key=lambda p: dropping(p).tokens <= budget)
         if percent == 100:
             raise CompressionError(
@@ -103,8 +119,8 @@ class TextCompressor:
         return dropping(percent)
 
     def _dropping(self, text: str, percent: int) -> CompressedText:
-        """What is left when the package drops that many percent, and one more: it adds one itself."""
-        # Half a percent off the edge at which the package cuts to whole ones.
+        """The text that is left when the package drops `percent` percent, and one more that it adds."""
+        # Half a percent off the edge at which the package truncates to whole percents.
         rate = 1 - (percent + 0.5) / 100
         try:
             done = self._package.compress_prompt_llmlingua2(
@@ -120,7 +136,7 @@ class TextCompressor:
 
 
 def _package(decoder_tokenizer: Tokenizer, folder: Path, device: torch.device) -> Any:
-    """llmlingua's PromptCompressor, put together here instead of by its __init__ (see the module)."""
+    """Make the package's PromptCompressor without its `__init__` (see the module's docstring)."""
     try:
         made = importlib.import_module("llmlingua").PromptCompressor
     except ImportError as error:
@@ -145,12 +161,12 @@ def _package(decoder_tokenizer: Tokenizer, folder: Path, device: torch.device) -
 
 @dataclass(frozen=True)
 class _Counting:
-    """Stands where the package has OpenAI's tokenizer, of which it only takes the length."""
+    """Replaces OpenAI's tokenizer in the package, which uses it only to count tokens."""
 
     tokenizer: Tokenizer
 
     def encode(self, text: str) -> list[int]:
-        # XLM-RoBERTa's mark of a beginning word; it is not in the text.
+        # Strip XLM-RoBERTa's mark of a word start, which is not part of the text.
         return plain_ids(self.tokenizer, text.lstrip("▁"))
 
 
@@ -164,7 +180,7 @@ def _check(config: Any, folder: Path) -> None:
         raise CheckpointError(
             f"The model in {folder} tells {config.num_labels} labels apart; LLMLingua-2's has 2: drop, keep."
         )
-    # RoBERTa counts positions from behind its padding token's id.
+    # RoBERTa counts positions from the one after its padding token's id.
     first = config.pad_token_id + 1 if config.model_type == "xlm-roberta" else 0
     if config.max_position_embeddings - first < _WINDOW:
         raise CheckpointError(
@@ -174,7 +190,7 @@ def _check(config: Any, folder: Path) -> None:
 
 
 def _find(model: str) -> Path:
-    """A folder with safetensors, fetched from the hub where the name is not a folder's."""
+    """A folder with safetensors; a name that is no folder is fetched from the hub."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if not is_hub_id(model):

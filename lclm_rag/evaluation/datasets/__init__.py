@@ -1,0 +1,1 @@
+"""Sets of questions with known answers, made from a seed or read from files."""

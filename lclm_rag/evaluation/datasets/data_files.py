@@ -1,4 +1,4 @@
-"""What sets of questions are made of: words, sentences and patterns in TOML files beside the code."""
+"""The words, sentences and patterns that sets of questions are made from, in TOML files beside the code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ __all__ = ["read_data"]
 
 
 def read_data(name: str) -> dict[str, Any]:
-    """The contents of `name`.toml."""
+    """The contents of the file `<name>.toml` in this package."""
     path = files("lclm_rag.evaluation.datasets") / f"{name}.toml"
     return tomllib.loads(path.read_text("utf-8"))

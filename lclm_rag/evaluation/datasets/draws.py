@@ -1,7 +1,7 @@
 """Random names and values for fact sheets.
 
-A name belongs to the training part or to the held-out part by its own checksum, so the two parts share no
-entity, whatever the seeds.
+A checksum of the name assigns it to the training part or to the held-out part, so the two parts share no
+entity, for any seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _WORDS: dict[str, list[str]] = {
 class Draw:
     """Random values; every proper name comes from one part only (training or held out).
 
-    `fact_sheets.toml` names the methods.
+    `fact_sheets.toml` refers to the methods by name.
+
+    Args:
+        rng: The source of randomness.
+        held_out: Whether names come from the held-out part instead of the training part.
     """
 
     def __init__(self, rng: random.Random, held_out: bool) -> None:
@@ -32,65 +36,84 @@ class Draw:
         self.held_out = held_out
 
     def word(self) -> str:
+        """A made-up word, capitalized."""
         return self._named(lambda: self._syllables(self.rng.choice((2, 3))))
 
     def person(self) -> str:
+        """A made-up first name and surname."""
         return self._named(
             lambda: f"{self._syllables(2)} {self._syllables(self.rng.choice((2, 3)))}"
         )
 
     def company(self) -> str:
+        """A made-up company name."""
         suffix = self._one_of("company_suffixes")
         return f"{self.word()} {suffix}"
 
     def product(self) -> str:
+        """A made-up product name."""
         return f"{self.word()} {self._one_of('products')}"
 
     def agreement(self) -> str:
+        """A made-up name of an agreement between two parties."""
         return f"{self.word()}-{self.word()} agreement"
 
     def date(self) -> str:
+        """A day from 1940 to 2024, such as "7 March 1981"."""
         day = self.rng.randint(1, 28)
         return f"{day} {self._one_of('months')} {self.rng.randint(1940, 2024)}"
 
     def month(self) -> str:
+        """A month from 1990 to 2024, such as "March 2004"."""
         return f"{self._one_of('months')} {self.rng.randint(1990, 2024)}"
 
     def year(self) -> str:
+        """A year from 1100 to 1990."""
         return str(self.rng.randint(1100, 1990))
 
     def code(self) -> str:
+        """Two letters and four digits, such as "KV-4821"."""
         letters = "".join(self.rng.choices(_WORDS["code_letters"], k=2))
         return f"{letters}-{self.rng.randint(1000, 9999)}"
 
     def digits(self) -> str:
+        """Four digits."""
         return str(self.rng.randint(1000, 9999))
 
     def postcode(self) -> str:
+        """Five digits."""
         return str(self.rng.randint(10000, 99999))
 
     def thousands(self) -> str:
+        """A number from 1,000 to 99,999 with a comma."""
         return f"{self.rng.randint(1, 99)},{self.rng.randint(0, 999):03d}"
 
     def euros(self) -> str:
+        """An amount from 1,000 to 99,999 euros."""
         return f"{self.thousands()} euros"
 
     def price(self) -> str:
+        """A price from 10 to 990 euros."""
         return f"{self.rng.randint(10, 990)} euros"
 
     def weight(self) -> str:
+        """A weight up to 40.9 kg, with one decimal."""
         return f"{self.rng.randint(0, 40)}.{self.rng.randint(1, 9)} kg"
 
     def metres(self) -> str:
+        """A length from 10 to 2900 metres."""
         return f"{self.rng.randint(10, 2900)} metres"
 
     def months(self) -> str:
+        """A duration from 6 to 84 months."""
         return f"{self.rng.randint(6, 84)} months"
 
     def job(self) -> str:
+        """The name of a job."""
         return self._one_of("jobs")
 
     def colour(self) -> str:
+        """The name of a colour."""
         return self._one_of("colours")
 
     def _one_of(self, words: str) -> str:

@@ -1,7 +1,7 @@
-"""Fact sheets with strings that latents blur: a code of 12 characters and a UUID of 36 in each.
+"""Fact sheets with strings that latents blur: each has a code of 12 characters and a UUID of 36.
 
-Added to the sheets of `fact_sheets`, which stay as they are: the same seed gives the same sheets with and
-without. The sentences and questions are in `exact_strings.toml`.
+The strings are added to the sheets of `fact_sheets`; the same seed gives the same sheets with and without
+them. The sentences and questions are in `exact_strings.toml`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ _DATA = read_data("exact_strings")
 
 
 def with_exact_strings(sheet: FactSheet, rng: random.Random) -> FactSheet:
-    """The sheet with a registry code and a record id somewhere in its text, and with two questions about each
-    behind its others."""
+    """Add a registry code and a record id to a sheet's text, and two questions about each to its questions.
+
+    Args:
+        sheet: A fact sheet; it is not changed.
+        rng: Draws the strings, their phrasings and their places in the text.
+
+    Returns:
+        A new sheet, whose added questions come after the sheet's own.
+    """
     values = {
         REGISTRY_CODE: "".join(rng.choices(_DATA["code_signs"], k=_CODE_LENGTH)),
         RECORD_ID: str(uuid.UUID(int=rng.getrandbits(128), version=4)),
@@ -35,7 +42,7 @@ def with_exact_strings(sheet: FactSheet, rng: random.Random) -> FactSheet:
     questions = list(sheet.questions)
     for name, value in values.items():
         sentence = rng.choice(_DATA[name]["sentences"]).format(s=subject, v=value)
-        # Behind the sheet's opening, which names the subject.
+        # After the sheet's first sentence, which names the subject.
         sentences.insert(rng.randint(1, len(sentences)), sentence[0].upper() + sentence[1:])
         questions += [
             FactQuestion(template.format(s=subject), value, sheet.document.id, name)
@@ -46,5 +53,5 @@ def with_exact_strings(sheet: FactSheet, rng: random.Random) -> FactSheet:
 
 
 def exact_string_questions(sheet: FactSheet) -> list[FactQuestion]:
-    """Those of a sheet's questions that ask for a registry code or a record id."""
+    """The questions of a sheet that ask for a registry code or a record id."""
     return [q for q in sheet.questions if q.attribute in (REGISTRY_CODE, RECORD_ID)]

@@ -1,4 +1,4 @@
-"""Sets of questions about made-up fact sheets, without exact strings and with them."""
+"""Sets of questions about made-up fact sheets, without and with exact strings."""
 
 from __future__ import annotations
 
@@ -26,17 +26,23 @@ _DOCUMENTS = 400
 
 
 def fact_sheet_set(count: int = 500, seed: int = 2026) -> EvalSet:
-    """`count` questions about 400 made-up fact sheets, evenly over 27 kinds of fact."""
+    """Make a set of `count` questions about 400 made-up fact sheets, evenly over 27 kinds of fact.
+
+    Raises:
+        ValueError: When 400 sheets answer fewer than `count` questions.
+    """
     sheets = _sheets(seed)
     questions = held_out_questions(count, sheets, seed)
     return _set("fact-sheets", sheets, questions, count, seed, max_tokens=32)
 
 
 def exact_string_set(count: int = 500, seed: int = 2026) -> EvalSet:
-    """The same sheets with a code of 12 characters and a UUID in each: half of the questions ask for these,
-    the other half for the other facts.
+    """Make a set of `count` questions about the same sheets, with a 12-character code and a UUID in each.
 
-    Raises ValueError where 400 sheets do not answer that many.
+    Half of the questions ask for these strings, the other half for the other facts.
+
+    Raises:
+        ValueError: When 400 sheets answer fewer questions than that.
     """
     rng = random.Random(f"exact strings {seed}")
     plain = _sheets(seed)

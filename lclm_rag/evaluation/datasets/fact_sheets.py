@@ -1,8 +1,8 @@
-"""Fictional fact sheets and questions about them, made from a seed.
+"""Fictional fact sheets and questions about them, generated from a seed.
 
-The bundled checkpoint is trained on these and scored on these, and nothing in them can be known by
-heart: every name, code, number and date is drawn at random. The training part and the held-out part share no
-name. The words and sentences are in `fact_sheets.toml`.
+The bundled checkpoint is trained and scored on them. No model can know their contents beforehand: every name,
+code, number and date is drawn at random. The training part and the held-out part share no name. The words and
+sentences are in `fact_sheets.toml`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["FactQuestion", "FactSheet", "fact_sheets", "held_out_questions"]
 
 @dataclass(frozen=True)
 class _Attribute:
-    """How one kind of fact is drawn, stated ({s}: subject, {v}: value) and asked for ({n}: name)."""
+    """How one kind of fact is drawn, stated and asked about ({s}: subject, {v}: value, {n}: name)."""
 
     name: str
     value: Callable[[Draw], str]
@@ -34,7 +34,7 @@ class _Kind:
     name: Callable[[Draw], str]
     opening: tuple[str, ...]
     later: tuple[str, ...]
-    """How the subject is called again in later sentences; {n} is the name."""
+    """How later sentences refer to the subject; {n} is the name."""
     filler: tuple[str, ...]
     attributes: tuple[_Attribute, ...]
 
@@ -62,18 +62,18 @@ _KINDS = {name: _kind(spec) for name, spec in read_data("fact_sheets")["kinds"].
 
 @dataclass(frozen=True)
 class FactQuestion:
-    """A question whose answer is verbatim in one fact sheet."""
+    """A question whose answer stands verbatim in one fact sheet."""
 
     question: str
     answer: str
     document_id: str
     attribute: str
-    """Kind and attribute, such as "person/badge code": errors are read by it."""
+    """Kind and attribute, such as "person/badge code", by which errors can be grouped."""
 
 
 @dataclass(frozen=True)
 class FactSheet:
-    """One document with every question that it answers (two phrasings for each fact)."""
+    """One document with all questions that it answers (two phrasings for each fact)."""
 
     document: Document
     name: str
@@ -112,9 +112,16 @@ def _make_sheet(draw: Draw, kind: str) -> FactSheet:
 def fact_sheets(
     seed: int, *, held_out: bool, kinds: tuple[str, ...] = tuple(_KINDS)
 ) -> Iterator[FactSheet]:
-    """An endless stream of fact sheets, the same for the same arguments; document ids never repeat.
+    """An endless stream of fact sheets; the same arguments give the same sheets.
 
-    `held_out=False` is the part that the bundled checkpoint was trained on.
+    Args:
+        seed: Seed of the names, values and phrasings.
+        held_out: False for the part that the bundled checkpoint was trained on, True for the part it never
+            saw.
+        kinds: The kinds of subject to draw from; all by default.
+
+    Yields:
+        Fact sheets, whose document ids never repeat.
     """
     draw = Draw(random.Random(seed), held_out)
     seen: set[str] = set()
@@ -126,9 +133,15 @@ def fact_sheets(
 
 
 def held_out_questions(count: int, sheets: list[FactSheet], seed: int) -> list[FactQuestion]:
-    """`count` different questions about `sheets`, drawn evenly over the kinds of fact.
+    """Draw different questions about fact sheets, evenly over the kinds of fact.
 
-    Raises ValueError where the sheets do not answer that many.
+    Args:
+        count: How many questions.
+        sheets: The fact sheets.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: When the sheets answer fewer than `count` questions.
     """
     rng = random.Random(seed)
     by_attribute: dict[str, list[FactQuestion]] = {}

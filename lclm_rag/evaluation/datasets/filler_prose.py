@@ -1,8 +1,8 @@
-"""Sentences of made-up English, from a seed: what needles are hidden in where no essays are at hand.
+"""Sentences of made-up English, generated from a seed: the haystack for needles if no essays are given.
 
-They read like prose and mean nothing; hardly two are the same. None has a digit or a hyphen. The adjectives
-and nouns also name the keys of needles, joined by a hyphen, so no key stands in the prose by chance. The
-words and patterns are in `filler_prose.toml`.
+They read like prose and mean nothing, and hardly two are the same. None has a digit or a hyphen. The
+adjectives and nouns also make up the keys of needles, joined by a hyphen, so no key stands in the prose by
+chance. The words and patterns are in `filler_prose.toml`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 
 
 def filler_sentences(seed: int) -> Iterator[str]:
-    """Sentences without end; the same seed gives the same ones."""
+    """An endless stream of sentences; the same seed gives the same ones."""
     rng = random.Random(seed)
     while True:
         yield _sentence(rng)

@@ -5,10 +5,16 @@
 {"question": "Which ports?", "answers": ["443", "8443"], "all_answers": true, "measure": "contains"}
 ```
 
-question and answer (or answers, each of which is right) are needed. document_id or document_ids: where the
-answer stands. id: otherwise "<file>:<line>". category: results are also given by it. all_answers: all of the
-answers are asked for. measure: otherwise "exact_match". classes: for the measure "classification".
-max_tokens: the longest answer.
+The fields:
+
+- question and answer (or answers, each of which is right) are required.
+- document_id or document_ids: the documents that contain the answer.
+- id: by default "<file>:<line>".
+- category: results are also reported by category.
+- all_answers: whether the question asks for all of the answers; by default false.
+- measure: by default "exact_match".
+- classes: for the measure "classification".
+- max_tokens: the longest answer, in tokens.
 """
 
 from __future__ import annotations
@@ -33,11 +39,17 @@ _FIELDS = (
 
 
 def read_questions(path: Path) -> EvalSet:
-    """The questions of a JSONL file, in its order; passages are to be retrieved for them.
+    """Read the questions of a JSONL file, in its order; their passages are to be retrieved.
 
-    Lines that are blank are passed over. Raises EvaluationError, which names file and line, for the first
-    line that is not as it should be, and where two questions have the same id; ImportError where a measure's
-    package is missing.
+    Blank lines are skipped.
+
+    Args:
+        path: The file, in UTF-8; the module's docstring lists the fields of a line.
+
+    Raises:
+        EvaluationError: When the file cannot be read or has no questions, a line is invalid, or two questions
+            have the same id; the message names the file, and the line if it concerns one.
+        ImportError: When a package that a measure needs is missing.
     """
     try:
         raw = path.read_bytes()
@@ -46,7 +58,7 @@ def read_questions(path: Path) -> EvalSet:
         raise EvaluationError(f"{path}: cannot be read ({reason}); check the file.") from error
     questions: list[EvalQuestion] = []
     lines: dict[str, int] = {}
-    # Other line separators than "\n" may stand inside a JSON string.
+    # Line separators other than "\n" may stand inside a JSON string.
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue

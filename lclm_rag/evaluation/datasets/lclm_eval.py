@@ -3,14 +3,14 @@
 ```
 <config>/test-*.parquet      config: ruler, gsm8k, longhealth5 or longbench
   prompt      str     rendered as a chat, the context between <|memory_start|> and <|memory_end|>
-  category    str     "niah_single_1_4096", "narrativeqa"; may stand behind a path ("memwrap/ruler/...")
+  category    str     "niah_single_1_4096", "narrativeqa"; may follow a path ("memwrap/ruler/...")
   extra_info  struct  ground_truth: {answers}, or {answer_letter, answer_text} (LongHealth); scoring_function;
                       all_classes (LongBench's classifications)
 ```
 
-Its card and the code of the paper (https://github.com/LeonLixyz/LCLM) say how RULER is scored. What they
-leave open follows the benchmarks themselves: LongBench's own metric and answer length for each of its tasks,
-the letter for LongHealth, the last number for GSM8K.
+Its card and the paper's code (https://github.com/LeonLixyz/LCLM) define how RULER is scored. What they leave
+open follows the benchmarks themselves: LongBench's own metric and answer length for each of its tasks, the
+letter for LongHealth, the last number for GSM8K.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Config = Literal["ruler", "gsm8k", "longhealth5", "longbench"]
 
 _COLUMNS = ["prompt", "category", "extra_info"]
 _ROWS_AT_ONCE = 16
-"""A prompt of RULER has up to 600 kB."""
+"""Few, because a prompt of RULER has up to 600 kB."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Rule:
     all_answers: bool = False
 
 
-# The paper's code gives every task of RULER 128 tokens; RULER itself 30 to 128.
+# The paper's code allows 128 tokens for every task of RULER; RULER itself allows 30 to 128.
 _RULER_ALL = _Rule("contains", 128, all_answers=True)
 _RULER_ANY = _Rule("contains", 128)
 _RULER_TASKS = {
@@ -61,7 +61,7 @@ _RULER_TASKS = {
 }
 _RULER_SCORING = {"ruler_string_match_all": _RULER_ALL, "ruler_string_match_part": _RULER_ANY}
 
-# Room to reason in before the number. Neither length is published.
+# Room for reasoning before the number. Neither of these two lengths is published.
 _GSM8K = _Rule("number", 512)
 _LONGHEALTH = _Rule("choice", 128)
 
@@ -98,15 +98,20 @@ def lclm_eval_questions(
     categories: Sequence[str] = (),
     limit: int | None = None,
 ) -> EvalSet:
-    """The questions of one config, in the files' order.
+    """Read the questions of one config, in the files' order; all their prompts are held in memory.
 
-    source: a folder with the published files, or a data set's id on the hub, from where the config's files
-    are fetched (ruler's are gigabytes). categories: which, "*" in a name stands for anything
-    ("niah_*_4096"); (): all. limit: questions of each category at most, its first ones. All prompts that are
-    asked for are in memory.
+    Args:
+        config: Which of the set's configs.
+        source: A folder with the published files, or a data set's id on the hub, from which the config's
+            files are fetched (ruler's are gigabytes).
+        categories: Names of categories, in which "*" stands for anything ("niah_*_4096"); () for all.
+        limit: The first so many questions of each category; None for all.
 
-    Raises EvaluationError where files are missing or not as published, a name fits no category, or a task's
-    rule is not known; ValueError for a wrong argument; ImportError where a measure's package is missing.
+    Raises:
+        EvaluationError: When files are missing or differ from the published ones, a name matches no category,
+            or the scoring rule of a task is not known.
+        ValueError: When an argument is invalid.
+        ImportError: When a package that a measure needs is missing.
     """
     if config not in get_args(Config):
         raise ValueError(f"There is no config {config!r}; take {', '.join(get_args(Config))}.")
@@ -139,7 +144,7 @@ def _rule(config: Config, category: str) -> _Rule:
         return _LONGHEALTH
     rules = _RULER_TASKS if config == "ruler" else _LONGBENCH_TASKS
     task = re.sub(r"_[0-9]+$", "", category) if config == "ruler" else category
-    # "niah_single_1" without a length.
+    # The second lookup is for a name without a length: of "niah_single_1" the first cuts off the "_1".
     rule = rules.get(task) or rules.get(category)
     if rule is None:
         raise EvaluationError(
@@ -192,7 +197,7 @@ def _question(
 
 
 def _texts(value: Any, *names: str) -> tuple[str, ...]:
-    """What stands under the first of the names that has something; a value without names itself."""
+    """The texts under the first of the names that has any; without names, those of the value itself."""
     if isinstance(value, dict):
         return next((texts for name in names if (texts := _texts(value.get(name)))), ())
     values = value if isinstance(value, list) else [value]
@@ -200,7 +205,7 @@ def _texts(value: Any, *names: str) -> tuple[str, ...]:
 
 
 def _question_text(prompt: str) -> str:
-    """What the prompt says behind its last context; "" where that is nothing."""
+    """The prompt's text after its last context; "" if there is none."""
     _, mark, behind = prompt.rpartition(MEMORY_END)
     return behind.partition("<|im_end|>")[0].strip() if mark else ""
 
@@ -208,7 +213,7 @@ def _question_text(prompt: str) -> str:
 def _rows(
     files: Sequence[Path], wanted: Mapping[str, Sequence[str]], limit: int | None
 ) -> Iterator[tuple[str, int, dict[str, Any], str]]:
-    """Category, number within it, row, and where it stands."""
+    """The category of each wanted row, its number in the category, the row, and its place for messages."""
     named = {raw: category for category, raws in wanted.items() for raw in raws}
     seen: Counter[str] = Counter()
     for path in files:
@@ -242,7 +247,7 @@ def _taken_rows(
 
 
 def _categories(files: Sequence[Path]) -> dict[str, list[str]]:
-    """Each category, without the path before it, and how the files spell it."""
+    """Each category, without the path before it, and its spellings in the files."""
     raws: set[str] = set()
     for path in files:
         try:

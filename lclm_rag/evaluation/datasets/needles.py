@@ -1,17 +1,18 @@
-"""Needles in a haystack: RULER's eight retrieval tasks, made here from a seed, at any context length.
+"""Needles in a haystack: RULER's eight retrieval tasks, generated from a seed at any context length.
 
-The tasks, the sentences of the needles, the noise, the question and how it all is counted are those of RULER
+The tasks, the sentences of the needles, the noise, the question and the counting rules are those of RULER
 (Hsieh et al. 2024, https://arxiv.org/abs/2404.06654; `niah.py`, `constants.py` and `synthetic.yaml` of
-https://github.com/NVIDIA/RULER). What is not RULER's:
+https://github.com/NVIDIA/RULER). The differences:
 
 - The "essay" haystack. RULER hides needles in Paul Graham's essays, which cannot be shipped; here it is
-  made-up prose (`filler_prose`) unless a file of essays is given. Scores on it are not those on RULER's.
-- The words of the keys (adjective-noun), a list of our own. Keys and values never repeat within a context, so
+  made-up prose (`filler_prose`) unless a file of essays is given. Scores on made-up prose cannot be compared
+  with scores on RULER's essays.
+- The words of the keys (adjective-noun) are our own list. Keys and values never repeat within a context, so
   that no question has two answers by chance.
-- Essays grow by sentences until no further one fits, where RULER goes by words. (The other haystacks grow by
-  paragraphs and by needles, as they do there.)
-- RULER's opening sentences and its answer prefix count towards the length, as they do there, but are not
-  asked: a prompt made from passages and a question has no place for them. `ruler_prompt` has it all.
+- Essays grow sentence by sentence until no further one fits; in RULER they grow by words. (The other
+  haystacks grow by paragraphs and by needles, as in RULER.)
+- RULER's opening sentences and its answer prefix count towards the length, as in RULER, but are not part of
+  the question: a prompt made from passages and a question has no place for them. `ruler_prompt` has both.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["NEEDLE_TASKS", "NeedleTask", "needle_questions", "ruler_prompt"]
 _ANSWER_TOKENS = 128
 _NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 _NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-# Whether one answer is asked for: the words are RULER's, which scores depend on.
+# Keyed by whether the question has one answer. Scores depend on the wording, which is RULER's.
 _OPENING = {
     True: "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the {kind} afterwards.",
@@ -58,8 +59,17 @@ _DEPTHS = tuple(round(100 * i / 39) / 100 for i in range(40))
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """What is hidden where. haystack: a paragraph repeated, prose, or needles that nobody asks for. keys: how
-    many there are; values: needles for each key; queries: keys asked for."""
+    """What is hidden in which haystack.
+
+    Attributes:
+        haystack: "noise" is one paragraph repeated, "essay" is prose, "needle" is needles that no question is
+            about.
+        key: What the keys are made of.
+        value: What the values are made of.
+        keys: How many keys there are.
+        values: How many needles each key has.
+        queries: How many of the keys the question is about.
+    """
 
     haystack: Literal["noise", "essay", "needle"]
     key: Literal["words", "uuids"] = "words"
@@ -90,14 +100,23 @@ def needle_questions(
     seed: int = 0,
     essays: Path | None = None,
 ) -> EvalSet:
-    """questions_each for each task and length, each with a document of its own.
+    """Make a set with `questions_each` questions for each task and length, each with its own document.
 
-    count_tokens: of a text, by the decoder's tokenizer. context_lengths: tokens of RULER's whole prompt and
-    of the answer (128), as RULER counts. essays: a UTF-8 text to hide needles in, repeated where it is too
-    short. The same arguments give the same set; a larger questions_each only adds to it.
+    The same arguments give the same set, and a larger `questions_each` only adds to it.
 
-    Raises ValueError for an unknown task or a length in which the needles do not fit, EvaluationError where
-    essays cannot be read.
+    Args:
+        count_tokens: Counts the tokens of a text by the decoder's tokenizer.
+        tasks: Names from `NEEDLE_TASKS`.
+        context_lengths: The tokens that RULER's whole prompt and the answer (128) take together, as RULER
+            counts.
+        questions_each: Questions for each task and length, at least 1.
+        seed: Seed of the keys, values and haystacks.
+        essays: A UTF-8 text to hide needles in, repeated if it is too short; None for made-up prose.
+
+    Raises:
+        ValueError: When a task is unknown, `questions_each` is below 1, or the needles do not fit into a
+            length.
+        EvaluationError: When `essays` cannot be read.
     """
     if unknown := [name for name in tasks if name not in NEEDLE_TASKS]:
         raise ValueError(f"There is no task {unknown[0]!r}; take of {', '.join(NEEDLE_TASKS)}.")
@@ -125,7 +144,7 @@ def needle_questions(
                     max_tokens=_ANSWER_TOKENS,
                 )
             )
-    # The tokenizer decides on the texts too.
+    # The documents depend on the tokenizer too, so the settings hold a hash of their texts.
     texts = xxhash.xxh3_128()
     for document in documents:
         texts.update(document.text.encode("utf-8", "surrogatepass"))
@@ -141,7 +160,12 @@ def needle_questions(
 
 
 def ruler_prompt(context: str, question: str) -> str:
-    """RULER's whole prompt around a needle question's document, its answer prefix included."""
+    """RULER's whole prompt for a needle question, including its answer prefix.
+
+    Args:
+        context: The question's document.
+        question: The question, as `needle_questions` words it.
+    """
     single = question.startswith("What is ")
     before = "What is the special magic " if single else "What are all the special magic "
     kind, _, query = question.removeprefix(before).partition(" for ")
@@ -153,7 +177,7 @@ def ruler_prompt(context: str, question: str) -> str:
 
 
 class _Hidden:
-    """One question's needles and where they go, in a haystack of any size."""
+    """The needles of one question and their places in a haystack of any size."""
 
     def __init__(
         self, task: NeedleTask, rng: random.Random, prose: Callable[[int], list[str]]
@@ -172,7 +196,7 @@ class _Hidden:
             if task.haystack == "essay"
             else [rng.random() for _ in needles]
         )
-        # From the end, so that one needle does not move the place of the next.
+        # Inserted from the end, so that one needle does not shift the place of the next.
         self._placed = sorted(zip(depths, needles, strict=True), reverse=True)
         self.answers = tuple(value for key in queries for value in values[key])
         single = len(self.answers) == 1
@@ -188,7 +212,7 @@ class _Hidden:
             )
 
     def fill(self, count_tokens: Callable[[str], int], length: int, name: str) -> str:
-        """The needles in the largest haystack with which the prompt and the answer have `length` tokens."""
+        """The needles in the largest haystack with which prompt and answer take at most `length` tokens."""
 
         def tokens(size: int) -> int:
             prompt = ruler_prompt(self._text(size), self.question)
@@ -216,8 +240,8 @@ class _Hidden:
         return _NEEDLE.format(kind=self._task.value, key=key, value=value)
 
     def _new(self, kind: str) -> str:
-        """A key or a value that this context does not have yet."""
-        # Of what is drawn, half are keys: about 55,000 needles, a million tokens and more.
+        """A key or a value that this context does not contain yet."""
+        # Half of the draws are keys, so this allows about 55,000 needles: a million tokens and more.
         if len(self._drawn) > len(ADJECTIVES) * len(NOUNS):
             raise ValueError(
                 "There are not enough words for as many needles; ask for less context."
@@ -238,14 +262,17 @@ def _draw(kind: str, rng: random.Random) -> str:
 
 
 def _largest_size(tokens: Callable[[int], int], most: int) -> int:
-    """The largest size with at most as many tokens; 0 where 1 is too large. More size, more tokens."""
+    """The largest size that takes at most `most` tokens; 0 if size 1 takes more.
+
+    Tokens must grow with the size.
+    """
     fits, used = 1, tokens(1)
     if used > most:
         return 0
     too_large = most + 1
     each = max(1.0, (tokens(33) - used) / 32)
     while too_large - fits > 1:
-        # Sizes cost about the same all along: aim at where the tokens run out.
+        # Each unit of size takes about as many tokens: extrapolate to the size at which they run out.
         size = min(max(fits + int((most - used) / each), fits + 1), too_large - 1)
         needed = tokens(size)
         each = max(1.0, (needed - used) / (size - fits))
@@ -257,7 +284,7 @@ def _largest_size(tokens: Callable[[int], int], most: int) -> int:
 
 
 def _prose(essays: Path | None, seed: int) -> tuple[Callable[[int], list[str]], str]:
-    """The haystack of prose by its size in sentences, and what it is."""
+    """The prose haystack as a function of its size in sentences, and the name of its source."""
     if essays is None:
         return _first_of(filler_sentences(seed)), "made-up prose"
     try:
@@ -275,7 +302,7 @@ def _prose(essays: Path | None, seed: int) -> tuple[Callable[[int], list[str]], 
 
 
 def _first_of(pieces: Iterator[str]) -> Callable[[int], list[str]]:
-    """Its first pieces, a new list each time, however often they are asked for."""
+    """A function from a size to the first pieces of the iterator, as a new list at every call."""
     known: list[str] = []
 
     def first(size: int) -> list[str]:

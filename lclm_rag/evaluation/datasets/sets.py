@@ -1,4 +1,4 @@
-"""Sets of questions by the names that the command line uses."""
+"""Sets of questions by their names on the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ SETS = ("exact-strings", "fact-sheets", "ruler", *(_LCLM_EVAL + c for c in get_a
 
 
 def check_set_name(name: str) -> None:
-    """Raises ValueError where the name is neither a set's nor a JSONL file's."""
+    """Check the name of a set.
+
+    Raises:
+        ValueError: When the name is neither one of `SETS` nor that of a JSONL file.
+    """
     if name not in SETS and not name.endswith(".jsonl"):
         raise ValueError(f"{name!r} is no set of questions: use {', '.join(SETS)}, or FILE.jsonl.")
 
@@ -37,14 +41,23 @@ def question_set(
     essays: Path | None = None,
     source: str | Path = HUB_ID,
 ) -> EvalSet:
-    """The set of that name: one of SETS, or a user's JSONL file, which takes none of the options.
+    """Make or read the set of that name.
 
-    count: questions, of ruler and lclm-eval for each task and length; None: 500 about fact sheets, 10 of
-    ruler, all of lclm-eval. seed: makes up questions. checkpoint, context_lengths, essays: of ruler, whose
-    lengths are counted by the checkpoint's decoder tokenizer. tasks: of ruler and lclm-eval; (): all.
-    source: of lclm-eval.
+    Args:
+        name: One of `SETS`, or the path of a user's JSONL file, to which none of the options apply.
+        count: How many questions; for ruler and lclm-eval, for each task and length. None: 500 about fact
+            sheets, 10 of ruler, all of lclm-eval.
+        seed: Seed of generated questions.
+        checkpoint: For ruler: lengths are counted by this checkpoint's decoder tokenizer.
+        context_lengths: For ruler: see `needle_questions`.
+        tasks: For ruler and lclm-eval: which tasks; () for all.
+        essays: For ruler: see `needle_questions`.
+        source: For lclm-eval: see `lclm_eval_questions`.
 
-    Raises ValueError where there is no such set, and what the sets' own functions raise.
+    Raises:
+        ValueError: When there is no such set, or as the set's own function raises it.
+        EvaluationError: As the set's own function raises it.
+        ImportError: When a package that a measure needs is missing.
     """
     check_set_name(name)
     if name.endswith(".jsonl"):

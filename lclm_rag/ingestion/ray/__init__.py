@@ -1,8 +1,8 @@
 """Run the compressor over a corpus on a Ray cluster.
 
-The driver (`engine`) hands a job to workers (`workers`): readers make rows of passages (`work_rows`),
-encoders write fragments of them and report (`reports`), and the driver commits once what all reports come to.
-A worker that dies leaves a note of what it was at (`attempts`).
+The driver (`engine`) hands a job to workers (`workers`). Readers make rows of passages (`work_rows`), and
+encoders write fragments of them and report to the driver (`reports`). The driver commits once, when it has
+all reports. A worker that dies leaves a note of the document that it was working on (`attempts`).
 """
 
 from lclm_rag.ingestion.ray.engine import RayEngine

@@ -1,9 +1,9 @@
-"""Which document a worker was at when it died.
+"""Find out which document a worker was working on when it died.
 
-A worker that is killed by what it works on (a crash in native code, memory) says nothing, and what started it
-can only start it again. So each task leaves a note while it is under way. A task that finds its own note was
-begun before, by a worker that died: then it goes document by document and notes each, and a document at which
-workers died twice is not tried again.
+A worker that a document kills (a crash in native code, lack of memory) cannot report it, and Ray can only
+start the task again. So each task keeps a note while it runs. A task that finds its own note knows that an
+earlier try died. It then works document by document, notes each one first, and does not try a document again
+at which workers died twice.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from lclm_rag.store.store import UNCOMMITTED
 __all__ = ["DEATHS", "Attempts", "forget_attempts", "suspects"]
 
 DEATHS = 2
-"""At one document, before it is given up: one alone may be a machine's that went away."""
+"""Deaths at one document before it is given up. A single one may be due to a machine that went away."""
 
 _SUFFIX = ".attempt"
 
 
 class Attempts:
-    """The note of one task. folder: of the store. name: of the task, the same each time it is tried."""
+    """The note of one task, which counts its tries and the deaths at each document.
+
+    Args:
+        folder: The store's folder.
+        name: The task's name, which is the same for each try.
+    """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder = folder / UNCOMMITTED
@@ -43,12 +48,12 @@ class Attempts:
         self._note(None)
 
     def deadly(self, document_id: str) -> bool:
-        """Whether it is not to be tried again."""
+        """Whether too many workers died at this document to try it again."""
         return self._deaths[document_id] >= DEATHS
 
     @contextmanager
     def at(self, document_id: str) -> Iterator[None]:
-        """While it is being worked on."""
+        """Note, after a death, that the task is working on this document while the context lasts."""
         if self.careful:
             self._note(document_id)
         yield
@@ -56,6 +61,7 @@ class Attempts:
             self._note(None)
 
     def done(self) -> None:
+        """Remove the note: the task has ended."""
         self._folder.remove(self._name)
 
     def _note(self, at: str | None) -> None:
@@ -64,14 +70,21 @@ class Attempts:
 
 
 def forget_attempts(folder: Folder) -> None:
-    """For a run that begins: what killed the workers of another may be gone."""
+    """Remove all notes when a run begins: what killed the workers of an earlier run may be gone."""
     for facts in (folder / UNCOMMITTED).files():
         if facts.name.endswith(_SUFFIX):
             (folder / UNCOMMITTED).remove(facts.name)
 
 
 def suspects(folder: Folder) -> list[str]:
-    """The documents at which workers died whose tasks never ended; the task, where it was at none."""
+    """The documents at which workers died, of tasks that never ended.
+
+    Args:
+        folder: The store's folder.
+
+    Returns:
+        The documents' ids, sorted; in place of them the task's name, if no document was noted for it.
+    """
     found = set()
     for facts in (folder / UNCOMMITTED).files():
         if facts.name.endswith(_SUFFIX):

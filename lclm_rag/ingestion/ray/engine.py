@@ -38,16 +38,19 @@ if TYPE_CHECKING:
 __all__ = ["RayEngine", "add_documents_on_ray"]
 
 _SHARD_BYTES = 4 * 2**20
-"""Of text and token ids: about half a million tokens, which is what a worker that dies has to do again."""
+"""The size of a shard, in bytes of text and token ids.
+
+This is about half a million tokens, and the work that is lost and repeated when a worker dies.
+"""
 
 _TRIES = 4
-"""Of a task whose worker died, besides the first; a document at which workers die is found in 3."""
+"""Further tries of a task whose worker died. Three are enough to find a document at which workers die."""
 
 _RESTARTS = 100
-"""Of an actor. Machines come and go in a long run; but what can never start must end."""
+"""Restarts of an actor. Machines come and go in a long run, but an actor that never starts must end it."""
 
 _READER_CPUS = 0.5
-"""That a reader asks for."""
+"""The CPUs that a reader asks Ray for."""
 
 _DOCUMENTS_AT_ONCE = 1_000
 _CHARACTERS_AT_ONCE = 4 * 2**20
@@ -59,15 +62,23 @@ _log = logging.getLogger(__name__)
 class RayEngine:
     """Compress on a Ray cluster: `KnowledgeBase.add(documents, engine=RayEngine(encoders=8))`.
 
-    encoders: how many actors hold an encoder; (2, 8) lets Ray start more as there is work. gpus: of each, a
-    fraction where several share one; None: 1 where the cluster has any, else 0. cpus: of each without a GPU,
-    its threads. address: of the cluster, as for `ray.init`; None: the one that RAY_ADDRESS names, or one on
-    this machine. on_error: a document that cannot be read or compressed, or at which workers die, "fail" ends
-    the run with nothing changed; "skip" leaves it out and lists it in `AddReport.skipped`. on_ignore: is told
-    what is left out of a corpus by rule.
-
     All machines need this package and the checkpoint, and must reach the knowledge base's folder (shared file
     system or object store) under the same name.
+
+    Attributes:
+        encoders: The number of actors that hold an encoder. A pair such as (2, 8) lets Ray start more, up to
+            the second number, if there is work for them.
+        gpus: The GPUs of each encoder; a fraction lets several share one. None means 1 if the cluster has any
+            GPU, else 0.
+        cpus: The threads of each encoder without a GPU.
+        address: The cluster's address, as for `ray.init`. None means the cluster in RAY_ADDRESS if that is
+            set, else Ray on this machine.
+        on_error: What happens if a document cannot be read or compressed, or workers die at it: "fail" ends
+            the run with nothing changed; "skip" leaves the document out and lists it in `AddReport.skipped`.
+        on_ignore: Called with a sentence on each thing that the corpus leaves out by rule.
+
+    Raises:
+        ValueError: When a setting is out of its range.
     """
 
     encoders: int | tuple[int, int] = 1
@@ -92,11 +103,20 @@ class RayEngine:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Least and most encoders."""
+        """The least and the most encoders."""
         return (self.encoders, self.encoders) if isinstance(self.encoders, int) else self.encoders
 
     def upsert(self, points: ServerPoints) -> None:
-        """Have points put on a Qdrant server by the cluster."""
+        """Let the cluster put passages on a Qdrant server.
+
+        Args:
+            points: The passages and the server.
+
+        Raises:
+            PassageIndexError: When the server fails.
+            KnowledgeBaseError: When the Ray job fails.
+            ImportError: When Ray is not installed.
+        """
         ray = _ray()
         _connect(ray, self)
         rows = [{"number": number} for number in range(len(points.rows))]
@@ -126,11 +146,31 @@ def add_documents_on_ray(
     on_progress: Callable[[AddReport], None],
     on_document: Callable[[str], None] = lambda document_id: None,
 ) -> AddReport:
-    """As `lclm_rag.ingestion.local.add_documents`, on many machines. The writer is not committed here.
+    """Do what `lclm_rag.ingestion.local.add_documents` does, on many machines.
 
-    A stream of documents is read here, and waits in Ray's object store, which spills to disk; parts are read
-    by the workers. Raises KnowledgeBaseError where a document ends the run, or workers cannot be had;
-    ImportError without Ray.
+    This process reads a stream of documents, which then wait in Ray's object store; that spills to disk.
+    `DocumentParts` are read by the workers.
+
+    Args:
+        writer: The store's writer. The caller commits it.
+        documents: The documents, or parts of a corpus.
+        checkpoint: The store's checkpoint.
+        splitting: How documents become passages.
+        engine: The cluster and its encoders.
+        device: The encoders' device if they have GPUs; without GPUs it is always the CPU.
+        dtype: The encoders' dtype.
+        compressor_options: Further options of `Compressor.from_pretrained`.
+        on_progress: Called with the counts so far after each report of an encoder.
+        on_document: Called with each document's id.
+
+    Returns:
+        What was added.
+
+    Raises:
+        KnowledgeBaseError: When a document ends the run, the cluster lacks GPUs or CPUs, or the Ray job
+            fails.
+        ValueError: When there are no documents.
+        ImportError: When Ray is not installed.
     """
     ray = _ray()
     _connect(ray, engine)
@@ -202,11 +242,11 @@ def _run(
 
 @contextmanager
 def _data_settings(ray: Any) -> Iterator[None]:
-    """For the data sets that are made meanwhile: each keeps the settings of that time."""
+    """Settings for the data sets that are made within the context. Each keeps them afterwards."""
     context = ray.data.DataContext.get_current()
     wanted = {
         "target_max_block_size": _SHARD_BYTES,
-        # On a terminal, two live displays would write over each other.
+        # On a terminal, Ray's live display and ours would overwrite each other.
         "enable_progress_bars": context.enable_progress_bars and not sys.stderr.isatty(),
     }
     before = {name: getattr(context, name) for name in wanted}
@@ -214,7 +254,7 @@ def _data_settings(ray: Any) -> Iterator[None]:
         for name, value in wanted.items():
             setattr(context, name, value)
         with warnings.catch_warnings():
-            # How often a worker is started again has no named parameter yet.
+            # The number of a worker's restarts has no named parameter yet.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             yield
     finally:
@@ -223,7 +263,7 @@ def _data_settings(ray: Any) -> Iterator[None]:
 
 
 def _document_tables(documents: Iterable[Document]) -> Iterator[pa.Table]:
-    """Some documents at a time, with where they come from: the number of the table, and theirs in it."""
+    """Documents in tables, with their source: the number of the table, and the document's number in it."""
     rows: list[dict[str, Any]] = []
     part = size = 0
     for document in documents:
@@ -266,7 +306,7 @@ def _connect(ray: Any, engine: RayEngine) -> None:
 
 
 def _gpus(ray: Any, engine: RayEngine) -> float:
-    """That each encoder asks for."""
+    """The GPUs that each encoder asks Ray for."""
     there = ray.cluster_resources().get("GPU", 0)
     if engine.gpus and not there:
         raise KnowledgeBaseError(
@@ -276,8 +316,11 @@ def _gpus(ray: Any, engine: RayEngine) -> float:
 
 
 def _encoder_cpus(engine: RayEngine, gpus: float) -> float:
-    """That each encoder asks Ray for: less than it uses, because an actor pool that holds every CPU leaves
-    none to the readers, and waits for them for ever (ray issue 44687)."""
+    """The CPUs that each encoder asks Ray for, which are fewer than it uses.
+
+    An actor pool that holds every CPU leaves none for the readers, and waits for them forever (ray issue
+    44687).
+    """
     return 0.5 if gpus else engine.cpus - 0.25
 
 
@@ -296,8 +339,12 @@ def _check_room(ray: Any, engine: RayEngine, gpus: float) -> None:
 
 @contextmanager
 def _ray_errors(ray: Any, folder: Folder | None) -> Iterator[None]:
-    """Errors of workers as if they had been raised here. folder: of the store, where work on documents
-    leaves notes."""
+    """Raise the errors of workers as if they had occurred in this process.
+
+    Args:
+        folder: The store's folder, with the notes of tasks (`attempts`); None if the tasks keep none.
+        ray: The module.
+    """
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -314,7 +361,7 @@ def _ray_errors(ray: Any, folder: Folder | None) -> Iterator[None]:
 
 
 def _own_error(error: BaseException) -> Exception | None:
-    """What a worker raised, where it is meant for people."""
+    """The error that a worker raised, if it is one that a person is meant to read."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -329,6 +376,6 @@ def _own_error(error: BaseException) -> Exception | None:
 
 
 def _everywhere(checkpoint: Checkpoint) -> str:
-    """How other machines name it."""
+    """The checkpoint's name for other machines: the absolute path if it is a folder."""
     path = Path(checkpoint.name).expanduser()
     return str(path.resolve()) if path.is_dir() else checkpoint.name

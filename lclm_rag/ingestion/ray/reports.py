@@ -1,4 +1,4 @@
-"""What encoders report to the driver, and what all reports come to."""
+"""The reports of encoders to the driver, and their totals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ __all__ = ["DocumentRows", "NotWritten", "RunTotals", "ShardReport"]
 
 @dataclass(frozen=True)
 class NotWritten:
-    """A document of which nothing is written. kind, message: as in `WorkRow`."""
+    """A document of which nothing is written.
+
+    Attributes:
+        kind: See `WorkRow`.
+        source: Where the document was read.
+        document_id: The document's id; "" if it is unknown.
+        document_hash: The hash of its content, in hex.
+        updated: Whether the store has another version of the document.
+        message: See `WorkRow`.
+    """
 
     kind: str
     source: Source
@@ -35,7 +44,15 @@ class NotWritten:
 
 @dataclass(frozen=True)
 class DocumentRows:
-    """A run of rows of a fragment that are one document's."""
+    """Successive rows of a fragment that belong to one document.
+
+    Attributes:
+        source: Where the document was read.
+        document_id: The document's id.
+        updated: Whether the store has another version of the document.
+        first: The first row.
+        rows: The number of rows.
+    """
 
     source: Source
     document_id: str
@@ -46,10 +63,18 @@ class DocumentRows:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What an encoder tells of one fragment, or of documents of which nothing was written.
+    """An encoder's report on one fragment, or on documents of which nothing was written.
 
-    entry: None where there is no fragment. totals: of its rows. reused, tokens, latents: as in `AddReport`.
-    worker, seconds: who wrote it, and how long it took.
+    Attributes:
+        worker: The worker, as "host:pid".
+        entry: The fragment's packed entry; None if there is no fragment.
+        written: The documents with rows in the fragment.
+        not_written: The documents of which nothing was written.
+        totals: The totals of the fragment's rows.
+        reused: See `AddReport`.
+        tokens: See `AddReport`.
+        latents: See `AddReport`.
+        seconds: The time that the fragment took.
     """
 
     worker: str
@@ -63,10 +88,12 @@ class ShardReport:
     seconds: float = 0.0
 
     def table(self) -> pa.Table:
+        """The report as a table with one row, as JSON in the column `report`."""
         return pa.table({"report": [json.dumps(asdict(self))]})
 
     @classmethod
     def parse(cls, report: str) -> ShardReport:
+        """The report from the JSON that `table` made."""
         raw = json.loads(report)
         for name, kind in (("written", DocumentRows), ("not_written", NotWritten)):
             raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
@@ -74,7 +101,14 @@ class ShardReport:
 
 
 class RunTotals:
-    """What the reports of all workers come to, and what is to be committed."""
+    """The totals of all workers' reports; they also decide what the writer will commit.
+
+    Args:
+        writer: The store's writer. The caller commits it.
+        skip: Whether a document that cannot be read or compressed is left out; otherwise it ends the run.
+        on_ignore: Called with a sentence on each thing that the corpus leaves out by rule.
+        on_document: Called with the id of each document.
+    """
 
     def __init__(
         self,
@@ -84,7 +118,6 @@ class RunTotals:
         on_ignore: Callable[[str], None],
         on_document: Callable[[str], None],
     ) -> None:
-        """skip: whether a document that cannot be had is left out; else it ends the run."""
         self.counts = Counts()
         self._writer = writer
         self._may_skip = skip
@@ -97,7 +130,14 @@ class RunTotals:
         self._workers: dict[str, WorkerReport] = {}
 
     def take(self, report: ShardReport) -> None:
-        """Raises KnowledgeBaseError where a document ends the run."""
+        """Take a report into account.
+
+        Args:
+            report: The report of one encoder.
+
+        Raises:
+            KnowledgeBaseError: When a document ends the run.
+        """
         for not_written in report.not_written:
             self._take_not_written(not_written)
         if report.entry is None:
@@ -120,8 +160,17 @@ class RunTotals:
         )
 
     def finish(self) -> AddReport:
-        """All reports are there: take out what was written of documents that are left out after all, and
-        delete what was replaced."""
+        """Settle the changes once all reports are in.
+
+        First remove rows that were written for documents that are left out after all. Then delete the earlier
+        versions of updated documents, except those of documents left out: these keep the earlier version.
+
+        Returns:
+            What was added.
+
+        Raises:
+            ValueError: When there were no documents.
+        """
         if not self.counts.documents and not self._skipped:
             raise ValueError("There are no documents to add.")
         left_out = {name for name in self._left_out.values() if name}
@@ -146,7 +195,7 @@ class RunTotals:
             if not_written.source not in self._left_out:
                 self._left_out[not_written.source] = not_written.document_id
                 self._skip(not_written.message)
-                if not is_new:  # Some of its passages came before, and counted it.
+                if not is_new:  # An earlier report with some of its passages counted it.
                     self._count(not_written, -1)
         elif not_written.kind == "unchanged":
             self.counts.unchanged += 1
@@ -171,7 +220,7 @@ class RunTotals:
             self._count(run, 1)
 
     def _note(self, of: NotWritten | DocumentRows) -> bool | None:
-        """Whether a document is seen for the first time; None where another has its id."""
+        """Whether a document is seen for the first time; None if another document has its id."""
         source = of.source
         before = self._seen.first(of.document_id, source.part, source.number)
         if before is None:
@@ -180,7 +229,7 @@ class RunTotals:
         if before == (source.part, source.number):
             return False
         if source not in self._left_out:
-            self._left_out[source] = ""  # Its id is the other's, which stays.
+            self._left_out[source] = ""  # The id belongs to the other document, which stays.
             self._skip(f"{of.document_id}: another document has the same id; ids must be unique.")
         return None
 

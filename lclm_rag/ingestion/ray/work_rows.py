@@ -1,5 +1,7 @@
-"""What readers hand to encoders on other machines: Arrow tables with a row for each passage to be compressed,
-and for each document that needs none of it."""
+"""The Arrow tables that readers hand to encoders on other machines.
+
+They have a row for each passage to be written, and one for each document that needs no writing.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,24 @@ from lclm_rag.types import Passage, PassageKey
 __all__ = ["Kind", "Source", "WorkRow", "from_table", "to_table"]
 
 Kind = Literal["passage", "unchanged", "finished", "problem", "ignored"]
-"""passage: to be written. unchanged: its document is in the store as it is. finished: a run before had
-finished its document, and was killed. problem: `message` tells why it is left out. ignored: `message` is
-about what is left out by rule."""
+"""What a row is about.
+
+- passage: a passage to be written.
+- unchanged: a document that the store already has in this version.
+- finished: a document that an earlier run had finished before it was killed.
+- problem: a document that is left out; `message` says why.
+- ignored: something that the corpus leaves out by rule; `message` says what.
+"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a document was read: the number of the part, and its own in that part."""
+    """Where a document was read.
+
+    Attributes:
+        part: The number of the part of the corpus.
+        number: The number of the document in that part.
+    """
 
     part: int
     number: int
@@ -33,8 +45,17 @@ class Source:
 
 @dataclass(frozen=True)
 class WorkRow:
-    """document_id: "" where it is not known. updated: whether the store has another version of it. work: of a
-    passage."""
+    """A row of the table: a passage, or a document that needs no writing.
+
+    Attributes:
+        kind: What the row is about.
+        source: Where the document was read.
+        document_id: The document's id; "" if it is unknown.
+        document_hash: The hash of the document's content.
+        updated: Whether the store has another version of the document.
+        message: A sentence, for the kinds "problem" and "ignored".
+        work: The passage, for the kind "passage".
+    """
 
     kind: Kind
     source: Source
@@ -62,7 +83,7 @@ _SCHEMA = pa.schema(
         ("text", pa.large_string()),
         ("metadata", pa.large_string()),
         ("token_ids", pa.large_list(pa.int32())),
-        # Of a passage whose latents are there: its source tokens, and the latents as they are stored.
+        # For a passage that is already compressed: its source tokens, and its latents as the store has them.
         ("known_tokens", pa.int32()),
         ("known_latents", pa.large_binary()),
     ]
@@ -70,7 +91,7 @@ _SCHEMA = pa.schema(
 
 
 def to_table(rows: Sequence[WorkRow]) -> pa.Table:
-    """With null in what a row does not have."""
+    """The rows as an Arrow table, with null in columns that do not apply to a row."""
     return pa.Table.from_pylist([_flat(row) for row in rows], _SCHEMA)
 
 
@@ -93,7 +114,15 @@ def _flat(row: WorkRow) -> dict[str, Any]:
 
 
 def from_table(table: pa.Table, layout: Layout) -> list[WorkRow]:
-    """What `to_table` was given. layout: of the store that known latents come from."""
+    """The rows that `to_table` was given.
+
+    Args:
+        table: The table.
+        layout: The layout of the store that known latents come from.
+
+    Returns:
+        The rows, in order.
+    """
     return [_row(flat, layout) for flat in table.to_pylist()]
 
 

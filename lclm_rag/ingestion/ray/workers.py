@@ -1,7 +1,7 @@
-"""What runs on the machines of a Ray cluster: readers make passages, encoders write fragments of them.
+"""The code that runs on the machines of a Ray cluster: readers make passages, encoders write fragments.
 
-Nothing here is seen by anybody before the driver commits: fragments are what a killed writer leaves behind,
-too, and their notes the journal from which the next run goes on.
+Nothing that is written here is visible before the driver commits. Until then the fragments are like those
+that a killed writer leaves behind, and their notes are the journal from which the next run continues.
 """
 
 from __future__ import annotations
@@ -55,16 +55,26 @@ __all__ = [
 ]
 
 _ROWS_AT_ONCE = 4_096
-"""In a table between readers and encoders, where documents need no compression."""
+"""The most rows in a table between readers and encoders; reached if documents need no compression."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What workers need to know; goes to each as a pickle.
+    """What workers need to know; each gets it as a pickle.
 
-    store: where the latent store lies, for all machines. version: of it, the base of all. uncommitted:
-    fragments that a killed run had finished. threads: of an encoder on a CPU. resumable: whether fragments
-    get notes.
+    Attributes:
+        store: The latent store's folder or URL, under a name that is valid on all machines.
+        version: The store's version that the run builds on.
+        uncommitted: The fragments that a killed run had finished.
+        layout: The store's layout.
+        checkpoint: The checkpoint, under a name that is valid on all machines.
+        splitting: How documents become passages.
+        parts: The parts of the corpus; empty if the driver reads the documents.
+        device: The encoders' device.
+        dtype: The encoders' dtype.
+        compressor_options: Further options of `Compressor.from_pretrained`.
+        threads: The threads of an encoder on a CPU.
+        resumable: Whether fragments get notes, from which a later run can continue.
     """
 
     store: str
@@ -85,7 +95,15 @@ class Job:
 
 
 def read_part(batch: dict[str, Any], job: Job) -> Iterator[pa.Table]:
-    """Parts of the corpus, by their numbers in the column `part` → tables of `WorkRow`s."""
+    """Read parts of the corpus and split their documents.
+
+    Args:
+        batch: The numbers of the parts, in the column `part`.
+        job: The job.
+
+    Yields:
+        Tables of `WorkRow`s.
+    """
     for number in map(int, batch["part"]):
         items = job.parts[number].read()
         sourced = ((Source(number, i), item) for i, item in enumerate(items))
@@ -93,7 +111,15 @@ def read_part(batch: dict[str, Any], job: Job) -> Iterator[pa.Table]:
 
 
 def read_documents(table: pa.Table, job: Job) -> Iterator[pa.Table]:
-    """Documents that the driver has read → tables of `WorkRow`s."""
+    """Split documents that the driver has read.
+
+    Args:
+        table: The documents, with the columns `part`, `number`, `id`, `text` and `metadata` (JSON).
+        job: The job.
+
+    Returns:
+        Tables of `WorkRow`s.
+    """
     rows = table.to_pylist()
     documents = (
         (
@@ -155,7 +181,7 @@ def _document_rows(
                 offsets = checkpoint.token_offsets
                 for work in passage_work(item, digest, known, offsets, job.splitting):
                     yield row("passage", work=work)
-        except Exception as error:  # Whatever it is, it is this document's.
+        except Exception as error:  # Every error concerns this document alone.
             yield row("problem", _failed(item.id, error))
 
 
@@ -173,7 +199,7 @@ def _failed(document_id: str, error: Exception) -> str:
     return f"{document_id}: {reason}"
 
 
-# A worker process is used for one task after another.
+# A worker process runs one task after another, so these are kept between tasks.
 
 
 @lru_cache(maxsize=1)
@@ -190,7 +216,14 @@ def _compressed(store: str, version: int, uncommitted: tuple[FragmentEntry, ...]
 
 
 class EncodeShards:
-    """An actor with an encoder: tables of `WorkRow`s in, fragments to the store, `ShardReport`s out."""
+    """An actor with an encoder: takes tables of `WorkRow`s, writes fragments, and returns `ShardReport`s.
+
+    Args:
+        job: The job.
+
+    Raises:
+        CheckpointError: When this machine's checkpoint is not the one that the store was made with.
+    """
 
     def __init__(self, job: Job) -> None:
         import torch
@@ -213,7 +246,7 @@ class EncodeShards:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """One shard: what this is called with is what is tried again where the actor dies."""
+        """Compress one shard. If the actor dies, Ray repeats the whole call."""
         begun = time.perf_counter()
         rows = from_table(table, self._job.layout)
         attempts = Attempts(self._folder, _name(rows))
@@ -231,9 +264,9 @@ class EncodeShards:
     def _compressed(
         self, rows: list[WorkRow], attempts: Attempts
     ) -> tuple[list[tuple[WorkRow, StoredPassage]], list[NotWritten]]:
-        """Passages with their latents; and what cannot be compressed."""
+        """The passages with their latents, and the documents that cannot be compressed."""
         if not attempts.careful:
-            with suppress(Exception):  # It is one document's, and found below.
+            with suppress(Exception):  # Caused by a single document, which is found below.
                 return self._latents(rows), []
         done: list[tuple[WorkRow, StoredPassage]] = []
         problems: list[NotWritten] = []
@@ -251,7 +284,7 @@ class EncodeShards:
                 errors.append(error)
                 problems.append(_not_written(document[0], "problem", _failed(name, error)))
         if len(errors) > 1 and not done:
-            raise errors[0]  # Nothing works: it is not the documents.
+            raise errors[0]  # Nothing works, so it is not the documents.
         return done, problems
 
     def _latents(self, rows: list[WorkRow]) -> list[tuple[WorkRow, StoredPassage]]:
@@ -261,7 +294,7 @@ class EncodeShards:
         return list(zip(rows, chain.from_iterable(each for _, each in stored), strict=True))
 
     def _write(self, compressed: list[tuple[WorkRow, StoredPassage]]) -> ShardReport:
-        """One fragment."""
+        """Write one fragment and report it."""
         rows = [row for _, row in compressed]
         entry = write_uncommitted(self._folder, rows, noted=self._job.resumable)
         new = [row for work, row in compressed if work.work and work.work.known is None]
@@ -287,7 +320,7 @@ class EncodeShards:
 def _fragments(
     compressed: list[tuple[WorkRow, StoredPassage]],
 ) -> Iterator[list[tuple[WorkRow, StoredPassage]]]:
-    """A fragment's worth at a time."""
+    """The passages in groups, each the size of a fragment."""
     part: list[tuple[WorkRow, StoredPassage]] = []
     size = 0
     for pair in compressed:
@@ -306,7 +339,7 @@ def _not_written(row: WorkRow, kind: str, message: str) -> NotWritten:
 
 
 def _name(rows: list[WorkRow]) -> str:
-    """Of a shard: the same for the same rows."""
+    """The name of a shard, which is always the same for the same rows."""
     ends = (rows[0], rows[-1])
     places = [(row.source, row.work.passage.key.ordinal if row.work else 0) for row in ends]
     return hashlib.blake2b(repr((places, len(rows))).encode(), digest_size=16).hexdigest()
@@ -316,8 +349,15 @@ def _name(rows: list[WorkRow]) -> str:
 
 
 def upsert_fragments(batch: dict[str, Any], points: ServerPoints) -> dict[str, Any]:
-    """Put the passages of some fragments, by their place in `points`, on the Qdrant server; again does no
-    harm."""
+    """Put the passages of some fragments on the Qdrant server. Doing so again does no harm.
+
+    Args:
+        batch: The fragments, as indexes into `points.rows` in the column `number`.
+        points: The passages and the server.
+
+    Returns:
+        The batch.
+    """
     for number in map(int, batch["number"]):
         replace(points, rows=(points.rows[number],)).upsert()
     return batch

@@ -1,0 +1,232 @@
+"""The tables of docs/benchmarks.md on answers: how many are right, and what a prompt costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tables_markdown import MODEL, duration, markdown, percent, results, size, source, times
+
+__all__ = [
+    "bundled_checkpoint",
+    "exact_strings_kinds",
+    "exact_strings_top4",
+    "exact_strings_top8",
+    "expansion_rules",
+    "others",
+    "ruler_4k",
+    "transformers_context",
+    "vllm_inputs",
+]
+
+CHECKPOINT_RESULTS = Path(__file__).parents[1] / "examples" / "train_tiny_lclm" / "results.json"
+
+CONTEXTS = {
+    "text": "pasted text",
+    "latents": "latents",
+    "latents+expand": "latents, expanded",
+    "latents+expand:model": "latents, expanded by the decoder's choice",
+    "closed-book": "closed book",
+}
+"""How a table names the contexts of `lclm-rag eval`; presses are named as one gives them to `--context`."""
+
+INPUTS = {
+    "text": "pasted text",
+    "mixed": "mixed prompts",
+    "items": "latent items",
+    "items, seen": "latent items, passages seen before",
+    "two-stage": "two stages: encode per question, decode from a file",
+    "text, warm": "pasted text, second question",
+    "items, warm": "latent items, second question",
+}
+"""How a table names what benchmarks/vllm_inputs.py measures, in the order of its rows."""
+
+
+def exact_strings_top4() -> str:
+    """Four passages: accuracy, positions, KV cache and time for each context."""
+    return _evaluation("eval_exact_strings_top4", "exact match")
+
+
+def exact_strings_top8() -> str:
+    """Eight passages: accuracy, positions, KV cache and time for each context."""
+    return _evaluation("eval_exact_strings_top8", "exact match")
+
+
+def others() -> str:
+    """KV-cache compression, at the positions that latents take."""
+    return _evaluation("eval_others", "exact match")
+
+
+def ruler_4k() -> str:
+    """RULER's needle tasks."""
+    return _evaluation("eval_ruler_4k", "score")
+
+
+def exact_strings_kinds() -> str:
+    """Exact match by kind of fact, for four passages and for eight."""
+    names = ("eval_exact_strings_top4", "eval_exact_strings_top8")
+    found = [results(name) for name in names]
+    kinds = {"registry code": "codes", "record id": "UUIDs", "other facts": "other facts"}
+    columns = ["context"]
+    columns += [f"{title}, top {f['settings']['top_k']}" for f in found for title in kinds.values()]
+    rows = [
+        [
+            _context(mode),
+            *(percent(f["categories"][kind]["modes"][mode]) for f in found for kind in kinds),
+        ]
+        for mode in found[0]["modes"]
+    ]
+    counts = [f"{found[0]['categories'][kind]['questions']} {kinds[kind]}" for kind in kinds]
+    return markdown(columns, rows, f"Questions: {', '.join(counts)}. {source(*names)}")
+
+
+def _evaluation(name: str, measure: str) -> str:
+    """Lays out a report of `lclm-rag eval`.
+
+    Args:
+        name: Of the result.
+        measure: What its score is.
+    """
+    found = results(name)
+    columns = ["context", measure, "95% interval", "to pasted text, points", "prompt positions"]
+    columns += ["computed positions", "KV cache at its peak", "time to first token"]
+    rows = [
+        [
+            _context(mode),
+            percent(figures["score"]["mean"]),
+            f"{100 * figures['score']['low']:.1f}–{100 * figures['score']['high']:.1f}",
+            _difference(found["differences"].get(mode)),
+            f"{figures['positions']:,.0f}",
+            f"{figures['computed_positions']:,.0f}",
+            f"{figures['kv_bytes'] / 2**20:.2f} MiB",
+            duration(figures["first_token"]),
+        ]
+        for mode, figures in found["modes"].items()
+    ]
+    settings = found["settings"]
+    of = settings["questions"]
+    if "documents" in of:
+        subject = f"about {of['documents']} fact sheets"
+    else:
+        lengths = ", ".join(f"{length:,}" for length in of["context_lengths"])
+        subject = f"of {len(of['tasks'])} tasks at {lengths} tokens"
+    passages = f"top {settings['top_k']}" if settings["top_k"] else "every passage of a text"
+    model = MODEL.get(settings["checkpoint"], settings["checkpoint"])
+    timed = next(iter(found["modes"].values()))["timed"]
+    notes = (
+        f"{found['questions']} questions {subject}, {passages}; {model}, {settings['codec']} latents, "
+        f"decoded by transformers in {settings['dtype']}; times are medians of {timed} questions."
+    )
+    return markdown(columns, rows, f"{notes} {source(name)}")
+
+
+def _context(mode: str) -> str:
+    return CONTEXTS.get(mode, f"`{mode}`")
+
+
+def _difference(paired: dict[str, Any] | None) -> str:
+    """Shows a paired difference with its interval; a dash for pasted text itself."""
+    if paired is None:
+        return "–"
+    mean, low, high = (_signed(100 * paired[key]) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def _signed(points: float) -> str:
+    shown = f"{points:+.1f}".replace("-", "−")
+    return "0.0" if shown[1:] == "0.0" else shown
+
+
+def expansion_rules() -> str:
+    """The rules that were weighed for `expand="auto"`."""
+    found = results("expansion_rules")
+    rows = [
+        [
+            rule["name"],
+            percent(rule["exact_match"]),
+            f"{rule['positions']:,.0f}",
+            f"{rule['computed']:,.0f}",
+            percent(rule["asked_again"]),
+        ]
+        for rule in found["results"]
+    ]
+    columns = ["rule", "exact match", "prompt positions", "computed positions", "second round"]
+    top_k = found["results"][0]["top_k"]
+    notes = f"{found['questions']} questions, top {top_k}. {source('expansion_rules')}"
+    return markdown(columns, rows, notes)
+
+
+def bundled_checkpoint() -> str:
+    """The bundled checkpoint on facts that latents keep; examples/train_tiny_lclm has the JSON."""
+    found = json.loads(CHECKPOINT_RESULTS.read_text("utf-8"))
+    rows = []
+    for top in ("top_4", "top_8"):
+        for context in ("latents", "text"):
+            score = found[top][context]
+            cells = [percent(score["exact_match"]), f"{score['positions']:,.0f}"]
+            rows.append([CONTEXTS[context], top.replace("_", " "), *cells])
+    rows.append(["closed book", "–", percent(found["closed_book"]["exact_match"]), "–"])
+    notes = (
+        f"{found['questions']} held-out questions about {found['documents']} fact sheets, bf16 latents, "
+        "greedy decoding. Data: `examples/train_tiny_lclm/results.json`."
+    )
+    return markdown(["context", "passages", "exact match", "prompt positions"], rows, notes, left=2)
+
+
+def vllm_inputs() -> str:
+    """Answers on vLLM by how the passages reach it, in the longest context that was measured."""
+    found = results("vllm_inputs")
+    tokens = max(run["source_tokens"] for run in found["results"])
+    at_once = sorted({run["concurrency"] for run in found["results"]})
+    least, most = at_once[0], at_once[-1]
+    by = {
+        (run["way"], run["concurrency"]): run
+        for run in found["results"]
+        if run["source_tokens"] == tokens
+    }
+    text, texts = by["text", least], by["text", most]
+    rows = []
+    for name, title in INPUTS.items():
+        one, many = by[name, least], by[name, most]
+        first = (
+            f"{times(one['first_token'] / text['first_token'])} ({duration(one['first_token'])})"
+        )
+        rate = many["questions_per_second"]
+        per_second = f"{times(rate / texts['questions_per_second'], 1)} ({rate:.2f})"
+        row = [title, f"{one['positions']:,.0f}", first, per_second, f"{one['kv_blocks']:,}"]
+        rows.append(row)
+    columns = [f"passages go in as, {tokens:,} source tokens", "prompt positions"]
+    columns += [f"time to first token, {least} at once", f"questions a second, {most} at once"]
+    columns += [f"KV blocks of {found['block_size']}, {least} at once"]
+    notes = (
+        f"{MODEL.get(found['checkpoint'], found['checkpoint']).capitalize()} "
+        f"({found['compression_ratio']}×), {found['max_tokens']} tokens of answer; ratios are to pasted "
+        f"text in the same run. {source('vllm_inputs')}"
+    )
+    return markdown(columns, rows, notes)
+
+
+def transformers_context() -> str:
+    """Time to first token of the transformers decoder, by context and its length."""
+    found = results("transformers_context")
+    contexts = list(dict.fromkeys(run["context"] for run in found["results"]))
+    rows = []
+    for tokens in dict.fromkeys(run["source_tokens"] for run in found["results"]):
+        by = {run["context"]: run for run in found["results"] if run["source_tokens"] == tokens}
+        text = by["text"]["first_token"]
+        cells = [
+            f"{times(by[context]['first_token'] / text)} ({duration(by[context]['first_token'])}), "
+            f"{by[context]['positions']:,} positions"
+            for context in contexts
+        ]
+        rows.append([f"{tokens:,}", *cells])
+    columns = ["source tokens", *(CONTEXTS.get(context, context) for context in contexts)]
+    peaks = [run["peak_bytes"] / 2**20 for run in found["results"] if run["peak_bytes"] is not None]
+    memory = f"peak memory at most {size(max(peaks))}" if peaks else "peak memory needs a GPU"
+    dtype = found["dtype"].removeprefix("torch.")
+    notes = (
+        f"Random weights of the {found['shape']} shape, {dtype}; ratios are to pasted text in the same run; "
+        f"{memory}. {source('transformers_context')}"
+    )
+    return markdown(columns, rows, notes)

@@ -1,0 +1,170 @@
+"""The tables of docs/benchmarks.md on the store and its codecs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tables_markdown import duration, markdown, percent, results, size, source, times
+
+__all__ = [
+    "codecs",
+    "codecs_accuracy",
+    "store_formats_crashes",
+    "store_formats_reading",
+    "store_scale",
+]
+
+FORMATS = {"store": "this library", "lance": "Lance", "delta": "Delta"}
+
+Run = dict[str, Any]
+
+
+def codecs() -> str:
+    """Bytes of each codec, and the time to read it."""
+    found = results("codecs")
+    rows = []
+    for run in found["results"]:
+        bundled, published = run["bundled"], run["published"]
+        cells = [f"{bundled['bytes_per_token']:.1f}", _reading(bundled)]
+        if published:
+            cells += [f"{published['bytes_per_token']:.1f}", _reading(published)]
+        else:
+            cells += ["–", "–"]
+        rows.append([run["codec"], run["space"], *cells])
+    columns = ["codec", "space", "bytes a source token", "reading 64 passages"]
+    columns += ["bytes a source token, published shape", "reading 64 passages, published shape"]
+    latents = next(run["published"]["latents"] for run in found["results"] if run["published"])
+    notes = (
+        "Bytes are those of the whole file, text and metadata included; reading ends with float32 latents; "
+        f"ratios are to bf16. The adapter of the published shape takes {duration(found['adapter_seconds'])} "
+        f"for {latents:,} latents. {source('codecs')}"
+    )
+    return markdown(columns, rows, notes, left=2)
+
+
+def _reading(run: Run) -> str:
+    return f"{times(run['ratio'])} ({duration(run['seconds'])})"
+
+
+def codecs_accuracy() -> str:
+    """What each codec loses: error of a latent, and answers."""
+    found, more = results("codecs"), results("codecs_2000")
+    many = {(run["space"], run["codec"]): run["accuracy"] for run in more["results"]}
+    rows = []
+    for run in found["results"]:
+        loss = run["loss"]
+        scores = [*run["accuracy"], *many.get((run["space"], run["codec"]), [])]
+        answers = [_answers(score, run["codec"]) for score in scores]
+        rows.append([
+            run["codec"],
+            run["space"],
+            f"{loss['cosine_mean']:.6f} ({loss['cosine_min']:.6f})",
+            f"{loss['max_error']:.3f}",
+            *answers,
+            *["–"] * (len(found["results"][0]["accuracy"]) + 1 - len(answers)),
+        ])  # fmt: skip
+    columns = ["codec", "space", "cosine to float32, mean (least)", "largest error"]
+    columns += [f"exact match, top {s['top_k']}" for s in found["results"][0]["accuracy"]]
+    columns += [f"exact match, {more['questions']:,} questions, top 4"]
+    notes = (
+        f"{found['questions']} questions about {found['documents']} fact sheets, the bundled checkpoint; in "
+        "brackets the answers lost and won against bf16. The error is that of one coordinate, as a share of "
+        f"its latent's root mean square. {source('codecs', 'codecs_2000')}"
+    )
+    return markdown(columns, rows, notes, left=2)
+
+
+def _answers(score: Run, codec: str) -> str:
+    changed = "" if codec == "bf16" else f" (−{score['lost']} +{score['won']})"
+    return percent(score["exact_match"]) + changed
+
+
+def store_scale() -> str:
+    """A store of a million passages: opening it, and reading from it."""
+    found = results("store_scale")
+    opening, *readings = found["results"]
+    before = f"{size(opening['resident_mib'])}, {size(opening['imports_mib'])} of it before opening"
+    rows = [
+        ["passages", f"{opening['passages']:,} in {opening['fragments']:,} fragments"],
+        ["opening, to the first key found", duration(opening["seconds"])],
+        ["resident memory then", before],
+    ]
+    for run in readings:
+        cache = "in the page cache" if run["cached"] else "page cache emptied"
+        both = f"{duration(run['store_ms'] / 1e3)} to {duration(run['memmap_ms'] / 1e3)}"
+        rows.append([
+            f"64 random passages, {size(run['mib'])} of latents, {cache}: the store to `numpy.memmap`",
+            f"{times(run['ratio'])} ({both})",
+        ])  # fmt: skip
+    sparse = f", {found['on_disk_gb']} GB of it on disk" if found["sparse"] else ""
+    notes = (
+        f"{found['latents_of_a_passage']} latents of {found['width']:,} a passage, {found['codec']}: "
+        f"{found['apparent_gb']} GB{sparse}. {source('store_scale')}"
+    )
+    return markdown(["measure", "result"], rows, notes)
+
+
+def store_formats_reading() -> str:
+    """Reading random passages from Arrow files, Lance and Delta."""
+    found = results("store_formats")
+    rows = [
+        [
+            run["way"],
+            times(run["ratio"], 1),
+            f"{run['anonymous_share']:.1f}",
+            duration(run["open_ms"] / 1e3),
+            size(run["open_mib"]),
+        ]
+        for run in found["results"]
+    ]
+    columns = ["read with", "time to a memory map", "copied bytes for each byte of latents"]
+    columns += ["opening, to the first passage", "memory at opening"]
+    packages = ", ".join(
+        f"{name} {found['packages'][name]}" for name in ("pyarrow", "pylance", "deltalake")
+    )
+    notes = (
+        f"{found['results'][0]['at_once']} random passages of {found['passages']:,}, in the page cache; "
+        f"{packages}. {source('store_formats')}"
+    )
+    return markdown(columns, rows, notes)
+
+
+def store_formats_crashes() -> str:
+    """What each format leaves behind, notices and adds to an installation."""
+    found = results("store_formats")
+    crashes = {run["format"]: run for run in found["crashes"]}
+    damage = {run["format"]: run for run in found["one_wrong_byte"]}
+    added = {run["package"]: run for run in found["installation"]}
+    readers: dict[str, set[str]] = {}
+    for run in found["cleaned_under_a_reader"]:
+        readers.setdefault(run["format"], set()).add(run["outcome"].split(":")[0])
+    measures: dict[str, dict[str, str]] = {
+        title: {name: str(crashes[name][key]) for name in FORMATS}
+        for title, key in {
+            "writer killed (SIGKILL), times": "kills",
+            "did not open": "unreadable",
+            "showed half a batch": "half",
+            "lost what was committed": "lost",
+            "files left that no version names": "files_left",
+            "after the usual cleaning": "files_after_usual_cleaning",
+            "after cleaning everything": "files_after_full_cleaning",
+        }.items()
+    }
+    measures["a reader whose version is cleaned away"] = {
+        name: ", ".join(sorted(readers[name])) for name in FORMATS
+    }
+    measures["one wrong bit in the latents is noticed by"] = {
+        name: "; ".join(_noticed(damage[name])) or "nothing" for name in FORMATS
+    }
+    packages = {"lance": added["pylance"], "delta": added["deltalake"]}
+    measures["installed beyond numpy and pyarrow"] = {"store": "–"} | {
+        name: f"{run['mib']} MiB, {len(run['distributions'])} packages"
+        for name, run in packages.items()
+    }
+    rows = [[title, *(cells[name] for name in FORMATS)] for title, cells in measures.items()]
+    return markdown(["", *FORMATS.values()], rows, source("store_formats"))
+
+
+def _noticed(checks: Run) -> Iterable[str]:
+    return (name for name, outcome in checks.items() if outcome.startswith("noticed"))

@@ -1,0 +1,398 @@
+"""Compressing on Ray gives what compressing here gives, exactly once, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from lclm_rag import Document, KnowledgeBase, RayEngine
+from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.store import LatentStore
+from lclm_rag.types import AddReport, DocumentParts
+from lclm_rag.verify import verify
+from support.commands import Run
+from support.qdrant_server import serve
+from support.ray_parts import Deadly, Large, Made, Poisoned, made_documents
+
+OBJECT_STORE = 160 * 2**20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One for all: starting it takes longer than any of the tests. Workers find `support`, too."""
+    import ray
+
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=OBJECT_STORE)
+    yield
+    ray.shutdown()
+    del os.environ["PYTHONPATH"]
+
+
+def new_kb(folder: Path) -> KnowledgeBase:
+    return KnowledgeBase.create(folder, passage_tokens=200, codec="fp16")
+
+
+def contents(kb: KnowledgeBase) -> dict[object, object]:
+    """Every row of the newest version; fails where a passage is there twice."""
+    store = LatentStore.open(kb.folder / "store")
+    rows = [(row.passage.key, row) for row in store.passages()]
+    assert len(rows) == len(dict(rows)) == len(store)
+    return {key: (r.passage, r.tokens, r.last, r.encoded.tobytes()) for key, r in rows}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[object, object]:
+    """What 90 documents give without Ray."""
+    with new_kb(tmp_path_factory.mktemp("local") / "kb") as kb:
+        kb.add(made_documents(0, 90))
+        return contents(kb)
+
+
+def check_whole(kb: KnowledgeBase) -> None:
+    assert not verify(kb.folder).problems
+    assert not list((Path(kb.path) / "store" / "uncommitted").iterdir())
+
+
+def workers(name: str) -> list[int]:
+    """The processes of Ray's workers that do this now, by the name that Ray gives them."""
+    found = subprocess.run(["pgrep", "-f", f"^ray::.*{name}"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+# --- the same as here -----------------------------------------------------------------------------
+
+
+def test_a_stream_gives_the_same_passages_latents_and_counts_as_without_ray(
+    tmp_path: Path, expected: dict[object, object]
+) -> None:
+    told: list[AddReport] = []
+    with new_kb(tmp_path / "kb") as kb:
+        report = kb.add(
+            iter(made_documents(0, 90)), engine=RayEngine(encoders=2), on_progress=told.append
+        )
+        assert contents(kb) == expected
+        assert (report.added, report.passages) == (90, len(expected))
+        assert report.tokens == kb.store.manifest.totals.tokens
+        assert sum(worker.tokens for worker in report.workers) == report.tokens
+        assert all(worker.seconds > 0 for worker in report.workers)
+        assert told[-1].passages == report.passages
+        check_whole(kb)
+        assert kb.retrieve(made_documents(7, 1)[0].text, 1)[0].key.document_id == "d7"
+
+        changed = Document("d3", f"{made_documents(3, 1)[0].text} And more.", {"n": 3})
+        synced = kb.sync([changed, *made_documents(4, 20)], engine=RayEngine())
+        assert (synced.added, synced.updated, synced.unchanged, synced.deleted) == (0, 1, 20, 69)
+        assert synced.reused == synced.passages - 1
+        with new_kb(tmp_path / "other") as other:
+            other.add([changed, *made_documents(4, 20)])
+            assert contents(kb) == contents(other)
+
+
+def test_a_folder_is_read_by_the_workers_through_the_command_line(
+    run: Run, tmp_path: Path, expected: dict[object, object]
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    documents = made_documents(0, 90)
+    lines = [json.dumps({"id": d.id, "text": d.text, **d.metadata}) for d in documents]
+    corpus.write_text("\n".join([*lines[:50], "{broken", *lines[50:], lines[3]]))
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("A note on the northern line.")
+    (notes / "b.bin").write_bytes(b"no text")
+    kb = str(tmp_path / "kb")
+    command = ["build", str(corpus), str(notes), "--kb", kb, "--engine", "ray", "--encoders", "1-2"]
+    command += ["--passage-tokens", "200", "--codec", "fp16"]
+
+    code, _, err = run(*command)
+    assert code == 1
+    assert "corpus.jsonl" in err
+    assert not Path(kb).exists() or not LatentStore.open(f"{kb}/store").version
+
+    code, out, err = run(*command, "--on-error", "skip", "--json")
+    assert code == 3, err
+    report = json.loads(out)
+    assert report["added"] == 91
+    assert len(report["skipped"]) == 2
+    assert "line 51" in report["skipped"][0]
+    assert "d3: another document has the same id" in report["skipped"][1]
+    assert "b.bin: not read" in err
+    assert sum(worker["tokens"] for worker in report["workers"]) == report["tokens"]
+    with KnowledgeBase.open(kb) as opened:
+        found = contents(opened)
+        assert {k: v for k, v in found.items() if k.document_id != "a.txt"} == expected  # type: ignore[attr-defined]
+        check_whole(opened)
+
+
+def test_workers_make_numbers_of_csv_and_read_no_knowledge_base(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("A note on the northern line.")
+    table = tmp_path / "t.csv"
+    table.write_text("id,text,year,size\nold,A town.,1999,1\nnew,A city.,2020,2\n")
+    kb = str(notes / "kb")
+    command = ["build", str(notes), str(table), "--kb", kb, "--engine", "ray", "--numbers", "year"]
+    code, out, err = run(*command, "--json")
+    assert (code, json.loads(out)["added"]) == (0, 3), err
+    assert err.count(f"ignored {kb}: not read, it is a knowledge base.") == 1
+    assert f"{table}: the values of 'size' are numbers, kept as text" in err
+    with KnowledgeBase.open(kb) as opened:
+        found = {key.document_id for key in opened.find({"year": 2020, "size": "2"})}
+        assert found == {"new"}
+
+
+# --- killing --------------------------------------------------------------------------------------
+
+
+def test_actors_and_readers_are_killed_and_every_passage_is_there_once(
+    tmp_path: Path, expected: dict[object, object]
+) -> None:
+    parts = DocumentParts([Made(first, 10, pause=0.3) for first in range(0, 90, 10)])
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        while len(killed) < 4 and not ended.wait(1.0):
+            busy = workers("(MapWorker|.*read_part)")
+            if busy:
+                os.kill(busy[len(killed) % len(busy)], signal.SIGKILL)
+                killed.append(busy[0])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with new_kb(tmp_path / "kb") as kb:
+        try:
+            report = kb.add(parts, engine=RayEngine(encoders=1))
+        finally:
+            ended.set()
+            killer.join()
+        assert killed
+        assert contents(kb) == expected
+        assert (report.added, report.passages) == (90, len(expected))
+        check_whole(kb)
+
+
+_DRIVER = """
+import sys
+from lclm_rag import KnowledgeBase, RayEngine
+from lclm_rag.types import DocumentParts
+from moto.server import ThreadedMotoServer
+from support.qdrant_server import serve
+from support.ray_parts import Made
+parts = DocumentParts([Made(first, 10, pause=0.2) for first in range(0, 90, 10)])
+with KnowledgeBase.create(sys.argv[1], passage_tokens=200, codec="fp16", resume=True) as kb:
+    kb.add(parts, engine=RayEngine(), on_progress=lambda report: print(report.passages, flush=True))
+"""
+
+
+def test_the_driver_is_killed_and_the_next_run_does_not_compress_again_what_was_finished(
+    tmp_path: Path, expected: dict[object, object]
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(tmp_path / "kb")],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert driver.stdout is not None
+    finished = 0
+    while finished == 0:
+        finished = int(driver.stdout.readline() or -1)
+    driver.kill()
+    driver.wait()
+    assert finished > 0
+    with KnowledgeBase.create(tmp_path / "kb", passage_tokens=200, codec="fp16", resume=True) as kb:
+        assert len(kb) == 0
+        kept = kb.uncommitted_passages()
+        assert kept >= finished
+        report = kb.add(made_documents(0, 90), engine=RayEngine())
+        # What was cut off in the middle of a document is compressed again, and no more than that.
+        assert report.reused >= kept - 10
+        assert contents(kb) == expected
+        check_whole(kb)
+        # Orphans: a fragment that an actor was about to note when it was killed.
+        kb.vacuum()
+        named = {entry.name for entry in kb.store.manifest.fragments}
+        assert {p.name for p in (tmp_path / "kb/store/fragments").iterdir()} == named
+
+
+# --- what cannot be compressed --------------------------------------------------------------------
+
+
+def test_a_reader_that_dies_twice_at_a_document_goes_on(tmp_path: Path) -> None:
+    part = Deadly(0, 20, str(tmp_path / "deaths"), times=2)
+    with new_kb(tmp_path / "kb") as kb:
+        assert kb.add(DocumentParts([part]), engine=RayEngine()).added == 20
+
+
+def test_a_part_that_kills_every_reader_ends_the_run_and_nothing_changes(tmp_path: Path) -> None:
+    part = Deadly(0, 4, str(tmp_path / "deaths"), times=1_000)
+    with (
+        new_kb(tmp_path / "kb") as kb,
+        pytest.raises(KnowledgeBaseError, match=r"died again and again.*part-0"),
+    ):
+        kb.add(DocumentParts([part]), engine=RayEngine())
+    assert Path(tmp_path / "deaths").stat().st_size < 20
+    assert LatentStore.open(tmp_path / "kb" / "store").version == 0
+
+
+def test_a_document_that_kills_encoders_is_skipped_and_the_others_are_there(tmp_path: Path) -> None:
+    parts = DocumentParts([Made(0, 5), Poisoned(5, 6, "kill"), Made(11, 5)])
+    with new_kb(tmp_path / "kb") as kb, new_kb(tmp_path / "other") as other:
+        report = kb.add(parts, engine=RayEngine(on_error="skip"))
+        assert report.skipped == ("poison: a worker died 2 times while it was at it.",)
+        assert report.added == 16
+        check_whole(kb)
+        other.add(made_documents(0, 16))
+        assert contents(kb) == contents(other)
+
+
+def test_a_document_that_cannot_be_compressed_ends_the_run_by_its_name(tmp_path: Path) -> None:
+    parts = DocumentParts([Made(0, 5), Poisoned(5, 6, "raise")])
+    with new_kb(tmp_path / "kb") as kb:
+        with pytest.raises(KnowledgeBaseError, match=r"^poison: the encoder does not like it"):
+            kb.add(parts, engine=RayEngine())
+        assert LatentStore.open(tmp_path / "kb" / "store").version == 0
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_readers_wait_for_slow_encoders(tmp_path: Path) -> None:
+    """400 MB are read in the end, and never are many of them in memory, whose object store has 160."""
+    log = tmp_path / "read"
+    parts = DocumentParts([Large(first, 50, 1_000, str(log)) for first in range(0, 400, 50)])
+    ahead = []
+
+    def tell(report: AddReport) -> None:
+        ahead.append(log.stat().st_size - report.passages)
+
+    with new_kb(tmp_path / "kb") as kb:
+        report = kb.add(parts, engine=RayEngine(), on_progress=tell)
+    assert report.added == 400
+    assert max(ahead) < 200
+
+
+# --- what is asked of Ray ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (lambda: RayEngine(encoders=5), "5 encoders and a reader need 4.25 CPUs, and Ray has 2"),
+        (lambda: RayEngine(cpus=4), "1 encoders and a reader need 4.25 CPUs"),
+        (lambda: RayEngine(gpus=1), "the Ray cluster has none"),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_said_at_once(
+    tmp_path: Path, engine: Callable[[], RayEngine], message: str
+) -> None:
+    with new_kb(tmp_path / "kb") as kb, pytest.raises(KnowledgeBaseError, match=message):
+        kb.add(made_documents(0, 2), engine=engine())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoders": 0}, "encoders must be at least 1"),
+        ({"encoders": (3, 2)}, "encoders must be at least 1"),
+        ({"cpus": 0}, "cpus must be at least 1"),
+        ({"gpus": -1.0}, "gpus must not be negative"),
+        ({"on_error": "ignore"}, "on_error is"),
+    ],
+)
+def test_a_wrong_engine_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RayEngine(**options)
+
+
+def test_options_for_ray_without_ray_are_refused(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("build", tmp_path, "--kb", tmp_path / "kb", "--encoders", "2")
+    assert code == 2
+    assert "for --engine ray" in err
+
+
+def test_nothing_to_add_and_parts_without_an_engine_are_refused(tmp_path: Path) -> None:
+    with new_kb(tmp_path / "kb") as kb:
+        with pytest.raises(ValueError, match="no documents to add"):
+            kb.add([], engine=RayEngine())
+        with pytest.raises(ValueError, match="Only an engine's workers"):
+            kb.add(DocumentParts([Made(0, 1)]))
+
+
+# --- the passage index on a server ------------------------------------------------------------------
+
+
+def test_workers_put_the_passages_on_a_qdrant_server(tmp_path: Path) -> None:
+    documents = made_documents(0, 30)
+    with (
+        serve() as url,
+        KnowledgeBase.create(
+            tmp_path / "kb", passage_tokens=200, qdrant_url=url, collection="c"
+        ) as kb,
+    ):
+        parts = DocumentParts([Made(first, 10) for first in (0, 10, 20)])
+        kb.add(parts, engine=RayEngine())
+        assert {key for document in documents for key in kb.store.document_keys(document.id)} == {
+            key for n in range(7) for key in kb.find({"n": n})
+        }
+        changed = Document("d3", "Only zebras now.", {"n": 3})
+        kb.add([changed], engine=RayEngine())
+        assert kb.retrieve("zebras", 1)[0].key.document_id == "d3"
+        check_whole(kb)
+
+
+# --- in an object store -----------------------------------------------------------------------------
+
+
+def test_workers_read_from_an_object_store_and_write_to_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[object, object]
+) -> None:
+    """By a command of its own, on a Ray of its own, because workers take their environment from that."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    account = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "LCLM_RAG_CACHE": str(tmp_path / "cache"),
+    }
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # Another module's server may be gone.
+    documents = made_documents(0, 90)
+    lines = [json.dumps({"id": d.id, "text": d.text, **d.metadata}) for d in documents]
+    try:
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="lake")
+        client.put_object(Bucket="lake", Key="corpus/a.jsonl", Body="\n".join(lines).encode())
+        command = [sys.executable, "-m", "lclm_rag.cli", "build", "s3://lake/corpus/*.jsonl"]
+        command += ["--kb", "s3://lake/kb", "--engine", "ray", "--passage-tokens", "200"]
+        done = subprocess.run([*command, "--codec", "fp16"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "90 added" in done.stdout
+        assert " a second" in done.stderr, done.stderr
+        with KnowledgeBase.open("s3://lake/kb") as kb:
+            assert contents(kb) == expected
+            assert not (kb.folder / "store" / "uncommitted").files()
+    finally:
+        S3FileSystem.clear_instance_cache()
+        server.stop()

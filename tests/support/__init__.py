@@ -1,0 +1,1 @@
+"""What tests share: processes to kill, servers to talk to, corpora and checkpoints to make."""
