@@ -169,8 +169,8 @@ expand_option = click.option(
     metavar="[auto|never|always|model|tool|N]",
     help="Passages that the decoder reads verbatim. auto: the best one if the question asks for a code, an "
     "id or an exact wording; if the answer has strings that its sources lack, the question is asked again "
-    "with the best three. always: the best one; never: none. N: the best N. model: those that the decoder asks for; tool: the same, through a "
-    "tool call.",
+    "with the best three. always: all of them; never: none; N: the best N. model: those that the decoder "
+    "asks for; tool: the same, through a tool call.",
 )
 
 

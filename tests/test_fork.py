@@ -82,10 +82,12 @@ def leases(path: Path) -> set[str]:
 # --- children that end in the ordinary way --------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_child_answers_and_its_parent_keeps_its_version_against_vacuum(path: Path) -> None:
     program("answer_in_children", path)
 
 
+@pytest.mark.slow
 def test_a_child_that_leaves_its_parents_write_takes_nothing_of_it(path: Path) -> None:
     program("write_with_children", path)
 
@@ -101,6 +103,7 @@ def _best(kb: KnowledgeBase) -> tuple[int, str, str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_knowledge_base_is_an_argument_for_multiprocessing(path: Path, method: str) -> None:
     with KnowledgeBase.open(path, device="cpu") as kb:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BUILD = """
 import resource, sys
 from lclm_rag.cli.main import _run

@@ -132,6 +132,7 @@ def test_a_bad_prompt_line_is_named(run: Run, tmp_path: Path, line: str, message
     assert err.count("\n") <= 2
 
 
+@pytest.mark.slow
 def test_doctor_tells_what_is_there_and_what_brings_the_rest(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("doctor", "--json")
     findings = {finding["what"]: finding for finding in json.loads(out)}
@@ -148,6 +149,7 @@ def test_doctor_tells_what_is_there_and_what_brings_the_rest(run: Run, tmp_path:
     assert "BROKEN" in out
 
 
+@pytest.mark.slow
 def test_doctor_tells_a_broken_torchvision_from_a_missing_vllm(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def test_doctor_tells_a_broken_torchvision_from_a_missing_vllm(
     assert "torchvision" not in findings
 
 
+@pytest.mark.slow
 def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -> None:
     arguments = ("demo", "--kb", tmp_path / "demo", "--questions", "12")
     code, out, err = run(*arguments, "--json")

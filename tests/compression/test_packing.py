@@ -133,6 +133,7 @@ print("budget", compressor.token_budget)
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_the_budget_is_halved_and_it_is_said() -> None:
     command = [sys.executable, "-c", _LITTLE_MEMORY, "400"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -162,6 +163,7 @@ def test_a_budget_of_nothing_is_refused(compressor: Compressor) -> None:
         Compressor(compressor.checkpoint, compressor.encoder, compressor.adapter, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_it_gives_the_same(compressor: Compressor) -> None:
     compiled = Compressor.from_pretrained("bundled", device="cpu", token_budget=300, compile=True)

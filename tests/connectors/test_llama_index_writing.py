@@ -82,6 +82,7 @@ def ids(index: LatentIndex) -> set[str]:
 # --- documents --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_10_000_documents_give_the_latents_of_the_command_line_byte_for_byte(
     tmp_path: Path, sheets: list[FactSheet], make_index: MakeIndex
 ) -> None:

@@ -42,6 +42,7 @@ def closed_kb(small_kb: KnowledgeBase) -> Path:
     return small_kb.path
 
 
+@pytest.mark.slow
 def test_an_agent_searches_asks_and_expands(
     small_kb: KnowledgeBase, sheets: list[FactSheet], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +135,7 @@ def test_tools_say_what_they_take_and_errors_what_is_wrong(closed_kb: Path) -> N
     assert not still.is_error
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_long_holds_nothing_up(closed_kb: Path, endless_question: str) -> None:
     """Other calls are answered meanwhile, and the client may leave: 8000 tokens would take minutes."""
 

@@ -29,6 +29,8 @@ from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
 from lclm_rag.prompting import PromptTemplate
 from lclm_rag.prompting.template import plain_ids
 
+pytestmark = pytest.mark.slow
+
 OURS = Path(sys.prefix)
 KVPRESS = os.environ.get("LCLM_RAG_KVPRESS_ENV", "")
 needs_kvpress = pytest.mark.skipif(

@@ -257,6 +257,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, sheets: list[FactSheet]) -> P
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_500_questions_goes_on(
     tmp_path: Path, knowledge_base: KnowledgeBase, many: Path, run: Run
 ) -> None:

@@ -26,6 +26,8 @@ from support.commands import Run
 from support.qdrant_server import serve
 from support.ray_parts import Deadly, Large, Made, Poisoned, made_documents
 
+pytestmark = pytest.mark.ray
+
 OBJECT_STORE = 160 * 2**20
 
 

@@ -23,6 +23,8 @@ from lclm_rag.store.writer import uncommitted_entries
 from support.forked import Ended, Forks
 from support.texts import Texts, check, check_nothing_is_left_over, text, word
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:

@@ -15,6 +15,8 @@ from lclm_rag.store import LatentStore
 from support.forked import Ended, Forks
 from support.texts import Texts, check, check_nothing_is_left_over, text, word
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64 * 2**20
 # From not a byte to what is enough for all but the passage index, which asks for 16 MiB.
 ROOM = (0, 20_000, 60_000, 200_000, 800_000, 4_000_000, 17_500_000)
