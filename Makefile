@@ -21,7 +21,7 @@ test: $(VENV)/installed-vllm
 	$(BIN)/pytest
 
 unit: $(VENV)/installed-test
-	$(BIN)/pytest -m "not vllm and not ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not vllm and not ray and not slow"
 
 test-architectures: $(VENV)/installed-vllm
 	$(BIN)/pytest tests/decoding/architectures.py
