@@ -75,12 +75,22 @@ def decoder(checkpoint: Checkpoint) -> TransformersDecoder:
 
 
 @pytest.fixture(scope="session")
-def items_decoder(checkpoint: Checkpoint) -> Iterator[VLLMDecoder]:
+def misleading(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Path:
+    """The decoder, with a generation config that asks for other sampling; that must never show."""
+    from support.vllm_server import misleading_decoder
+
+    folder = tmp_path_factory.mktemp("misleading") / "decoder"
+    return misleading_decoder(checkpoint.path / "decoder", folder)
+
+
+@pytest.fixture(scope="session")
+def items_decoder(checkpoint: Checkpoint, misleading: Path) -> Iterator[VLLMDecoder]:
     """vLLM with the latent modality. The one engine of the whole run: it takes a minute to start."""
     from lclm_rag.decoding import load_decoder
     from lclm_rag.decoding.vllm import VLLMDecoder
 
-    options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28, "max_num_seqs": 64}
+    options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}
+    options |= {"max_num_seqs": 64, "model": str(misleading)}
     decoder = load_decoder("vllm", checkpoint, device="cpu", **options)
     assert isinstance(decoder, VLLMDecoder)
     assert decoder.inputs == "items"
@@ -95,12 +105,11 @@ def mixed_decoder(items_decoder: VLLMDecoder) -> VLLMDecoder:
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Iterator[str]:
+def server_url(tmp_path_factory: pytest.TempPathFactory, misleading: Path) -> Iterator[str]:
     """A real `vllm serve` on loopback, as the README starts it. The one server of the whole run."""
     from support.vllm_server import vllm_server
 
-    log = tmp_path_factory.mktemp("server") / "log"
-    with vllm_server(checkpoint.path / "decoder", log) as url:
+    with vllm_server(misleading, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 
 

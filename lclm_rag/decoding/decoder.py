@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.checkpoint import Checkpoint, Space
 from lclm_rag.errors import ContextLengthError, PromptError
@@ -25,6 +25,7 @@ __all__ = [
     "check_prompt",
     "end_token_ids",
     "stripped",
+    "vllm_sampling",
 ]
 
 
@@ -196,6 +197,33 @@ def end_token_ids(checkpoint: Checkpoint) -> list[int]:
     ends = checkpoint.generation_config.get("eos_token_id")
     configured = [ends] if isinstance(ends, int) else list(ends or [])
     return sorted({PromptTemplate.of(checkpoint).end_of_turn, *configured})
+
+
+def vllm_sampling(sampling: Sampling, ends: list[int]) -> dict[str, Any]:
+    """Every sampling setting by vLLM's name, also those that change nothing.
+
+    A vLLM server takes what a request leaves out from the decoder's generation_config.json. That would give
+    other answers, and a penalty together with prompt embeddings is reported to end the engine (vllm #57719).
+
+    Args:
+        sampling: How tokens are chosen.
+        ends: The tokens that end an answer.
+
+    Returns:
+        The settings.
+    """
+    return {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p if sampling.temperature else 1.0,
+        "top_k": 0,  # All tokens.
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,  # A factor.
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": sampling.seed,
+        "stop_token_ids": ends,
+    }
 
 
 def check_prompt(

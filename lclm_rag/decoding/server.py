@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids
+from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -162,14 +162,12 @@ class ServerDecoder(EventLoopDecoder):
 
         how: dict[str, Any] = {
             "model": self.model,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p if sampling.temperature else 1.0,
-            "seed": sampling.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "extra_body": {"stop_token_ids": self._ends, "return_token_ids": True},
+            "extra_body": {**vllm_sampling(sampling, self._ends), "return_token_ids": True},
         }
+        if prompt.cache_salt:
+            how["extra_body"]["cache_salt"] = prompt.cache_salt
         if prompt.spans:
             message: Any = await asyncio.to_thread(self._message, prompt)
             request = self._client.chat.completions.create(messages=[message], **how)

@@ -38,6 +38,10 @@ class SoftPrompt:
         latents: One tensor [span.length, width of `space`] per span, in the order of `spans`.
         spans: Where the latents go; in order, without overlap.
         space: "decoder", which every decoder takes, or "encoder", for decoders that have the adapter.
+        cache_salt: Prompts with different salts never share cached prefixes; "" is no salt. One salt for each
+            knowledge base keeps them apart from each other, and from other clients of a server: the key of
+            vLLM's cache does not say which positions of a prompt are embeddings (vllm #56655). A server takes
+            at most 128 characters, without `@`, slashes and NUL.
 
     Raises:
         ValueError: When spans and latents do not match, or a span overlaps another or ends after the prompt.
@@ -47,6 +51,7 @@ class SoftPrompt:
     latents: tuple[torch.Tensor, ...] = ()
     spans: tuple[Span, ...] = ()
     space: Space = "decoder"
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if len(self.latents) != len(self.spans):

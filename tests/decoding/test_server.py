@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.cli.main import _run
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding import all_answered
+from lclm_rag.decoding.decoder import vllm_sampling
 from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
@@ -65,6 +67,52 @@ def test_a_second_question_finds_the_passages_in_the_servers_cache(
     (second,) = all_answered(server_decoder.complete(prompts[1:], ONE))
     assert second.cached_positions is not None
     assert second.cached_positions >= latents_end // 32 * 32
+
+
+@pytest.mark.parametrize("form", ["latents", "none"])
+def test_another_salt_finds_nothing_in_the_servers_cache(
+    form: str, server_decoder: ServerDecoder, knowledge_base: KnowledgeBase
+) -> None:
+    prompt = knowledge_base.assemble("Who signed it, and when was that? " * 4, 4, context=form)  # type: ignore[arg-type]
+    assert prompt.positions > 64
+    salts = (f"{form} a", f"{form} a", f"{form} b")
+    answers = [
+        all_answered(server_decoder.complete([dataclasses.replace(prompt, cache_salt=salt)], ONE))[
+            0
+        ]
+        for salt in salts
+    ]
+    whole = (prompt.positions - 1) // 32 * 32
+    assert [answer.cached_positions for answer in answers] == [0, whole, 0]
+    assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids
+
+
+SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "min_p")
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, *PENALTIES])
+def test_a_setting_left_out_would_come_from_the_decoders_generation_config(
+    setting: str,
+    server_decoder: ServerDecoder,
+    knowledge_base: KnowledgeBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why all are sent. That they are is seen in test_decoders.py: this server's config is misleading."""
+    prompt = knowledge_base.assemble("Say anything you like.", context="none")
+
+    def sampled() -> list[list[int]]:
+        hot = [Sampling(max_tokens=12, temperature=2.0, seed=seed) for seed in range(4)]
+        return [all_answered(server_decoder.complete([prompt], s))[0].token_ids for s in hot]
+
+    wanted = sampled()
+    assert len({tuple(ids) for ids in wanted}) == 4
+
+    def without(*arguments: Any) -> dict[str, Any]:
+        return {name: value for name, value in vllm_sampling(*arguments).items() if name != setting}
+
+    monkeypatch.setattr("lclm_rag.decoding.server.vllm_sampling", without)
+    assert sampled() != wanted
 
 
 def test_query_and_generate_at_the_shell(
@@ -194,6 +242,25 @@ def answer(tokens: list[int], *, prompt_tokens: int, cut: bool = False) -> Failu
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
     handler.connection.shutdown(2)
+
+
+@pytest.mark.parametrize("form", ["latents", "none"])
+def test_every_setting_is_sent_also_those_that_change_nothing(
+    form: str,
+    failing: tuple[str, list[Failure], list[Any]],
+    checkpoint: Checkpoint,
+    knowledge_base: KnowledgeBase,
+) -> None:
+    url, failures, came = failing
+    prompt = knowledge_base.assemble("Who?", 1, context=form)  # type: ignore[arg-type]
+    decoder = ServerDecoder(url, checkpoint)
+    failures += [answer([5], prompt_tokens=prompt.positions)] * 2
+    all_answered(decoder.complete([prompt, dataclasses.replace(prompt, cache_salt="s")], ONE))
+    decoder.close()
+    wanted = dict(zip(SETTINGS, (16, 0.0, 1.0, 0, 0.0), strict=True))
+    wanted |= dict(zip(PENALTIES, (1.0, 0.0, 0.0), strict=True))
+    assert [{name: body[name] for name in wanted} for body in came] == [wanted] * 2
+    assert sorted(body.get("cache_salt", "") for body in came) == ["", "s"]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,24 @@ def test_a_second_question_about_the_same_passages_finds_them_in_the_cache(
     assert after.cached_positions == shared // BLOCK * BLOCK
 
 
+@pytest.mark.parametrize(
+    ("which", "form"),
+    [("items_decoder", "latents"), ("mixed_decoder", "latents"), ("items_decoder", "text")],
+)
+def test_another_salt_finds_nothing_in_the_cache(
+    which: str, form: str, request: pytest.FixtureRequest, knowledge_base: KnowledgeBase
+) -> None:
+    asked: Decoder = request.getfixturevalue(which)
+    prompt = knowledge_base.assemble("Who signed it?", 4, context=form)  # type: ignore[arg-type]
+    answers = [
+        all_answered(asked.complete([dataclasses.replace(prompt, cache_salt=salt)], ONE))[0]
+        for salt in (f"{which} {form} a", f"{which} {form} a", f"{which} {form} b")
+    ]
+    whole = (prompt.positions - 1) // BLOCK * BLOCK
+    assert [answer.cached_positions for answer in answers] == [0, whole, 0]
+    assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids
+
+
 def test_another_rank_order_from_retrieval_hits_the_same_cache(
     cold: VLLMDecoder, small_kb: KnowledgeBase, sheets: list[FactSheet]
 ) -> None:

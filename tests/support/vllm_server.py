@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -12,7 +13,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["vllm_server"]
+__all__ = ["misleading_decoder", "vllm_server"]
+
+
+def misleading_decoder(decoder: Path, folder: Path) -> Path:
+    """A decoder whose generation config asks for other sampling than any request of ours.
+
+    A server takes from it whatever a request leaves out.
+
+    Args:
+        decoder: The decoder's folder.
+        folder: The folder to make, with links to the decoder's files.
+
+    Returns:
+        The folder made.
+    """
+    folder.mkdir()
+    for file in decoder.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((decoder / "generation_config.json").read_text())
+    config |= {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "min_p": 1.0}
+    config |= {"repetition_penalty": 1.9, "presence_penalty": 2.0, "frequency_penalty": 2.0}
+    config |= {"max_new_tokens": 2}
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids
+from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
 from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
@@ -213,10 +213,6 @@ class VLLMDecoder(EventLoopDecoder):
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p if sampling.temperature else 1.0,
-            seed=sampling.seed,
-            stop_token_ids=self._ends,
+            **vllm_sampling(sampling, self._ends),
             output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
         )

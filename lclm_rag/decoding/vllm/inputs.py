@@ -16,7 +16,7 @@ __all__ = ["identifier", "item_prompt", "mixed_prompt", "token_prompt"]
 
 def token_prompt(prompt: SoftPrompt) -> dict[str, Any]:
     """The engine's prompt for a soft prompt without latents: plain token ids."""
-    return {"prompt_token_ids": prompt.token_ids}
+    return {"prompt_token_ids": prompt.token_ids, **_salt(prompt)}
 
 
 def mixed_prompt(prompt: SoftPrompt, width: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def mixed_prompt(prompt: SoftPrompt, width: int, dtype: torch.dtype) -> dict[str
     Returns:
         `prompt_token_ids` and `prompt_is_token_ids`, of one entry for each position, and `prompt_embeds`
         [positions, width]. The rows of text stay zero: vLLM hashes them into the cache key, and without the
-        mask it would take them for embeddings.
+        mask it would take them for embeddings. The mask is not in the key (vllm #56655),
+        but rows of text are always zero and those of latents never, so no two of our prompts share one.
     """
     embeds = torch.zeros(prompt.positions, width, dtype=dtype)
     is_token = [True] * prompt.positions
@@ -42,6 +43,7 @@ def mixed_prompt(prompt: SoftPrompt, width: int, dtype: torch.dtype) -> dict[str
         "prompt_token_ids": prompt.token_ids,
         "prompt_embeds": embeds,
         "prompt_is_token_ids": is_token,
+        **_salt(prompt),
     }
 
 
@@ -79,7 +81,12 @@ def item_prompt(
         "multi_modal_uuids": {
             MODALITY: [identifier(part, prompt.space, fingerprint) for part, _ in items]
         },
+        **_salt(prompt),
     }
+
+
+def _salt(prompt: SoftPrompt) -> dict[str, str]:
+    return {"cache_salt": prompt.cache_salt} if prompt.cache_salt else {}
 
 
 def _text(prompt: SoftPrompt, start: int, end: int, placeholder: int) -> list[int]:
