@@ -38,12 +38,15 @@ from lclm_rag.types import CodecName
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CODECS", "Bytes", "CodecName", "Encoding", "decode", "encode", "latent_bytes"]
+__all__ = ["CODECS", "FLOATS", "Bytes", "CodecName", "Encoding", "decode", "encode", "latent_bytes"]
 
 CODECS: tuple[CodecName, ...] = get_args(CodecName)
 
-# Names, not the torch dtypes themselves: `lclm-rag info` reads a store without loading torch.
-_FLOATS = {"bf16": "bfloat16", "fp16": "float16"}
+FLOATS = {"bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
+"""Codecs that are a dtype: the name of torch's, and its itemsize.
+
+Not the torch dtypes themselves: `lclm-rag info` reads a store without loading torch.
+"""
 _SCALE_BYTES = 2
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -51,8 +54,9 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 def latent_bytes(codec: CodecName, width: int) -> int:
     """The size of one encoded latent of `width` numbers, in bytes."""
-    if codec in _FLOATS:
-        return width * 2
+    if codec in FLOATS:
+        _, itemsize = FLOATS[codec]
+        return width * itemsize
     return (width if codec == "int8" else (width + 1) // 2) + _SCALE_BYTES
 
 
@@ -89,8 +93,8 @@ class Encoding:
         if not on_gpu:
             source = source.to("cpu")
         finite = torch.isfinite(source).all()
-        if codec in _FLOATS:
-            stored = source.to(getattr(torch, _FLOATS[codec])).contiguous()
+        if codec in FLOATS:
+            stored = source.to(_dtype(codec)).contiguous()
             fits = torch.isfinite(stored).all()
         else:
             from lclm_rag.store.quantization import LARGEST_NORM, norms, quantize
@@ -143,6 +147,15 @@ def encode(latents: torch.Tensor, codec: CodecName) -> Bytes:
     return Encoding.start(latents, codec).result()
 
 
+def _dtype(codec: CodecName) -> torch.dtype:
+    """The dtype of a codec in `FLOATS`."""
+    import torch
+
+    name, _ = FLOATS[codec]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """Start to copy a GPU tensor to pinned memory; the copy may not be done when this returns."""
     import torch
@@ -173,8 +186,8 @@ def decode(
         # Torch warns that memory from a read-only map is not writable; nothing here writes to it.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         rows = torch.from_numpy(stored)
-    if codec in _FLOATS:
-        floats = rows.view(getattr(torch, _FLOATS[codec]))
+    if codec in FLOATS:
+        floats = rows.view(_dtype(codec))
         return floats if dtype is None else floats.to(dtype)
     from lclm_rag.store.quantization import dequantize
 

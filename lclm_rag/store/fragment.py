@@ -19,7 +19,7 @@ from lclm_rag.checkpoint import Space
 from lclm_rag.errors import DamagedError
 from lclm_rag.storage import Folder, MappedFile
 from lclm_rag.storage.local import nothing_needed
-from lclm_rag.store.codecs import Bytes, CodecName, decode, encode, latent_bytes
+from lclm_rag.store.codecs import FLOATS, Bytes, CodecName, decode, encode, latent_bytes
 from lclm_rag.types import Passage, PassageKey
 
 if TYPE_CHECKING:
@@ -182,16 +182,16 @@ def decode_latents(
 
     Args:
         rows: Rows of one layout.
-        dtype: The dtype that int8 and int4 are decoded to; None for float32. bf16 and fp16 keep their own.
+        dtype: The dtype that int8 and int4 are decoded to; None for float32. The `FLOATS` keep their own.
 
     Returns:
-        The latents of each row, [n_latents, width]. Those of bf16 and fp16 share the stored memory; those of
+        The latents of each row, [n_latents, width]. Those of the `FLOATS` share the stored memory; those of
         int8 and int4 are decoded all at once.
     """
     if not rows:
         return []
     layout = rows[0].layout
-    if layout.codec in ("bf16", "fp16"):
+    if layout.codec in FLOATS:
         return [row.latents for row in rows]
     joined = np.concatenate([row.encoded for row in rows])
     decoded = decode(joined, layout.codec, layout.width, dtype)
