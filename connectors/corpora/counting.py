@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import assert_never
 
 from lclm_rag.connectors.corpora import delimited, hugging_face, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
@@ -59,14 +60,20 @@ def _count(source: Source) -> int | None:
 
 
 def _count_file(file: CorpusFile, path: Path) -> int | None:
-    if file.kind in ("text", "document"):
-        return 1
-    if not path.is_file() or path.suffix.lower() in COMPRESSIONS:
-        return None
-    if file.kind in ("parquet", "arrow"):
-        from lclm_rag.connectors.corpora import arrow
+    match file.kind:
+        case "text" | "document":
+            return 1
+        case _ if not path.is_file() or path.suffix.lower() in COMPRESSIONS:
+            return None
+        case "parquet" | "arrow":
+            from lclm_rag.connectors.corpora import arrow
 
-        return arrow.count_rows(file)
-    if path.stat().st_size > _BYTES_TO_COUNT:
-        return None
-    return jsonl.count_lines(path) if file.kind == "jsonl" else delimited.count_rows(path)
+            return arrow.count_rows(file)
+        case _ if path.stat().st_size > _BYTES_TO_COUNT:
+            return None
+        case "jsonl":
+            return jsonl.count_lines(path)
+        case "csv":
+            return delimited.count_rows(path)
+        case _:
+            assert_never(file.kind)

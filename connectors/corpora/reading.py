@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 from lclm_rag.connectors.corpora import delimited, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, corpus_files
@@ -233,6 +233,8 @@ def read_file(file: CorpusFile, columns: Columns) -> Part:
         case "text" | "document":
             root = "" if file.root == Path() else f"{file.root}/"
             return _Origin(root, None), iter([(0, read_text(file))])
+        case _:
+            assert_never(file.kind)
 
 
 def _documents(
