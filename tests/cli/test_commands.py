@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lclm_rag.cli.doctor import _OPTIONAL
+from lclm_rag.cli.main import cli
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.store import writing
 from support.commands import Run
@@ -506,13 +507,7 @@ def test_an_interrupted_build_leaves_nothing_and_says_130(
     assert not (tmp_path / "kb").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("build", "add", "sync", "delete", "query", "chat", "generate", "mcp", "info", "estimate"),
-        *("versions", "verify", "compact", "convert", "vacuum", "demo", "doctor"),
-    ],
-)
+@pytest.mark.parametrize("command", sorted(cli.commands))
 def test_every_command_helps_with_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
