@@ -35,13 +35,13 @@ from typing import Any
 
 from filelock import FileLock
 
+from lclm_rag.cache import cache_folder
 from lclm_rag.checksummed_json import seal, unseal
 from lclm_rag.forking import this_process
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.retrieval.edge import settle, stored_keys
 from lclm_rag.storage import Folder, LocalFolder, ObjectFolder
 from lclm_rag.storage.names import is_path_below
-from lclm_rag.storage.objects import cache_folder
 from lclm_rag.types import PassageKey
 
 __all__ = [

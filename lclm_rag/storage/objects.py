@@ -14,13 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lclm_rag.cache import cache_folder
 from lclm_rag.storage.local import TEMPORARY, FileFacts, MappedFile
 from lclm_rag.storage.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from lclm_rag.storage.range_cache import RangeCache
 
-__all__ = ["ObjectFolder", "cache_folder"]
+__all__ = ["ObjectFolder"]
 
 # Schemes whose fsspec file system can create an object only if none of that name exists.
 _CONDITIONAL = ("s3", "s3a", "gs", "gcs")
@@ -251,14 +252,6 @@ class ObjectFolder:
 
     def _errors(self, name: str = "") -> AbstractContextManager[None]:
         return self.store.errors(f"{self.url}/{name}".rstrip("/"))
-
-
-def cache_folder() -> Path:
-    """The folder for what is fetched from object stores: LCLM_RAG_CACHE, or lclm-rag in the user's cache."""
-    named = os.environ.get("LCLM_RAG_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lclm-rag"
 
 
 @cache
