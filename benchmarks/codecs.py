@@ -217,7 +217,7 @@ def adapter_seconds(latents: int) -> float:
     """What comes after reading, in encoder space: an adapter of the published shape, in float32."""
     adapter, rows = Adapter(1024, 2560, 2560), torch.randn(latents, 1024)
     started = time.perf_counter()
-    adapter.project(rows)
+    adapter.project(rows, [latents])
     return time.perf_counter() - started
 
 

@@ -82,7 +82,7 @@ def main(
         compiled = Compressor.from_pretrained(
             checkpoint, device, token_budget=token_budget, compile=True
         )
-        plain = AutoModel.from_pretrained(checkpoint.path / "encoder", dtype=compressor.dtype)
+        plain = AutoModel.from_pretrained(checkpoint.encoder_model_folder, dtype=compressor.dtype)
         plain = plain.to(compressor.device).eval()
         rates: list[float] = []
         task = progress.add_task("", total=len(LENGTHS) * rounds * len(WAYS))

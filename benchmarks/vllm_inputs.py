@@ -121,8 +121,9 @@ class Bench:
         return ready + completion.first_token, prompt.positions
 
     def _projected(self, passages: Sequence[Passage]) -> list[torch.Tensor]:
-        rows = self.compressor.project(torch.cat([p.latents for p in passages])).cpu()
-        return list(rows.split([len(p.latents) for p in passages]))
+        counts = [len(p.latents) for p in passages]
+        rows = self.compressor.project(torch.cat([p.latents for p in passages]), counts).cpu()
+        return list(rows.split(counts))
 
     def _prompt(
         self,
@@ -135,7 +136,7 @@ class Bench:
             PromptPassage(p.key, p.text, rows) for p, rows in zip(passages, latents, strict=True)
         ]
         budget = self.items.context_length - self.sampling.max_tokens
-        assembled = assemble(self.template, given, self.template.frame(question), budget, space)
+        assembled = assemble(self.template, given, self.template.ends(question), budget, space)
         if assembled.left_out:
             raise click.ClickException(
                 f"{len(assembled.left_out)} of {len(passages)} passages do not fit into a context of "

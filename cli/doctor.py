@@ -6,11 +6,18 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lclm_rag.cli.options import as_json
+
+if TYPE_CHECKING:
+    from lclm_rag.hub import Size
+    from lclm_rag.lora import Lora
 
 __all__ = ["doctor"]
 
@@ -22,6 +29,7 @@ _OPTIONAL = {
     "openai": ("openai", "client", "decoding on a vLLM server"),
     "markitdown": ("markitdown", "documents", "corpora of HTML, PDF and DOCX"),
     "s3fs": ("s3fs", "object-stores", "knowledge bases and corpora in s3:// and gs://"),
+    "peft": ("peft", "lora", "checkpoints with LoRA weights"),
     "datasets": ("datasets", "datasets", "Hugging Face data sets"),
     "llama_index": ("llama-index-core", "llama-index", "the LlamaIndex connector"),
     "langchain_core": ("langchain-core", "langchain", "the LangChain connector"),
@@ -42,18 +50,31 @@ _OPTIONAL = {
 def doctor(checkpoint: str | None, as_json: bool) -> int:
     """Show what is installed and what is missing, the device, and whether a checkpoint is complete.
 
+    Of a checkpoint on the Hugging Face hub, it first shows how much is to be fetched, to build and to answer.
+    Then it fetches what a build needs, which is all but the decoder's weights, and checks that.
+
     \b
     Example:
       lclm-rag doctor --checkpoint latent-context/0.6b-4b-LCLM-16x
     """
-    findings = [*_installed(), *_companions(), _device(), _checkpoint(checkpoint)]
-    if as_json:
-        click.echo(json.dumps(findings))
-    else:
-        for finding in findings:
+    findings = []
+    for finding in _findings(checkpoint):
+        findings.append(finding)
+        if not as_json:
             mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}[finding["state"]]
             click.echo(f"{mark}  {finding['what']:24}{finding['detail']}")
+    if as_json:
+        click.echo(json.dumps(findings))
     return 1 if any(finding["state"] == "broken" for finding in findings) else 0
+
+
+def _findings(checkpoint: str | None) -> Iterator[dict[str, str]]:
+    """One after the other: what is to be fetched must be on the screen before it is fetched."""
+    yield from _installed()
+    yield from _companions()
+    yield _device()
+    yield from _download(checkpoint)
+    yield from _checkpoint(checkpoint)
 
 
 def _finding(what: str, state: str, detail: str) -> dict[str, str]:
@@ -127,17 +148,61 @@ def _device() -> dict[str, str]:
     return _finding("device", "ok", detail)
 
 
-def _checkpoint(name: str | None) -> dict[str, str]:
+def _download(name: str | None) -> Iterator[dict[str, str]]:
+    """How much of a checkpoint is to be fetched from the hub."""
+    from lclm_rag.checkpoint_files import ANSWERING, BUILDING
+    from lclm_rag.hub import is_hub_id, sizes
+
+    if name is None or Path(name).expanduser().is_dir() or not is_hub_id(name):
+        return
+    try:
+        building, answering = sizes(name, BUILDING, ANSWERING)
+    except OSError:
+        return  # If the cache does not have the checkpoint, the check that follows says why.
+    yield _finding("to build", "ok", f"encoder and adapter: {_size(building)}")
+    yield _finding("to answer", "ok", f"the decoder's weights: {_size(answering)}")
+
+
+def _size(size: Size) -> str:
+    if not size.to_fetch:
+        return f"{_gigabytes(size.bytes)}, all in the cache"
+    if size.to_fetch == size.bytes:
+        return f"{_gigabytes(size.bytes)} to fetch"
+    return f"{_gigabytes(size.to_fetch)} of {_gigabytes(size.bytes)} to fetch"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _checkpoint(name: str | None) -> Iterator[dict[str, str]]:
     from lclm_rag.checkpoint import BUNDLED, Checkpoint
     from lclm_rag.errors import CheckpointError
 
     try:
         checkpoint = Checkpoint.open(name or BUNDLED)
     except CheckpointError as error:
-        return _finding("checkpoint", "broken", str(error))
+        yield _finding("checkpoint", "broken", str(error))
+        return
     detail = (
         f"{checkpoint.name}: ratio {checkpoint.config.compression_ratio}, width "
         f"{checkpoint.encoder_width} → {checkpoint.decoder_width}, fingerprint "
         f"{checkpoint.fingerprint('decoder')}, in {checkpoint.path}"
     )
-    return _finding("checkpoint", "ok", detail)
+    yield _finding("checkpoint", "ok", detail)
+    for part, lora in (("encoder", checkpoint.encoder_lora), ("decoder", checkpoint.decoder_lora)):
+        if lora is not None:
+            yield _finding(part, "ok", f"LoRA weights for {lora.base}{_base_size(lora)}")
+
+
+def _base_size(lora: Lora) -> str:
+    """What the base of LoRA weights takes, if it is on the hub."""
+    from lclm_rag.hub import sizes
+
+    if not lora.base_is_fetched:
+        return ""
+    try:
+        (size,) = sizes(lora.base, ["*.safetensors"], revision=lora.revision)
+    except OSError as error:
+        return f", about which the hub says nothing ({error})"
+    return f": {_size(size)}"

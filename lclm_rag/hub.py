@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fetch", "is_hub_id"]
+__all__ = ["Size", "fetch", "is_hub_id", "sizes"]
 
 
 def is_hub_id(name: str) -> bool:
@@ -28,8 +32,58 @@ def fetch(name: str, **options: Any) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    try:
+    with _one_line():
         return Path(snapshot_download(name, **options))
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of some files on the hub.
+
+    Attributes:
+        bytes: All of them together.
+        to_fetch: Those that are not in the cache.
+    """
+
+    bytes: int
+    to_fetch: int
+
+
+def sizes(name: str, *patterns: Sequence[str], revision: str | None = None) -> list[Size]:
+    """Ask the hub how large files of a model are. Nothing is fetched.
+
+    Args:
+        name: The hub id.
+        *patterns: Which files to add up, each as for `allow_patterns` of `fetch`.
+        revision: The revision; None for the newest.
+
+    Returns:
+        The size of the files of each entry of `patterns`.
+
+    Raises:
+        OSError: When the hub does not answer, or has no such model; the message is the reason, in one line.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    with _one_line():
+        model = HfApi().model_info(name, revision=revision, files_metadata=True)
+    found = []
+    for wanted in patterns:
+        whole = missing = 0
+        for file in model.siblings or []:
+            if not any(fnmatch(file.rfilename, pattern) for pattern in wanted):
+                continue
+            whole += file.size or 0
+            cached = try_to_load_from_cache(name, file.rfilename, revision=model.sha)
+            missing += 0 if isinstance(cached, str) else file.size or 0
+        found.append(Size(whole, missing))
+    return found
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # The hub raises dozens of types, its HTTP client's included.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(reason.rstrip(".")) from error

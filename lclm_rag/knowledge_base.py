@@ -1219,7 +1219,7 @@ class KnowledgeBase:
             self.context_length,
             space,
             resolve_dtype(self.dtype, self.device),
-            lambda latents: self.adapter.project(latents),
+            lambda latents, counts: self.adapter.project(latents, counts),
         )
 
     def _rounds(self, query: Query) -> Rounds:

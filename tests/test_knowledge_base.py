@@ -475,6 +475,25 @@ def test_encoder_space_survives_a_new_adapter_and_decoder_space_does_not(
         KnowledgeBase.open(tmp_path / "decoder")
 
 
+@pytest.mark.parametrize("kind", ["attn_mlp", "mlp_attn"])
+def test_stored_passages_do_not_see_each_other_in_the_adapter(
+    tmp_path: Path, make_checkpoint: MakeCheckpoint, sheets: list[FactSheet], kind: str
+) -> None:
+    import torch
+
+    settings = {"adapter_type": kind, "encoder_mask_type": "bidirectional", "boundary_overlap": 8}
+    folder = make_checkpoint(encoder_window_size=64, **settings)
+    prompts = {}
+    for space in ("encoder", "decoder"):
+        with KnowledgeBase.create(tmp_path / space, folder, space=space, codec="fp16") as kb:  # type: ignore[arg-type]
+            kb.add(sheet.document for sheet in sheets[:6])
+            prompts[space] = kb.assemble("Who is the mayor?", 4)
+    # One was projected passage by passage in batches of a build, the other for this question.
+    assert len(prompts["encoder"].latents) > 1
+    for one, other in zip(prompts["encoder"].latents, prompts["decoder"].latents, strict=True):
+        torch.testing.assert_close(one.float(), other.float(), atol=5e-3, rtol=5e-3)
+
+
 ASK = """
 import sys
 from lclm_rag import KnowledgeBase

@@ -1,4 +1,4 @@
-"""Causal attention inside each window of a packed batch.
+"""Attention inside each window of a packed batch, causal or over the whole window.
 
 It works with any model for which transformers lets the attention be chosen. No window sees another, and
 nothing is padded.
@@ -6,6 +6,7 @@ nothing is padded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,50 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lclm_rag.errors import CheckpointError
 
-__all__ = ["PackedEncoder"]
+__all__ = ["PACKED", "PackedEncoder", "packing", "register"]
 
-_NAME = "lclm_packed"
+PACKED = "lclm_packed"
+"""The name under which transformers knows the packed attention, once it is registered."""
+
+
+def register() -> None:
+    """Make the packed attention known to transformers."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, _attention)
+
+
+def packing(
+    lengths: Sequence[int], longest: int, device: torch.device, dtype: torch.dtype, *, causal: bool
+) -> dict[str, Any]:
+    """Say how a row is packed: the arguments that a model of transformers hands on to the packed attention.
+
+    Args:
+        lengths: How many positions each window has.
+        longest: The most positions that a window can have.
+        device: Where the model is.
+        dtype: The dtype of its weights.
+        causal: Whether a position sees only those before it.
+
+    Returns:
+        The arguments.
+    """
+    if _has_kernel(device, dtype):
+        ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).pin_memory()
+        ends = ends.to(device, non_blocking=True)
+        return {"cu_seq_lens_q": ends, "max_length_q": longest, "causal": causal}
+    # As a tensor, because torch.compile would compile again for each new list of numbers.
+    return {
+        "window_lengths": torch.tensor(lengths),
+        "max_length_q": longest,
+        "causal": causal,
+    }
+
+
+def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's flash-attention kernel runs there: in half precision, on Ampere or newer."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class PackedEncoder:
@@ -28,24 +70,22 @@ class PackedEncoder:
     Args:
         model: A transformers model; its attention is replaced.
         longest: Positions of the longest window.
+        causal: Whether a position sees only those before it; False: all of its window.
         compile: Whether to compile the model's layers with torch.compile.
 
     Raises:
         CheckpointError: When the model does not let windows be packed.
     """
 
-    def __init__(self, model: Any, longest: int, *, compile: bool = False) -> None:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(_NAME, _attention)
+    def __init__(
+        self, model: Any, longest: int, *, causal: bool = True, compile: bool = False
+    ) -> None:
+        register()
         self.model = model
         self.longest = longest
+        self.causal = causal
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        on_gpu = self.device.type == "cuda"
-        # The kernel needs Ampere or newer.
-        self._fused = on_gpu and half and torch.cuda.get_device_capability(self.device) >= (8, 0)
         self._check()
         if compile:
             # Layer by layer: all layers are alike, so the code is compiled once and not once per layer.
@@ -66,14 +106,7 @@ class PackedEncoder:
         Returns:
             The last hidden states, [positions, width].
         """
-        # As a tensor, because torch.compile would compile again for each new list of numbers.
-        windows: dict[str, Any] = {"window_lengths": torch.tensor(lengths)}
-        if self._fused:
-            ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).pin_memory()
-            windows = {
-                "cu_seq_lens_q": ends.to(self.device, non_blocking=True),
-                "max_length_q": self.longest,
-            }
+        windows = packing(lengths, self.longest, self.device, self.dtype, causal=self.causal)
         hidden: torch.Tensor = self.model(
             input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **windows
         ).last_hidden_state
@@ -89,12 +122,14 @@ class PackedEncoder:
         model, lengths = self.model, [7, 5]
         ids = torch.arange(1, 13, device=self.device) % model.config.vocab_size
         model.set_attn_implementation("eager")  # The implementation that leaves nothing out.
-        alone = [
-            model(input_ids=part[None], use_cache=False).last_hidden_state[0]
-            for part in ids.split(lengths)
-        ]
+        alone = [self._alone(part) for part in ids.split(lengths)]
+        if not self.causal and torch.equal(alone[0][0], self._alone(ids[: lengths[0] - 1])[0]):
+            raise CheckpointError(
+                f"The encoder's architecture, {type(model).__name__}, keeps its causal mask; it cannot have "
+                "encoder_mask_type bidirectional."
+            )
         try:
-            model.set_attn_implementation(_NAME)
+            model.set_attn_implementation(PACKED)
             positions = torch.cat([torch.arange(n, device=self.device) for n in lengths])
             packed = self(ids, positions, lengths)
         except (ValueError, TypeError, KeyError) as error:
@@ -104,6 +139,17 @@ class PackedEncoder:
         allowed = 1e-3 if self.dtype == torch.float32 else 0.05
         if not (packed.float() - expected).norm() <= allowed * expected.norm():
             raise self._refusal()
+
+    def _alone(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the model gives for one window with its own attention, [positions, width]."""
+        # With `attention_mask=None` transformers would make a causal one: nothing else turns that off for
+        # all implementations. This one, added to the scores, hides nothing.
+        shape = (1, 1, len(ids), len(ids))
+        mask = None if self.causal else torch.zeros(shape, dtype=self.dtype, device=self.device)
+        hidden: torch.Tensor = self.model(
+            input_ids=ids[None], attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return hidden[0]
 
     def _refusal(self) -> CheckpointError:
         return CheckpointError(
@@ -124,6 +170,7 @@ def _attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
     window_lengths: torch.Tensor | None = None,
+    causal: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Packed attention, with the signature that transformers calls.
@@ -131,12 +178,21 @@ def _attention(
     Query, key and value are [1, heads, positions, head_dim]; key and value have fewer heads if these are
     grouped. The result is [1, positions, heads, head_dim].
     """
+    if sliding_window is not None and not causal:
+        if sliding_window < max_length_q:
+            # transformers' implementations differ by one position here.
+            raise CheckpointError(
+                f"The encoder sees at most {sliding_window} positions at once, fewer than a window's "
+                f"{max_length_q}; that is not supported with encoder_mask_type bidirectional."
+            )
+        sliding_window = None
     if cu_seq_lens_q is not None:
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-        return _flash(q, k, v, scaling, sliding_window, cu_seq_lens_q, max_length_q)[None], None
+        out = _flash(q, k, v, scaling, sliding_window, cu_seq_lens_q, max_length_q, causal)
+        return out[None], None
     if window_lengths is None:
         raise ValueError("packed attention needs to know where the windows end")
-    out = _window_by_window(query, key, value, scaling, sliding_window, window_lengths)
+    out = _window_by_window(query, key, value, scaling, sliding_window, window_lengths, causal)
     return out.transpose(1, 2), None
 
 
@@ -148,11 +204,13 @@ def _window_by_window(
     scaling: float | None,
     sliding_window: int | None,
     lengths: torch.Tensor,
+    causal: bool,
 ) -> torch.Tensor:
     sizes = lengths.tolist()
     parts = [each.split(sizes, 2) for each in (query, key, value)]
     windows = [
-        _one_window(q, k, v, scaling, sliding_window) for q, k, v in zip(*parts, strict=True)
+        _one_window(q, k, v, scaling, sliding_window, causal)
+        for q, k, v in zip(*parts, strict=True)
     ]
     return torch.cat(windows, 2)
 
@@ -163,12 +221,13 @@ def _one_window(
     value: torch.Tensor,
     scaling: float | None,
     sliding_window: int | None,
+    causal: bool,
 ) -> torch.Tensor:
-    """Causal attention in one window; [1, heads, positions, head_dim] → the same shape."""
+    """Attention in one window; [1, heads, positions, head_dim] → the same shape."""
     length = query.shape[2]
     if sliding_window is None or length <= sliding_window:
         return scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+            query, key, value, is_causal=causal, scale=scaling, enable_gqa=True
         )
     seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     return scaled_dot_product_attention(
@@ -184,6 +243,7 @@ def _flash(
     sliding_window: int | None,
     ends: torch.Tensor,
     longest: int,
+    causal: bool,
 ) -> torch.Tensor:
     """Flash attention; [positions, heads, head_dim] → the same. ends: int32 [windows + 1], from 0."""
     # The kernel itself is called: `torch.nn.attention.varlen`, which wraps it, has a different signature in
@@ -198,7 +258,7 @@ def _flash(
         longest,
         longest,
         0.0,  # dropout
-        True,  # causal
+        causal,
         False,  # no mask for debugging
         scale=scaling,
         window_size_left=remaining,

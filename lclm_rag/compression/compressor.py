@@ -99,8 +99,13 @@ class Compressor:
         on, kind = resolve_device(device), resolve_dtype(dtype, device)
         from transformers import AutoModel
 
-        model = load_transformers_model(AutoModel, checkpoint.path / "encoder", on, kind)
-        encoder = PackedEncoder(model, _longest_window(checkpoint), compile=compile)
+        model = load_transformers_model(AutoModel, checkpoint.encoder_model_folder, on, kind)
+        encoder = PackedEncoder(
+            model,
+            _longest_window(checkpoint),
+            causal=checkpoint.config.is_causal,
+            compile=compile,
+        )
         return cls(checkpoint, encoder, load_adapter(checkpoint, device, dtype), token_budget)
 
     def compress(self, texts: Sequence[str], space: Space = "decoder") -> list[torch.Tensor]:
@@ -176,21 +181,27 @@ class Compressor:
             latents = self._encode_or_halve(batch)
             if latents is None:
                 continue
-            parts.append(self.project(latents) if space == "decoder" else latents)
+            parts.append(latents)
             first = stop
         # Every window but a text's last holds whole groups, so the counts are those of one long window.
-        return torch.cat(parts), [-(-len(ids) // ratio) for ids in texts]
+        counts = [-(-len(ids) // ratio) for ids in texts]
+        together = torch.cat(parts)
+        if space == "decoder":
+            # Only now are all windows of each text there, which attention layers see together.
+            together = self.project(together, counts)
+        return together, counts
 
-    def project(self, latents: torch.Tensor) -> torch.Tensor:
+    def project(self, latents: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """Project latents from encoder space to decoder space.
 
         Args:
-            latents: Encoder space, [n, encoder width].
+            latents: Encoder space, [n, encoder width], text after text.
+            counts: The number of latents of each text.
 
         Returns:
             Decoder space, [n, decoder width].
         """
-        return self.adapter.project(latents)
+        return self.adapter.project(latents, counts)
 
     def _encode_or_halve(self, windows: Windows) -> torch.Tensor | None:
         """None if memory ran out; then the budget is half of what was tried."""
@@ -236,11 +247,11 @@ class Compressor:
         from transformers import AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            self.checkpoint.path / "encoder", local_files_only=True
+            self.checkpoint.encoder_folder, local_files_only=True
         )
         if tokenizer.pad_token_id is None:
             raise CheckpointError(
-                f"{self.checkpoint.path / 'encoder'}: eos pooling needs a tokenizer with a pad token."
+                f"{self.checkpoint.encoder_folder}: eos pooling needs a tokenizer with a pad token."
             )
         return int(tokenizer.pad_token_id)
 
@@ -250,4 +261,5 @@ def _longest_window(checkpoint: Checkpoint) -> int:
     config = checkpoint.config
     markers = config.encoder_window_size // config.compression_ratio
     marked = markers if config.pooling == "eos" else 0
-    return config.boundary_overlap + config.encoder_window_size + marked
+    contexts = config.boundary_overlap * (1 if config.is_causal else 2)
+    return contexts + config.encoder_window_size + marked

@@ -16,8 +16,7 @@ def pool(hidden: torch.Tensor, windows: Windows, pooling: Pooling, ratio: int) -
     """Pool the last hidden states of packed windows.
 
     `mean` averages the tokens of a group (the last group may be short). `concat` puts them side by side, the
-    last group filled up with zeros. `eos` takes the hidden states of the markers that follow the window's
-    tokens.
+    last group filled up with zeros. `eos` takes the hidden states of the markers at the window's end.
 
     Args:
         hidden: The hidden states, [positions, width].
@@ -32,9 +31,11 @@ def pool(hidden: torch.Tensor, windows: Windows, pooling: Pooling, ratio: int) -
     place = places(windows.latents)  # of each latent in its window
     own, tokens = (np.repeat(each, windows.latents) for each in (first_own, windows.tokens))
     if pooling == "eos":
-        return hidden.index_select(0, to_device(own + tokens + place, hidden.device))
+        first_marker = own + tokens + np.repeat(windows.after, windows.latents)
+        return hidden.index_select(0, to_device(first_marker + place, hidden.device))
 
-    if not windows.contexts.any() and not (windows.tokens % ratio).any():
+    has_context = windows.contexts.any() or windows.after.any()
+    if not has_context and not (windows.tokens % ratio).any():
         groups = hidden.view(-1, ratio, hidden.shape[1])  # Every group is whole and adjacent.
         return groups.flatten(1) if pooling == "concat" else groups.mean(1)
     offset = place[:, None] * ratio + np.arange(ratio)  # [latents, ratio], in the window

@@ -22,9 +22,11 @@ class Windows:
 
     Attributes:
         token_ids: [positions] of all windows. Each window is its left context (tokens of the previous
-            window), its own tokens, and for `eos` pooling one marker per latent.
+            window), its own tokens, its right context (tokens of the next window; only with a bidirectional
+            mask), and for `eos` pooling one marker per latent.
         lengths: [windows] positions of each window.
-        contexts: [windows] how many tokens at its front are context only.
+        contexts: [windows] how many tokens before its own are context only.
+        after: [windows] how many tokens after its own are context only.
         tokens: [windows] how many tokens are its own.
         latents: [windows] how many latents it gives, ceil(tokens / compression_ratio).
     """
@@ -32,6 +34,7 @@ class Windows:
     token_ids: Ints
     lengths: Ints
     contexts: Ints
+    after: Ints
     tokens: Ints
     latents: Ints
 
@@ -49,7 +52,7 @@ class Windows:
             Windows first … stop - 1.
         """
         before, here = int(self.lengths[:first].sum()), int(self.lengths[first:stop].sum())
-        facts = (self.lengths, self.contexts, self.tokens, self.latents)
+        facts = (self.lengths, self.contexts, self.after, self.tokens, self.latents)
         return Windows(
             self.token_ids[before : before + here], *(each[first:stop] for each in facts)
         )
@@ -79,7 +82,7 @@ def cut_windows(
 
     Args:
         texts: Token ids of each text.
-        config: The checkpoint's window size, boundary overlap and compression ratio.
+        config: The checkpoint's window size, boundary overlap, mask and compression ratio.
         marker_id: The token that `eos` pooling appends for each latent; None for other poolings.
 
     Returns:
@@ -94,17 +97,21 @@ def cut_windows(
     text_start = np.repeat(of_text.cumsum() - of_text, count)
     tokens = np.minimum(size, np.repeat(of_text, count) - start)
     contexts = np.minimum(start, config.boundary_overlap)
+    # What comes after a window is of no use to a causal one.
+    seen_after = 0 if config.is_causal else config.boundary_overlap
+    after = np.minimum(np.repeat(of_text, count) - start - tokens, seen_after)
     latents = -(-tokens // config.compression_ratio)
     if not config.boundary_overlap and marker_id is None:
-        return Windows(ids, tokens, contexts, tokens, latents)
-    lengths = contexts + tokens + (0 if marker_id is None else latents)
+        return Windows(ids, tokens, contexts, after, tokens, latents)
+    text = contexts + tokens + after
+    lengths = text if marker_id is None else text + latents
     place = places(lengths)
     source = np.repeat(text_start + start - contexts, lengths) + place
     if marker_id is None:
-        return Windows(ids[source], lengths, contexts, tokens, latents)
-    is_marker = place >= np.repeat(contexts + tokens, lengths)
+        return Windows(ids[source], lengths, contexts, after, tokens, latents)
+    is_marker = place >= np.repeat(text, lengths)
     with_markers = np.where(is_marker, marker_id, ids[np.where(is_marker, 0, source)])
-    return Windows(with_markers, lengths, contexts, tokens, latents)
+    return Windows(with_markers, lengths, contexts, after, tokens, latents)
 
 
 def places(counts: Ints) -> Ints:

@@ -257,7 +257,7 @@ def check_prompt(
             f"The prompt takes {prompt.positions} positions and the answer may take {max_tokens}; the "
             f"decoder's context holds {context_length}."
         )
-    vocabulary = int(checkpoint.decoder_config["vocab_size"])
+    vocabulary = checkpoint.vocabulary
     if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < vocabulary:
         outside = next(token for token in prompt.token_ids if not 0 <= token < vocabulary)
         raise PromptError(

@@ -202,7 +202,7 @@ class ServerDecoder(EventLoopDecoder):
         except openai.APIConnectionError as error:
             raise DecoderError(
                 f"No server answers at {self.url}. Start one: vllm serve "
-                f"{self.checkpoint.path / 'decoder'} --enable-prompt-embeds"
+                f"{self.checkpoint.decoder_model_folder} --enable-prompt-embeds"
             ) from error
         return answer
 
@@ -263,12 +263,13 @@ def embedding_table(checkpoint: Checkpoint) -> Any:
     """
     from safetensors import safe_open
 
-    for path in sorted((checkpoint.path / "decoder").glob("*.safetensors")):
+    folder = checkpoint.decoder_model_folder
+    for path in sorted(folder.glob("*.safetensors")):
         file = safe_open(path, framework="pt")
         for name in file.keys():  # noqa: SIM118
             if name.endswith("embed_tokens.weight"):
                 return file.get_slice(name)
-    raise CheckpointError(f"{checkpoint.path / 'decoder'} has no tensor embed_tokens.weight.")
+    raise CheckpointError(f"{folder} has no tensor embed_tokens.weight.")
 
 
 def _encoded(rows: torch.Tensor) -> str:

@@ -116,7 +116,7 @@ class TransformersDecoder(Decoder):
         """
         checkpoint = Checkpoint.open(checkpoint)
         on, kind = resolve_device(device), resolve_dtype(dtype, device)
-        folder = checkpoint.path / "decoder"
+        folder = checkpoint.decoder_model_folder
         return cls(checkpoint, load_transformers_model(AutoModelForCausalLM, folder, on, kind))
 
     def complete(

@@ -144,8 +144,9 @@ class LclmShape:
         config: Its `model_config.json`.
         encoder: The sizes of its encoder.
         encoder_width: Width of a latent before the adapter.
-        adapter_width: Width between the adapter's two layers.
+        adapter_width: Width between the adapter's two linear layers.
         decoder_width: Width of a latent after the adapter.
+        adapter_attention: The sizes of the adapter's attention layers; None if it has none.
     """
 
     name: str
@@ -154,6 +155,7 @@ class LclmShape:
     encoder_width: int
     adapter_width: int
     decoder_width: int
+    adapter_attention: TransformerShape | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> LclmShape:
@@ -168,6 +170,8 @@ class LclmShape:
         Raises:
             CheckpointError: When the encoder's config.json lacks a size.
         """
+        attention = checkpoint.adapter_shape["attention_config"]
+        layers = {"num_hidden_layers": checkpoint.config.num_adapter_layers}
         return cls(
             checkpoint.name,
             checkpoint.config,
@@ -175,12 +179,22 @@ class LclmShape:
             checkpoint.encoder_width,
             checkpoint.adapter_width,
             checkpoint.decoder_width,
+            TransformerShape.of(attention | layers) if attention else None,
         )
 
-    @property
-    def adapter_flops(self) -> int:
-        """FLOPs that the adapter takes per latent: two matrices."""
-        return 2 * self.adapter_width * (self.encoder_width + self.decoder_width)
+    def adapter_flops(self, latents: int, pairs: int) -> int:
+        """FLOPs that the adapter takes: two matrices, and its attention layers if it has any.
+
+        Args:
+            latents: The number of latents.
+            pairs: Pairs of latents of the same passage.
+
+        Returns:
+            The number of FLOPs.
+        """
+        attention = self.adapter_attention
+        flops = 2 * self.adapter_width * (self.encoder_width + self.decoder_width) * latents
+        return flops if attention is None else flops + attention.flops(latents, pairs)
 
 
 PUBLISHED = tuple(

@@ -208,16 +208,18 @@ def plan_store(
         The plan.
     """
     config = shape.config
-    latents = positions = pairs = 0
+    latents = latent_pairs = positions = pairs = 0
     for tokens, count in size.passage_lengths.items():
-        latents += count * -(-tokens // config.compression_ratio)
+        own = -(-tokens // config.compression_ratio)
+        latents += count * own
+        latent_pairs += count * own**2
         for length in _window_lengths(tokens, config):
             positions += count * length
-            # Causal: a position sees itself and those before it in its window.
-            pairs += count * (length * (length + 1) // 2)
+            # With a causal mask a position sees itself and those before it in its window.
+            pairs += count * (length * (length + 1) // 2 if config.is_causal else length**2)
     flops = shape.encoder.flops(positions, pairs)
     if space == "decoder":
-        flops += shape.adapter_flops * latents
+        flops += shape.adapter_flops(latents, latent_pairs)
     width = shape.encoder_width if space == "encoder" else shape.decoder_width
     hours = {gpu: gpu.hours(flops, utilization) for gpu in gpus}
     rows = size.text_bytes + size.beside_bytes + size.passages * _ROW_BYTES
@@ -239,4 +241,5 @@ def _window_lengths(tokens: int, config: ModelConfig) -> Iterator[int]:
     for start in range(0, tokens, config.encoder_window_size):
         own = min(config.encoder_window_size, tokens - start)
         markers = -(-own // config.compression_ratio) if config.pooling == "eos" else 0
-        yield min(start, config.boundary_overlap) + own + markers
+        after = 0 if config.is_causal else min(tokens - start - own, config.boundary_overlap)
+        yield min(start, config.boundary_overlap) + own + after + markers

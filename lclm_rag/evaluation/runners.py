@@ -105,7 +105,7 @@ def _pressed_decoder(
         )
     return PressedDecoder(
         kvpress,
-        kb.checkpoint.path / "decoder",
+        kb.checkpoint.decoder_model_folder,
         context.press,
         device=str(resolve_device(kb.device)),
         dtype=str(resolve_dtype(kb.dtype, kb.device)).removeprefix("torch."),

@@ -32,7 +32,7 @@ from lclm_rag.types import PassageKey
 
 __all__ = ["PromptBuilder", "QueryPrompt"]
 
-Project = Callable[[torch.Tensor], torch.Tensor]
+Project = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PromptBuilder:
         context_length: Decoder positions, those of the answer included.
         space: The space in which the decoder prefers latents.
         dtype: The dtype that stored latents are decoded to.
-        project: Maps latents from encoder space to decoder space.
+        project: Maps latents, with the number of each passage, from encoder space to decoder space.
     """
 
     checkpoint: Checkpoint
@@ -273,8 +273,8 @@ class PromptBuilder:
         if not rows or rows[0].layout.space == space:
             return stored
         # Project the latents of all passages at once.
-        projected = self.project(torch.cat(stored))
-        return list(projected.split([len(vectors) for vectors in stored]))
+        counts = [len(vectors) for vectors in stored]
+        return list(self.project(torch.cat(stored), counts).split(counts))
 
 
 def _expanded(

@@ -8,7 +8,8 @@ int4         ⌈w/2⌉ bytes, then the scale. The low half of byte i is the inde
              the level of coordinate 2i, the high half that of coordinate 2i + 1 (0 if w is odd and there is
              no such coordinate).
 
-The scale is a bfloat16. In int8 and int4, scale × level is a coordinate of the latent after a rotation R, so
+The scale is a bfloat16, and keeps the latent's length, which adapters with attention layers before their MLP
+depend on. In int8 and int4, scale × level is a coordinate of the latent after a rotation R, so
 the latent is R⁻¹(scale × levels). R has no parameters and consists of two steps:
 
 1. Coordinate i changes its sign if bit i of SHAKE-128("lclm_rag") is 1. The first bit is the highest bit of

@@ -12,13 +12,16 @@ import time
 from importlib import metadata, util
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from lclm_rag.cli.doctor import _OPTIONAL
 from lclm_rag.cli.main import cli
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.store import writing
+from support.checkpoints import MakeCheckpoint, as_lora
 from support.commands import Run
+from support.hub import LocalHub
 
 
 @pytest.fixture
@@ -143,11 +146,70 @@ def test_doctor_tells_what_is_there_and_what_brings_the_rest(run: Run, tmp_path:
     missing = [f for f in findings.values() if f["state"] == "missing"]
     assert all("pip install 'lclm-rag[" in finding["detail"] for finding in missing)
     extras = set(metadata.metadata("lclm-rag").get_all("Provides-Extra") or ())
-    assert {extra for _, extra, _ in _OPTIONAL.values()} == extras - {"test", "dev", "benchmarks"}
+    assert {extra for _, extra, _ in _OPTIONAL.values()} == extras - {"all"}
     (tmp_path / "model_config.json").write_text("{}")
     code, out, _ = run("doctor", "--checkpoint", tmp_path)
     assert code == 1
     assert "BROKEN" in out
+
+
+def test_doctor_says_how_much_of_a_checkpoint_is_to_be_fetched(
+    run: Run, tmp_path: Path, make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lclm_rag.cli.doctor._installed", list)
+    monkeypatch.setattr("lclm_rag.cli.doctor._companions", list)
+
+    def findings(code: int = 0) -> dict[str, str]:
+        found, out, _ = run("doctor", "--checkpoint", "me/lclm", "--json")
+        assert found == code
+        return {f["what"]: f["detail"] for f in json.loads(out) if f["what"] != "device"}
+
+    folder = make_checkpoint()
+    hub = LocalHub(monkeypatch, tmp_path / "hub", {"me/lclm": folder})
+    decoder = (folder / "decoder" / "model.safetensors").stat().st_size
+    rest = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) - decoder
+    first = findings()
+    assert first["to build"] == f"encoder and adapter: {rest / 1e6:.1f} MB to fetch"
+    assert first["to answer"] == f"the decoder's weights: {decoder / 1e6:.1f} MB to fetch"
+    assert list(first) == ["to build", "to answer", "checkpoint"]  # Before anything is fetched.
+    assert "me/lclm: decoder/model.safetensors" not in hub.fetched
+    again = findings()
+    assert again["to build"] == f"encoder and adapter: {rest / 1e6:.1f} MB, all in the cache"
+    assert again["to answer"] == first["to answer"]
+
+    # Without the hub, what is in the cache is checked; a checkpoint that is not there is said once.
+    hub.models.clear()
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: hub.snapshot("me/lclm")
+    )
+    assert list(findings()) == ["checkpoint"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    lost = findings(code=1)
+    assert list(lost) == ["checkpoint"]
+    assert (
+        "neither a folder nor could it be fetched from the hub: 401 Client Error."
+        in lost["checkpoint"]
+    )
+
+
+def test_doctor_says_whose_lora_weights_a_checkpoint_has(
+    run: Run, tmp_path: Path, make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lclm_rag.cli.doctor._installed", list)
+    monkeypatch.setattr("lclm_rag.cli.doctor._companions", list)
+    folder = make_checkpoint()
+    as_lora(folder, "decoder")
+    code, out, _ = run("doctor", "--checkpoint", folder)
+    assert code == 0
+    assert out.endswith("LoRA weights for ../base\n")
+    settings = folder / "decoder" / "adapter_config.json"
+    named = json.loads(settings.read_text()) | {"base_model_name_or_path": "me/base"}
+    settings.write_text(json.dumps(named))
+    LocalHub(monkeypatch, tmp_path / "hub", {"me/base": folder / "base"})
+    size = (folder / "base" / "model.safetensors").stat().st_size
+    code, out, _ = run("doctor", "--checkpoint", folder)
+    assert code == 0
+    assert out.endswith(f"LoRA weights for me/base: {size / 1e6:.1f} MB to fetch\n")
 
 
 @pytest.mark.slow

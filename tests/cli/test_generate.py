@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,14 +27,26 @@ def prompts(sheets: list[FactSheet]) -> list[str]:
     return [*one, two, "No memory at all?", PLAIN.format("x", "Tiny.")]
 
 
-@pytest.mark.parametrize("which", ["bundled", "random"])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "overlap": {"boundary_overlap": 3},
+    "attn_mlp": {
+        "encoder_mask_type": "bidirectional",
+        "boundary_overlap": 8,
+        "adapter_type": "attn_mlp",
+        "num_adapter_layers": 2,
+    },
+    "mlp_attn": {"encoder_mask_type": "bidirectional", "adapter_type": "mlp_attn"},
+}
+
+
+@pytest.mark.parametrize("which", ["bundled", *SETTINGS])
 def test_latents_and_greedy_tokens_equal_the_plain_way(
     which: str,
     sheets: list[FactSheet],
     checkpoint: Checkpoint,
     make_checkpoint: MakeCheckpoint,
 ) -> None:
-    folder = checkpoint.path if which == "bundled" else make_checkpoint(boundary_overlap=3)
+    folder = checkpoint.path if which == "bundled" else make_checkpoint(**SETTINGS[which])
     reference = Reference(folder)
     compressor = Compressor.from_pretrained(folder, device="cpu")
     decoder = TransformersDecoder.from_pretrained(folder, device="cpu")

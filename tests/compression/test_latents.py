@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +41,68 @@ def test_latents_equal_a_plain_loop_for_every_pooling_ratio_and_overlap(
                 expected = reference.project(expected)
             assert found.shape == expected.shape
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+ADAPTERS: list[dict[str, Any]] = [
+    {"adapter_type": "mlp"},
+    {"adapter_type": "mlp_attn", "num_adapter_layers": 2},
+    {"adapter_type": "attn_mlp"},
+    {"adapter_type": "attn_mlp", "num_adapter_layers": 2},
+]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "adapter"),
+    [
+        *itertools.product(["mean", "eos"], ADAPTERS),
+        *itertools.product(["concat"], ADAPTERS[:2]),  # The others do not go with it.
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+@pytest.mark.parametrize("overlap", [0, 5, 40])
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_latents_equal_a_plain_loop_for_every_mask_and_adapter(
+    make_checkpoint: MakeCheckpoint,
+    mask: str,
+    pooling: str,
+    overlap: int,
+    adapter: dict[str, Any],
+) -> None:
+    folder = make_checkpoint(
+        pooling=pooling, encoder_mask_type=mask, boundary_overlap=overlap, **adapter
+    )
+    reference = Reference(folder)
+    texts = token_ids(LENGTHS)
+    # A budget that puts the windows of one text into several batches.
+    compressor = Compressor.from_pretrained(folder, device="cpu", token_budget=100)
+    for ids, *found in zip(
+        texts,
+        compressor.compress_token_ids(texts, "encoder"),
+        compressor.compress_token_ids(texts, "decoder"),
+        strict=True,
+    ):
+        encoded = reference.encode(ids)
+        for one, expected in zip(found, (encoded, reference.project(encoded)), strict=True):
+            torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attn_mlp", "mlp_attn"])
+def test_attention_in_the_adapter_sees_all_of_a_passage_and_no_other(
+    make_checkpoint: MakeCheckpoint, kind: str
+) -> None:
+    compressor = Compressor.from_pretrained(make_checkpoint(adapter_type=kind), device="cpu")
+    texts = token_ids([70, 9, 33])
+    together = compressor.compress_token_ids(texts)
+    for ids, latents in zip(texts, together, strict=True):
+        (alone,) = compressor.compress_token_ids([ids])
+        torch.testing.assert_close(latents, alone, atol=1e-5, rtol=1e-5)
+    # The last token of a text changes its first latent, two windows before.
+    (changed,) = compressor.compress_token_ids([[*texts[0][:-1], 7]])
+    assert (changed[0] - together[0][0]).norm() > 1e-3 * changed[0].norm()
+    with_space = Compressor.from_pretrained(compressor.checkpoint, device="cpu", token_budget=40)
+    encoded, counts = with_space.compress_together(texts, "encoder")
+    torch.testing.assert_close(with_space.project(encoded, counts), torch.cat(together))
+    assert with_space.project(encoded[:0], []).shape == (0, 64)
 
 
 def test_a_text_gives_one_latent_for_every_group_of_tokens(compressor: Compressor) -> None:

@@ -72,6 +72,47 @@ def test_each_window_is_as_if_it_were_alone(encoder: Any) -> None:
 @pytest.mark.parametrize(
     "encoder",
     [
+        pytest.param(lambda: model(Qwen3Config, Qwen3Model), id="qwen3"),
+        pytest.param(lambda: model(LlamaConfig, LlamaModel), id="llama"),
+        pytest.param(lambda: model(MistralConfig, MistralModel, sliding_window=64), id="mistral"),
+    ],
+)
+@torch.inference_mode()
+def test_without_a_causal_mask_a_window_sees_all_of_itself_and_nothing_else(encoder: Any) -> None:
+    lengths = [1, 20, 7]
+    ids = torch.randint(1, 200, (sum(lengths),), generator=torch.Generator().manual_seed(1))
+    plain = encoder()
+    plain.config.is_causal = False  # transformers' own way.
+    alone = [plain(part[None], use_cache=False).last_hidden_state[0] for part in ids.split(lengths)]
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    packed = PackedEncoder(encoder(), 64, causal=False)
+    torch.testing.assert_close(
+        packed(ids, positions, lengths), torch.cat(alone), atol=1e-5, rtol=1e-5
+    )
+    # Its first token sees its last, and that of no other window.
+    changed = packed(torch.cat([ids[:20], ids[:1], ids[21:]]), positions, lengths)
+    assert not torch.allclose(changed[1], torch.cat(alone)[1], atol=1e-3)
+    torch.testing.assert_close(changed[21:], torch.cat(alone)[21:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_sliding_window_is_refused_without_a_causal_mask() -> None:
+    with pytest.raises(
+        CheckpointError, match="at most 6 positions at once, fewer than a window's 64"
+    ):
+        PackedEncoder(model(MistralConfig, MistralModel, sliding_window=6), 64, causal=False)
+
+
+def test_a_model_that_keeps_its_causal_mask_is_refused() -> None:
+    encoder = model(Qwen3Config, Qwen3Model)
+    forward = encoder.forward
+    encoder.forward = lambda attention_mask=None, **rest: forward(**rest)  # It drops our mask.
+    with pytest.raises(CheckpointError, match="Qwen3Model, keeps its causal mask"):
+        PackedEncoder(encoder, 64, causal=False)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
         # Attention sinks; a soft cap so low that it shows; states that run on from token to token.
         pytest.param(
             lambda: model(GptOssConfig, GptOssModel, num_local_experts=2, num_experts_per_tok=1),
@@ -99,7 +140,7 @@ def test_the_kernel_for_gpus_takes_what_it_is_given() -> None:
         for name, n in heads.items()
     }
     ends = torch.empty(4, dtype=torch.int32, device="meta")
-    for sliding in (None, 6):
+    for sliding, causal in ((None, True), (6, True), (None, False)):
         out, _ = attention._attention(
             None,
             **packed,
@@ -108,6 +149,7 @@ def test_the_kernel_for_gpus_takes_what_it_is_given() -> None:
             sliding_window=sliding,
             cu_seq_lens_q=ends,
             max_length_q=32,
+            causal=causal,
         )
         assert out.shape == (1, 40, 4, 16)
         assert out.dtype == torch.bfloat16

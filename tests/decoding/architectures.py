@@ -31,14 +31,24 @@ def test_every_architecture_is_here() -> None:
     assert DECODERS.keys() == LATENT_ARCHITECTURES.keys()
 
 
-@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("Qwen3ForCausalLM", {}),
+        ("LlamaForCausalLM", {}),
+        # Attention layers must see a passage as a whole: here one of a single window, there of several.
+        ("Qwen3ForCausalLM", {"adapter_type": "attn_mlp", "encoder_window_size": 1024}),
+        ("Qwen3ForCausalLM", {"adapter_type": "attn_mlp", "num_adapter_layers": 2}),
+    ],
+)
 def test_items_and_mixed_prompts_give_the_tokens_of_transformers(
     architecture: str,
+    settings: dict[str, Any],
     make_checkpoint: MakeCheckpoint,
     sheets: list[FactSheet],
 ) -> None:
     """Random weights; encoder and decoder differ in width, so that the adapter's place shows."""
-    folder = make_checkpoint()
+    folder = make_checkpoint(**settings)
     config, model = DECODERS[architecture]
     shape: dict[str, Any] = {
         "hidden_size": 64,

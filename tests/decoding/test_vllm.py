@@ -97,7 +97,10 @@ def test_a_second_question_about_the_same_passages_finds_them_in_the_cache(
     found = passages(knowledge_base, sheets[10:14])
     if which == "mixed_decoder":
         found = [
-            dataclasses.replace(p, latents=knowledge_base.adapter.project(p.latents)) for p in found
+            dataclasses.replace(
+                p, latents=knowledge_base.adapter.project(p.latents, [len(p.latents)])
+            )
+            for p in found
         ]
     space = "encoder" if which == "items_decoder" else "decoder"
     first, second = (

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lclm_rag import Document, KnowledgeBase
-from lclm_rag.checkpoint import Checkpoint, ModelConfig, Pooling, Space
+from lclm_rag.checkpoint import Checkpoint, MaskType, ModelConfig, Pooling, Space
 from lclm_rag.compression import Compressor
 from lclm_rag.compression.windows import cut_windows
 from lclm_rag.connectors.corpora import read_corpus
@@ -208,23 +208,34 @@ def test_by_bytes_every_character_counts_as_its_bytes_and_passages_are_full() ->
     groups=st.integers(1, 4),
     overlap=st.integers(0, 70),
     pooling=st.sampled_from(["mean", "concat", "eos"]),
+    mask=st.sampled_from(["causal", "bidirectional"]),
 )
 def test_windows_are_those_of_the_compressor(
-    length: int, ratio: int, groups: int, overlap: int, pooling: Pooling
+    length: int, ratio: int, groups: int, overlap: int, pooling: Pooling, mask: MaskType
 ) -> None:
-    config = ModelConfig(ratio, ratio * groups, pooling, "causal", overlap, "mlp")
+    config = ModelConfig(ratio, ratio * groups, pooling, mask, overlap, "mlp")
     windows = cut_windows([range(length)], config, 0 if pooling == "eos" else None)
     read = windows.lengths.tolist()
     encoder = TransformerShape(2, 48, 4, 2, 16, 96)
     shape = LclmShape("x", config, encoder, 48, 64, 64)
     plan = store_of(CorpusSize(1, 1, 1, {length: 3}), shape)
     assert plan.latents == 3 * int(windows.latents.sum())
-    pairs = sum(n * (n + 1) // 2 for n in read)
+    pairs = sum(n * (n + 1) // 2 if mask == "causal" else n * n for n in read)
     assert plan.flops == 3 * encoder.flops(sum(read), pairs)
 
 
-def test_flops_are_those_that_torch_counts(make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = Checkpoint.open(make_checkpoint())  # windows of 32 tokens
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"encoder_mask_type": "bidirectional", "adapter_type": "attn_mlp"},
+        {"adapter_type": "mlp_attn", "num_adapter_layers": 2},
+    ],
+)
+def test_flops_are_those_that_torch_counts(
+    make_checkpoint: MakeCheckpoint, settings: dict[str, Any]
+) -> None:
+    checkpoint = Checkpoint.open(make_checkpoint(**settings))  # windows of 32 tokens
     compressor = Compressor.from_pretrained(checkpoint, device="cpu", dtype="float32")
     ids = torch.randint(3, 700, (96,)).tolist()
     # Torch counts no fused attention on a CPU.
@@ -232,8 +243,8 @@ def test_flops_are_those_that_torch_counts(make_checkpoint: MakeCheckpoint) -> N
         compressor.compress_token_ids([ids], "decoder")
     shape = LclmShape.of(checkpoint)
     plan = store_of(CorpusSize(1, 300, 0, {96: 1}), shape, "decoder")
-    # It counts what the causal mask hides as well.
-    hidden = shape.encoder.flops(0, 3 * (32 * 31 // 2))
+    # It counts what a causal mask hides as well.
+    hidden = shape.encoder.flops(0, 3 * (32 * 31 // 2)) if shape.config.is_causal else 0
     assert counted.get_total_flops() == plan.flops + hidden
 
 

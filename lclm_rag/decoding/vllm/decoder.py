@@ -8,10 +8,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.compression.adapter import Adapter, load_adapter
 from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
@@ -202,11 +207,30 @@ class VLLMDecoder(EventLoopDecoder):
                 prompt, self.checkpoint.decoder_width, self.engine.model_config.dtype
             )
         return item_prompt(
-            prompt,
+            self._with_whole_passages(prompt),
             placeholder=self.checkpoint.placeholder_id,
             most_latents=item_latents(self.checkpoint),
             fingerprint=self.checkpoint.fingerprint("decoder"),
         )
+
+    def _with_whole_passages(self, prompt: SoftPrompt) -> SoftPrompt:
+        """The prompt itself, unless a passage longer than an item has to pass the adapter as a whole.
+
+        An adapter with attention layers must see all of a passage. What does not fit into one item is
+        projected here, instead of in the engine.
+        """
+        if prompt.space == "decoder" or self.checkpoint.config.adapter_type == "mlp":
+            return prompt
+        if max(span.length for span in prompt.spans) <= item_latents(self.checkpoint):
+            return prompt
+        counts = [span.length for span in prompt.spans]
+        projected = self._adapter.project(torch.cat(prompt.latents), counts)
+        return replace(prompt, latents=projected.split(counts), space="decoder")
+
+    @cached_property
+    def _adapter(self) -> Adapter:
+        dtype = str(self.engine.model_config.dtype).removeprefix("torch.")
+        return load_adapter(self.checkpoint, "cpu", dtype)
 
     def _parameters(self, sampling: Sampling, streaming: bool) -> SamplingParams:
         from vllm import SamplingParams

@@ -28,7 +28,10 @@ def latent_architecture(checkpoint: Checkpoint) -> str | None:
 
 
 def item_latents(checkpoint: Checkpoint) -> int:
-    """The most latents in one item: those of an encoder window. Longer memory spans become several items."""
+    """The most latents in one item: those of an encoder window. Longer memory spans become several items.
+
+    An adapter with attention layers sees one item at a time, so `VLLMDecoder` gives it no part of a passage.
+    """
     return checkpoint.config.encoder_window_size // checkpoint.config.compression_ratio
 
 
@@ -67,7 +70,7 @@ def start_engine(
         raise ImportError(_import_advice(error)) from error
     on = resolve_device(device)
     arguments: dict[str, Any] = {
-        "model": str(checkpoint.path / "decoder"),
+        "model": str(checkpoint.decoder_model_folder),
         "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
         "enable_prompt_embeds": True,
     }
@@ -93,10 +96,8 @@ def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "architectures": [latent_architecture(checkpoint)],
         "lclm": {
-            "adapter": str(checkpoint.path / "adapter"),
-            "encoder_width": checkpoint.encoder_width,
-            "adapter_width": checkpoint.adapter_width,
-            "decoder_width": checkpoint.decoder_width,
+            "adapter": str(checkpoint.adapter_file.parent),
+            "adapter_shape": checkpoint.adapter_shape,
             "item_latents": item_latents(checkpoint),
             "placeholder": MEMORY,
             "placeholder_id": checkpoint.placeholder_id,

@@ -41,15 +41,14 @@ class LatentInputs(nn.Module, SupportsMultiModal):  # type: ignore[misc]
     """Adds the adapter, and latents as embeddings, to one of vLLM's decoders.
 
     The adapter runs here, in the engine, for encoder-space items; decoder-space items are used unchanged.
-    `engine._latent_overrides` writes `hf_config.lclm`, which has the adapter's folder and the widths.
+    `engine._latent_overrides` writes `hf_config.lclm`, which has the adapter's folder and its shape. An
+    adapter with attention layers sees one item at a time: `VLLMDecoder` makes each of them a whole passage.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         settings = vllm_config.model_config.hf_config.lclm
-        self.adapter = Adapter(
-            settings["encoder_width"], settings["adapter_width"], settings["decoder_width"]
-        )
+        self.adapter = Adapter(**settings["adapter_shape"])
         self.secondary_weights = [
             DefaultModelLoader.Source(settings["adapter"], revision=None, prefix="adapter.")
         ]
@@ -77,7 +76,8 @@ class LatentInputs(nn.Module, SupportsMultiModal):  # type: ignore[misc]
         behind = [item for item, flag in zip(items, through, strict=True) if flag]
         if behind:
             # All items at once: one passage has too few latents to keep a GPU busy.
-            projected = iter(self.adapter(torch.cat(behind)).split([len(item) for item in behind]))
+            counts = [len(item) for item in behind]
+            projected = iter(self.adapter(torch.cat(behind), counts).split(counts))
             items = [
                 next(projected) if flag else item for item, flag in zip(items, through, strict=True)
             ]
@@ -144,7 +144,7 @@ class LatentDummyInputs(BaseDummyInputsBuilder[LatentInfo]):  # type: ignore[mis
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any
     ) -> dict[str, Any]:
         settings = self.info.settings
-        latents = torch.ones(settings["item_latents"], settings["encoder_width"])
+        latents = torch.ones(settings["item_latents"], settings["adapter_shape"]["encoder_width"])
         return {MODALITY: [(latents, True)] * mm_counts.get(MODALITY, 0)}
 
 
