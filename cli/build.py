@@ -7,9 +7,7 @@ from typing import Any
 import click
 
 from lclm_rag.cli.corpus import add_corpus, corpus_options
-from lclm_rag.cli.options import (
-    CODECS,
-)
+from lclm_rag.cli.options import CODECS, frame_option
 
 __all__ = ["build"]
 
@@ -45,6 +43,7 @@ __all__ = ["build"]
     is_flag=True,
     help="Begin each passage with its title and headings, as in 'Guide > Northern line'.",
 )
+@frame_option
 @click.option(
     "--embedder", help="sentence-transformers model: hybrid retrieval instead of BM25 alone."
 )
@@ -58,6 +57,7 @@ def build(
     space: Any,
     passage_tokens: int | None,
     contextual_headers: bool,
+    frame: Any,
     embedder: str | None,
     qdrant_url: str | None,
     collection: str | None,
@@ -105,6 +105,7 @@ def build(
         space=space,
         passage_tokens=passage_tokens,
         contextual_headers=contextual_headers,
+        frame=frame,
         embedder=embedder,
         qdrant_url=qdrant_url,
         collection=collection,

@@ -10,6 +10,7 @@ import click
 from lclm_rag.cli.options import (
     decoder_options,
     expand_option,
+    frame_option,
     kb_option,
     parsed_filter,
     retrieval_options,
@@ -23,6 +24,7 @@ __all__ = ["chat"]
 @kb_option
 @retrieval_options
 @expand_option
+@frame_option
 @sampling_options
 @decoder_options
 def chat(
@@ -30,6 +32,7 @@ def chat(
     top_k: int,
     filters: tuple[str, ...],
     expand: Any,
+    frame: Any,
     decoder: str,
     decoder_options: dict[str, Any],
     device: str,
@@ -56,7 +59,12 @@ def chat(
 
     chosen, how = parsed_filter(filters), Sampling(**sampling)
     with KnowledgeBase.open(
-        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+        kb,
+        frame=frame,
+        decoder=decoder,
+        decoder_options=decoder_options,
+        device=device,
+        dtype=dtype,
     ) as knowledge_base:
         click.echo(f"{len(knowledge_base):,} passages. An empty line ends the session.", err=True)
         while True:

@@ -95,6 +95,15 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
     help="Python environment for kvpress:…, made by "
     "python -m lclm_rag.evaluation.baselines.kvpress_environment DIR.",
 )
+@click.option(
+    "--frames",
+    "--frame",
+    "frames",
+    multiple=True,
+    metavar="NAME|FILE.toml|all",
+    help="Ask each context in this frame, beside others. May be repeated; all: in every frame that comes "
+    "with the package.  [default: the knowledge base's frame]",
+)
 @click.option("--plots", is_flag=True, help="Write PNGs beside the report (needs lclm-rag[eval]).")
 @click.option(
     "--compare",
@@ -111,6 +120,7 @@ def evaluate(
     context_names: tuple[str, ...],
     kb: str | None,
     compare: tuple[Path, Path] | None,
+    frames: tuple[str, ...],
     plots: bool,
     as_json: bool,
     **options: Any,
@@ -144,6 +154,7 @@ def evaluate(
       lclm-rag eval questions.jsonl --kb kb/ --out runs/mine --plots
       lclm-rag eval lclm-eval/ruler --task "*_4096" --out runs/16x \\
           --checkpoint latent-context/0.6b-4b-LCLM-16x
+      lclm-rag eval exact-strings --frames all --context latents --out runs/frames
       lclm-rag eval --compare runs/a/report.json runs/b/report.json
 
     The command writes report.json, with every answer, into the folder. To compare times on vLLM, give
@@ -158,13 +169,19 @@ def evaluate(
     if not questions or not out:
         raise click.UsageError("Say what to ask, and give --out, a folder for the run.")
     from lclm_rag.cli.eval_tables import print_report
-    from lclm_rag.evaluation.contexts import parse_context
+    from lclm_rag.evaluation.contexts import in_frames, parse_context
+    from lclm_rag.prompting.frames import FRAMES, load_frame
 
     try:
         names = dict.fromkeys(context_names or _DEFAULT_CONTEXTS)
         contexts = [parse_context(name) for name in names]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--context") from error
+    try:
+        chosen = [load_frame(f) for name in frames for f in (FRAMES if name == "all" else [name])]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--frames") from error
+    contexts = in_frames(contexts, list(dict.fromkeys(chosen)))
     if plots:
         from lclm_rag.evaluation.plots import require_matplotlib
 

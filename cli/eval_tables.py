@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lclm_rag.cli.progress import stdout
+from lclm_rag.evaluation.datasets.published import published_scores
 
 __all__ = ["print_comparison", "print_report"]
+
+_MOST_COLUMNS = 5
+"""Contexts that fit beside each other on a screen; more of them become the rows."""
+_SHORT = {
+    "score, %": "score, %",
+    "  95% interval": "95% interval",
+    "exact match, %": "exact, %",
+    "prompt positions": "positions",
+    "time to first token, ms": "first token, ms",
+}
+"""What is shown of each if there are more, and the headings of the columns."""
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -22,17 +34,19 @@ def print_report(report: Mapping[str, Any]) -> None:
         report: The content of report.json.
     """
     settings, contexts = report["settings"], report["modes"]
-    table = Table(
-        title=f"{settings['set']}: {report['questions']} questions, checkpoint {settings['checkpoint']}",
-        title_justify="left",
+    rows = {"": list(contexts)} | {n: cells for n, cells in _rows(report).items() if any(cells)}
+    if len(contexts) > _MOST_COLUMNS:
+        shown = {"": "", **_SHORT}
+        rows = {heading: rows[name] for name, heading in shown.items() if name in rows}
+        columns = list(rows)
+        lines = list(zip(*rows.values(), strict=True))
+    else:
+        columns = ["", *contexts]
+        lines = [(name, *cells) for name, cells in rows.items() if name]
+    title = (
+        f"{settings['set']}: {report['questions']} questions, checkpoint {settings['checkpoint']}"
     )
-    table.add_column("")
-    for context in contexts:
-        table.add_column(context, justify="right")
-    for name, cells in _rows(report).items():
-        if any(cells):
-            table.add_row(name, *cells)
-    stdout.print(table)
+    stdout.print(_table(title, columns, lines))
     for note in _notes(report):
         stdout.print(note, style="dim", soft_wrap=True, markup=False)
     if len(report["categories"]) > 1:
@@ -79,7 +93,7 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _interval(figure: Mapping[str, float] | None) -> str:
-    return "" if figure is None else f"{100 * figure['low']:.1f} … {100 * figure['high']:.1f}"
+    return "" if figure is None else f"{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
@@ -88,7 +102,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     if store["source_tokens"]:
         per_token = store["bytes"] / store["source_tokens"]
         notes.append(f"The store takes {per_token:.1f} bytes for each source token, text included.")
-    if report["reference"] not in (None, "text"):
+    if report["reference"] is not None and not report["reference"].startswith("text"):
         notes.append(f"Differences are those to {report['reference']}: pasted text was not asked.")
     for context, figures in report["modes"].items():
         if figures["errors"]:
@@ -111,14 +125,38 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _categories(report: Mapping[str, Any]) -> Table:
-    table = Table(title="score by category, %", title_justify="left")
-    table.add_column("category")
-    table.add_column("questions", justify="right")
-    for context in report["modes"]:
-        table.add_column(context, justify="right")
-    for name, category in report["categories"].items():
-        cells = [f"{100 * category['modes'][context]:.1f}" for context in report["modes"]]
-        table.add_row(name or "–", str(category["questions"]), *cells)
+    """The scores by category, with the authors' own beside them if they gave any."""
+    contexts, categories = report["modes"], report["categories"]
+    authors = published_scores(report["settings"]["set"])
+    rows = [
+        [
+            name or "–",
+            str(category["questions"]),
+            *(f"{100 * category['modes'][context]:.1f}" for context in contexts),
+            *([_published(authors.get(name))] if authors.keys() & categories.keys() else []),
+        ]
+        for name, category in categories.items()
+    ]
+    columns = ["category", "questions", *contexts]
+    columns += ["latents 16×, by the authors"] if len(rows[0]) > len(columns) else []
+    title = "score by category, %"
+    if len(contexts) <= _MOST_COLUMNS:
+        return _table(title, columns, rows)
+    lines = list(zip(columns, *rows, strict=True))
+    return _table(title, lines[0], lines[1:])
+
+
+def _published(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:g}"
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column holds names, and whose others hold figures."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

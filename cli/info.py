@@ -64,7 +64,14 @@ def _facts(kb: str) -> dict[str, Any]:
         "width": layout.width,
         "passage_tokens": settings.passage_tokens,
         "contextual_headers": settings.contextual_headers,
+        "frame": _frame_name(settings.frame),
         "passage_index": settings.qdrant_url or "embedded (Qdrant Edge)",
         "retrieval": f"BM25 + {settings.embedder}" if settings.embedder else "BM25",
         "advice": index_advice(len(store), settings.qdrant_url),
     }
+
+
+def _frame_name(frame: str | dict[str, Any] | None) -> str:
+    if frame is None:
+        return "the checkpoint's"
+    return frame if isinstance(frame, str) else str(frame["name"])

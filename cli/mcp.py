@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
-from lclm_rag.cli.options import decoder_options, kb_option, sampling_options
+from lclm_rag.cli.options import decoder_options, frame_option, kb_option, sampling_options
 from lclm_rag.types import DEFAULT_TOP_K
 
 __all__ = ["mcp"]
@@ -33,12 +33,14 @@ __all__ = ["mcp"]
     metavar="PORT",
     help="Serve over HTTP on 127.0.0.1, at /mcp.  [default: over stdin and stdout]",
 )
+@frame_option
 @sampling_options
 @decoder_options
 def mcp(
     kb: str,
     top_k: int,
     port: int | None,
+    frame: Any,
     decoder: str,
     decoder_options: dict[str, Any],
     device: str,
@@ -64,7 +66,12 @@ def mcp(
     # MCP's SDK logs what reaches the root logger, but our log already goes to stderr.
     logging.getLogger("lclm_rag").propagate = False
     with KnowledgeBase.open(
-        kb, decoder=decoder, decoder_options=decoder_options, device=device, dtype=dtype
+        kb,
+        frame=frame,
+        decoder=decoder,
+        decoder_options=decoder_options,
+        device=device,
+        dtype=dtype,
     ) as knowledge_base:
         knowledge_base.index  # noqa: B018  If another process uses it, fail now, not in a tool call.
         server = mcp_server(knowledge_base, top_k=top_k, sampling=Sampling(**sampling))

@@ -12,6 +12,7 @@ import click
 from lclm_rag.types import DEFAULT_TOP_K, CodecName
 
 if TYPE_CHECKING:
+    from lclm_rag.prompting.frames import Frame
     from lclm_rag.retrieval.filters import Filter
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "device_options",
     "expand_option",
     "filter_option",
+    "frame_option",
     "kb_option",
     "parsed_filter",
     "retrieval_options",
@@ -147,6 +149,26 @@ retrieval_options = together(
         help="Passages to retrieve.",
     ),
     filter_option,
+)
+
+
+def _as_frame(context: click.Context, option: click.Parameter, value: str | None) -> Frame | None:
+    if value is None:
+        return None
+    from lclm_rag.prompting.frames import load_frame
+
+    try:
+        return load_frame(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+frame_option = click.option(
+    "--frame",
+    callback=_as_frame,
+    metavar="NAME|FILE.toml",
+    help="The words around passages and question: numbered, card, block, chunks, segments, or a file of your "
+    "own.  [default: the knowledge base's; when it is built, the one that the checkpoint names]",
 )
 
 

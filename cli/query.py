@@ -13,6 +13,7 @@ from lclm_rag.cli.options import (
     as_json,
     decoder_options,
     expand_option,
+    frame_option,
     kb_option,
     parsed_filter,
     retrieval_options,
@@ -32,6 +33,7 @@ __all__ = ["answer_lines", "query"]
 @version_option
 @retrieval_options
 @expand_option
+@frame_option
 @sampling_options
 @decoder_options
 @click.option(
@@ -49,6 +51,7 @@ def query(
     top_k: int,
     filters: tuple[str, ...],
     expand: Any,
+    frame: Any,
     context: Any,
     decoder: str,
     decoder_options: dict[str, Any],
@@ -59,13 +62,15 @@ def query(
 ) -> int:
     """Ask a knowledge base one QUESTION; - reads it from standard input.
 
-    If no passage is found, there is no answer, and the exit code is 3.
+    If no passage is found, or the decoder goes on asking for passages, there is no answer, and the exit code
+    is 3.
 
     \b
     Examples:
       lclm-rag query --kb kb/ "Who is the mayor of Velun?"
       lclm-rag query --kb kb/ "What changed?" --filter lang=en --filter "year>=2024" --top-k 4
       lclm-rag query --kb kb/ "What is the serial number of the pump?" --expand 2
+      lclm-rag query --kb kb/ "What changed?" --frame chunks --expand model
       lclm-rag query --kb kb/ "What changed?" --decoder http://localhost:8000/v1
       echo "What changed?" | lclm-rag query --kb kb/ -
     """
@@ -75,6 +80,7 @@ def query(
     with KnowledgeBase.open(
         kb,
         version=version,
+        frame=frame,
         decoder=decoder,
         decoder_options=decoder_options,
         device=device,
@@ -94,7 +100,9 @@ def query(
         click.echo(f"Nothing was found to answer from: {answer.reason}", err=True)
     else:
         click.echo("\n".join(answer_lines(answer)))
-    return EXIT_IN_PART if answer.no_passages else 0
+        if answer.reason:
+            click.echo(answer.reason, err=True)
+    return EXIT_IN_PART if answer.reason else 0
 
 
 def answer_lines(answer: Answer) -> list[str]:
@@ -116,7 +124,7 @@ def answer_lines(answer: Answer) -> list[str]:
         lines.append(f"  no room to expand: {', '.join(map(str, no_room))}")
     if answer.left_out:
         lines.append(f"  left out, no room in the prompt: {', '.join(map(str, answer.left_out))}")
-    if not answer.complete:
+    if not answer.complete and not answer.reason:
         lines.append(f"  cut after {usage.generated_tokens} tokens; raise --max-tokens")
     cached = f" ({usage.cached_positions:,} cached)" if usage.cached_positions else ""
     lines.append(

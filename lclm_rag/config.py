@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lclm_rag.checksummed_json import seal, unseal
 from lclm_rag.errors import KnowledgeBaseError
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS", "Settings", "is_knowledge_base", "read_settings", "write_settings"]
 
 SETTINGS = "kb.json"
-_FORMAT = 3
+_FORMAT = 4
+_READABLE = (3, _FORMAT)
+"""Format 3 has no `frame`, and always an `instruction`."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,24 @@ class Settings:
     Attributes:
         checkpoint: The checkpoint's folder or hub id, or "bundled".
         passage_tokens: Most encoder tokens in a passage.
-        instruction: The first line of every prompt.
+        instruction: The instruction in every prompt; None is that of the frame.
         embedder: Name or path of a sentence-transformers model; None means BM25 alone.
         qdrant_url: URL of the Qdrant server that holds the passage index; None means embedded, in the folder.
         collection: Name of the collection on that server; None if the index is embedded.
         contextual_headers: Whether passages carry title and headings.
+        frame: The words around passages and question, as `Frame.to_json` gives them; None is the frame that
+            the checkpoint names.
         format: Version of the file's format.
     """
 
     checkpoint: str
     passage_tokens: int
-    instruction: str
+    instruction: str | None
     embedder: str | None
     qdrant_url: str | None
     collection: str | None
     contextual_headers: bool
+    frame: str | dict[str, Any] | None = None
     format: int = _FORMAT
 
 
@@ -65,12 +70,12 @@ def read_settings(folder: Folder) -> Settings:
     """
     try:
         raw = unseal(folder.read(SETTINGS))
-        if raw["format"] != _FORMAT:
+        if raw["format"] not in _READABLE:
             raise KnowledgeBaseError(
                 f"{folder} has format {raw['format']}; this lclm-rag reads format {_FORMAT}. Build it "
                 "anew, or use the version of lclm-rag that made it."
             )
-        return Settings(**raw)
+        return Settings(**{**raw, "format": _FORMAT})
     except (FileNotFoundError, NotADirectoryError) as error:
         raise KnowledgeBaseError(
             f"{folder} is not a knowledge base: it has no {SETTINGS}. Make one with lclm-rag build."

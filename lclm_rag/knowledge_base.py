@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import threading
 import time
@@ -19,13 +20,15 @@ from lclm_rag.creation import Made, discard, finished_already, make, require_fre
 from lclm_rag.errors import KnowledgeBaseError, LockedError, NoPassagesError
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.prompting import (
-    DEFAULT_INSTRUCTION,
     AssembledPrompt,
     ChatMessage,
     Context,
+    Frame,
     PromptPassage,
     PromptTemplate,
     SoftPrompt,
+    frame_of,
+    load_frame,
 )
 from lclm_rag.querying.query import Query
 from lclm_rag.querying.reader import Reader
@@ -81,6 +84,7 @@ class KnowledgeBase:
         checkpoint: Checkpoint,
         store: LatentStore,
         *,
+        frame: Frame | None = None,
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -96,6 +100,7 @@ class KnowledgeBase:
             settings: What was chosen when the knowledge base was created (`kb.json`).
             checkpoint: The checkpoint that the latents were made with.
             store: The latent store, open at the version to read.
+            frame: Used in place of the frame in `settings`.
             decoder: "transformers", "vllm", the URL of a vLLM server, or a `Decoder`. The caller closes a
                 `Decoder` that it passes.
             decoder_options: Keyword arguments for `load_decoder`, if the decoder is given by name.
@@ -114,6 +119,19 @@ class KnowledgeBase:
         self.wait = wait
         self.read_only = read_only
         self.reader = Reader(folder, settings, store)
+        self.stored_frame = (
+            frame_of(checkpoint) if settings.frame is None else load_frame(settings.frame)
+        )
+        self.frame = frame or self.stored_frame
+        self._templates: dict[Frame, PromptTemplate] = {}
+        if self.frame.memory != self.stored_frame.memory:
+            _log.warning(
+                "The latents in %s were made in the frame %s: what the frame %s has inside the memory "
+                "besides the text is not in them. Build with this frame for that.",
+                folder,
+                self.stored_frame.name,
+                self.frame.name,
+            )
         self._decoder_name = decoder if isinstance(decoder, str) else ""
         self._decoder_options = decoder_options or {}
         self._decoder = None if isinstance(decoder, str) else decoder
@@ -134,7 +152,8 @@ class KnowledgeBase:
         space: Space = "encoder",
         passage_tokens: int | None = None,
         contextual_headers: bool = False,
-        instruction: str = DEFAULT_INSTRUCTION,
+        frame: str | Path | Frame | None = None,
+        instruction: str | None = None,
         embedder: str | None = None,
         qdrant_url: str | None = None,
         collection: str | None = None,
@@ -158,7 +177,10 @@ class KnowledgeBase:
             passage_tokens: Most encoder tokens in a passage, at least 1. Default: one encoder window.
             contextual_headers: Whether the document's title and headings ("Title > Heading") go in front of
                 each passage when it is compressed, indexed and pasted.
-            instruction: The first line of every prompt.
+            frame: The words around passages and question: the name of a frame (`lclm_rag.prompting.FRAMES`),
+                the path of a .toml file, or a `Frame`. Default: the frame that the checkpoint names, in which
+                its decoder was trained.
+            instruction: The instruction in every prompt. Default: the frame's.
             embedder: Name or path of a sentence-transformers model for hybrid retrieval. Default: BM25 alone.
             qdrant_url: URL of a Qdrant server that holds the passage index. Default: an embedded index in the
                 folder.
@@ -182,7 +204,7 @@ class KnowledgeBase:
             LockedError: When another process is making a knowledge base there and is not done after `wait`
                 seconds.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When `codec`, `space`, `passage_tokens` or the URL is not valid.
+            ValueError: When `codec`, `space`, `passage_tokens`, `frame` or the URL is not valid.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.store import CODECS, Layout
@@ -197,6 +219,7 @@ class KnowledgeBase:
         if passage_tokens is not None and passage_tokens < 1:
             raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
         opened = Checkpoint.open(checkpoint)
+        chosen = None if frame is None else load_frame(frame)
         settings = Settings(
             checkpoint=opened.lasting_name,
             passage_tokens=passage_tokens or opened.config.encoder_window_size,
@@ -205,6 +228,7 @@ class KnowledgeBase:
             qdrant_url=qdrant_url,
             collection=(collection or f"lclm-{_name(folder)}") if qdrant_url else None,
             contextual_headers=contextual_headers,
+            frame=None if chosen is None else chosen.to_json(),
         )
         layout = Layout(
             codec=codec,
@@ -236,6 +260,7 @@ class KnowledgeBase:
         *,
         version: int | None = None,
         checkpoint: str | Path | None = None,
+        frame: str | Path | Frame | None = None,
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -254,6 +279,8 @@ class KnowledgeBase:
                 reading and writing.
             checkpoint: Where the checkpoint is now, if it is no longer where it was when the knowledge base
                 was created.
+            frame: Words around passages and question to use now, in place of those that the knowledge base
+                was created with; as for `create`.
             decoder: "transformers", "vllm", the URL of a vLLM server, or a `Decoder`. The caller closes a
                 `Decoder` that it passes.
             decoder_options: Keyword arguments for `load_decoder`, such as {"tensor_parallel_size": 2}.
@@ -273,7 +300,7 @@ class KnowledgeBase:
                 server, which shows the newest version only.
             StoreError: When there is no such version, or the store cannot be read.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When the URL is not valid.
+            ValueError: When `frame` or the URL is not valid.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.indexing.lost import lost_version
@@ -301,6 +328,7 @@ class KnowledgeBase:
             settings,
             opened,
             store,
+            frame=None if frame is None else load_frame(frame),
             decoder=decoder,
             decoder_options=decoder_options,
             device=device,
@@ -314,6 +342,11 @@ class KnowledgeBase:
     def path(self) -> Path | str:
         """The folder's path, or its URL if it is in an object store."""
         return self.folder.local or str(self.folder)
+
+    @property
+    def _lasting_path(self) -> str:
+        """The path, valid from any working directory, or the URL."""
+        return str(self.folder if self.folder.local is None else self.folder.local.resolve())
 
     def close(self) -> None:
         """Release the passage index and the version being read, and close the decoder if it was loaded here.
@@ -383,6 +416,7 @@ class KnowledgeBase:
             )
         options = {
             "checkpoint": self.checkpoint.lasting_name,
+            "frame": None if self.frame == self.stored_frame else self.frame,
             "decoder": self._decoder_name,
             "decoder_options": self._decoder_options,
             "device": self.device,
@@ -390,7 +424,7 @@ class KnowledgeBase:
             "compressor_options": self.compressor_options,
             "wait": self.wait,
         }
-        path = str(self.folder if self.folder.local is None else self.folder.local.resolve())
+        path = self._lasting_path
         # A server's passage index shows the newest version only, so no version can be asked for.
         version = None if self.settings.qdrant_url else self.store.version
         return _opened_again, (type(self), path, version, self.read_only, options)
@@ -451,10 +485,17 @@ class KnowledgeBase:
         loaded = self._decoder
         return self.checkpoint.context_length if loaded is None else loaded.context_length
 
-    @cached_property
+    @property
     def template(self) -> PromptTemplate:
-        """The fixed parts of every prompt, with this knowledge base's instruction."""
-        return PromptTemplate.of(self.checkpoint, self.settings.instruction)
+        """The fixed parts of every prompt, with this knowledge base's frame and instruction."""
+        return self._template(self.frame)
+
+    def _template(self, frame: Frame) -> PromptTemplate:
+        if frame not in self._templates:
+            self._templates[frame] = PromptTemplate.of(
+                self.checkpoint, frame, self.settings.instruction
+            )
+        return self._templates[frame]
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -589,9 +630,11 @@ class KnowledgeBase:
         from lclm_rag.ingestion.passages import Splitting
 
         settings = self.settings
-        splitting = Splitting(
-            settings.passage_tokens if split else None, settings.contextual_headers
-        )
+        memory = self.stored_frame.memory
+        # What the frame has inside the memory takes part of the passage's tokens.
+        (around,) = self.checkpoint.encoder_token_ids([memory.replace("{text}", "")])
+        longest = max(1, settings.passage_tokens - len(around)) if split else None
+        splitting = Splitting(longest, settings.contextual_headers, memory)
         if engine is None:
             from lclm_rag.ingestion.local import add_documents
 
@@ -1200,11 +1243,12 @@ class KnowledgeBase:
         """
         return self._rounds(Query.of(question, top_k, filters, context, expand, sampling))
 
-    def prompt_builder(self, space: Space) -> PromptBuilder:
+    def prompt_builder(self, space: Space, frame: Frame | None = None) -> PromptBuilder:
         """Make the builder for prompts of this knowledge base.
 
         Args:
             space: The space in which the decoder prefers latents (`Decoder.space`).
+            frame: The words around passages and question; default: `self.frame`.
 
         Returns:
             The builder. It uses the loaded decoder's context length, or the checkpoint's if no decoder is
@@ -1215,10 +1259,11 @@ class KnowledgeBase:
 
         return PromptBuilder(
             self.checkpoint,
-            self.template,
+            self.template if frame is None else self._template(frame),
             self.context_length,
             space,
             resolve_dtype(self.dtype, self.device),
+            hashlib.sha256(self._lasting_path.encode()).hexdigest(),
             lambda latents, counts: self.adapter.project(latents, counts),
         )
 

@@ -337,15 +337,16 @@ class Answer:
 
     Attributes:
         question: The question.
-        text: The answer; empty if no passage was found.
+        text: The answer; empty if there is none, for the `reason`.
         sources: The passages that were in the prompt, best first.
         left_out: Keys of retrieved passages that did not fit into the prompt.
-        complete: False if the answer was cut at `max_tokens`.
+        complete: False if the answer was cut at `max_tokens`, or the decoder did not answer.
         grounding: The answer's numbers, codes and quoted strings, looked up in the text of the sources.
         rounds: The transcript; more than one round if passages were expanded after a first reply.
         usage: Positions and tokens.
         timings: Seconds.
-        reason: If no passage was found, why; then nothing was decoded. Otherwise empty.
+        reason: Why there is no answer: no passage was found, so nothing was decoded; or the decoder kept
+            asking for passages. Otherwise empty.
     """
 
     question: str
@@ -362,7 +363,7 @@ class Answer:
     @property
     def no_passages(self) -> bool:
         """Whether no passage was found, so that nothing was decoded."""
-        return bool(self.reason)
+        return bool(self.reason) and not self.rounds
 
     @property
     def expanded(self) -> list[PassageKey]:

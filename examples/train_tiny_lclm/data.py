@@ -76,7 +76,7 @@ def make_batch(
         if latents:
             bodies = [template.memory_span(-(-len(text) // ratio)) for text in texts]
             encoder_inputs += texts
-        all_contexts.append(template.context(template.header, bodies)[0])
+        all_contexts.append(template.context(template.start, bodies)[0])
         if task == "questions":
             # With a leading space an answer has the tokens that it has inside a sentence.
             asks = [
@@ -88,7 +88,7 @@ def make_batch(
             asks = [(f"Repeat passage {number + 1}.", texts[number])]
         blocks, labels = [], []
         for question, answer in asks:
-            asked = template.frame(question).after
+            asked = template.ends(question).after
             said = [*answer, end]
             blocks.append(asked + said[:-1])
             labels.append([-100] * (len(asked) - 1) + said)

@@ -15,7 +15,7 @@ from data import Batch, draw_contexts, pad_batch
 from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions, with_exact_strings
 from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
-from lclm_rag.querying.expansion import offering, verbatim_turn
+from lclm_rag.querying.expansion import Given, next_messages
 
 Style = Literal["pasted", "mixed", "latents", "skim"]
 
@@ -43,7 +43,8 @@ def make_expansion_batch(
     rng = random.Random(seed)
     shown = template
     if style == "skim":
-        shown = replace(template, instruction=offering(template.instruction))
+        offer = template.frame.expansion.offer
+        shown = replace(template, instruction=template.instruction + offer)
     drawn = draw_contexts(rng.getrandbits(60), contexts, documents)
     all_contexts, all_blocks, all_labels = [], [], []
     encoder_inputs: list[list[int]] = []
@@ -56,7 +57,7 @@ def make_expansion_batch(
             for i, text in enumerate(texts)
         ]
         encoder_inputs += [text for i, text in enumerate(texts) if i not in pasted]
-        all_contexts.append(shown.context(shown.header, bodies)[0])
+        all_contexts.append(shown.context(shown.start, bodies)[0])
         blocks, labels = [], []
         for number, question in _draw(rng, sheets, questions, pasted, style):
             turns = _turns(template, between, sheets, number, question, style)
@@ -108,13 +109,15 @@ def _turns(
     # With a leading space an answer has the tokens that it has inside a sentence.
     if style != "skim":
         answer = plain_ids(template.inert, f" {question.answer}")
-        return [(template.frame(question.question).after, answer + end)]
+        return [(template.ends(question.question).after, answer + end)]
     answer = plain_ids(template.inert, f"ANSWER: {question.answer}")
-    first = template.frame(question.question).after
+    first = template.ends(question.question).after
     if question not in exact_string_questions(sheets[number - 1]):
         return [(first, answer + end)]
-    passage = [(number, sheets[number - 1].document.text)]
-    words = plain_ids(template.inert, verbatim_turn(passage, question.question, last=False))
+    passage = (number, sheets[number - 1].document.text)
+    given = Given((passage,), (), question.question, left=2, last=False)
+    ((_, turn),) = next_messages(template.frame, given, by_tool=False)
+    words = plain_ids(template.inert, turn)
     return [
         (first, plain_ids(template.inert, f"EXPAND: {number}") + end),
         (between[1:] + words + template.markup_ids(template.closing), answer + end),

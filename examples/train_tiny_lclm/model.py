@@ -151,5 +151,6 @@ class TinyLCLM(nn.Module):
             "encoder_mask_type": "causal",
             "boundary_overlap": 0,
             "adapter_type": "mlp",
+            "frame": "numbered",
         }
         (folder / "model_config.json").write_text(json.dumps(settings, indent=2) + "\n")

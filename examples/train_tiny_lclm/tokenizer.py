@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets
-from lclm_rag.prompting.template import DEFAULT_INSTRUCTION
+from lclm_rag.prompting import load_frame
 
 VOCABULARY = 768
 SPECIAL_TOKENS = [
@@ -47,7 +47,9 @@ def train_tokenizer(sheets: int = 8000) -> PreTrainedTokenizerFast:
     for sheet in itertools.islice(fact_sheets(1, held_out=False), sheets):
         texts.append(sheet.document.text)
         texts += [question.question for question in sheet.questions]
-        texts.append(f"user\n{DEFAULT_INSTRUCTION}\n\n[1] \nQuestion: Repeat passage \nassistant\n")
+        texts.append(
+            f"user\n{load_frame('numbered').instruction}\n\n[1] \nQuestion: Repeat passage \nassistant\n"
+        )
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=SPECIAL_TOKENS,

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tokenizer import train_tokenizer
 from tokenizers import Tokenizer
 
-from lclm_rag.prompting.template import PromptTemplate
+from lclm_rag.prompting import PromptTemplate, load_frame
 
 LEVELS = (0, 1, 2, 4, 8)
 """Documents in a context; level 0 is copying of random tokens alone."""
@@ -55,11 +55,14 @@ def make_template() -> tuple[PromptTemplate, object]:
     as_json = tokenizer.backend_tokenizer.to_str()
     inert = Tokenizer.from_str(as_json)
     inert.encode_special_tokens = True
+    frame = load_frame("numbered")
     template = PromptTemplate(
         markup=Tokenizer.from_str(as_json),
         inert=inert,
         opening="<|im_start|>user\n",
         closing="<|im_end|>\n<|im_start|>assistant\n",
+        frame=frame,
+        instruction=frame.instruction,
     )
     return template, tokenizer
 

@@ -8,16 +8,19 @@ closed-book      no passages
 kvpress:PRESS    the KV cache of the pasted text, cut to as many positions as latents take; snapkv, kvzip, …
 llmlingua2       the passages' text, cut by LLMLingua-2 to as many; :MODEL for another than its published one
 ```
+
+`in_frames` makes several of each, one for each frame: latents@card, latents@chunks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from lclm_rag.prompting import Context
+from lclm_rag.prompting import Context, Frame
 from lclm_rag.querying.expansion import Expand, check_expand
 
-__all__ = ["EvalContext", "parse_context"]
+__all__ = ["EvalContext", "in_frames", "parse_context"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class EvalContext:
         expand: Which passages go in verbatim, as for `KnowledgeBase.query`.
         press: The press of kvpress; "" for none.
         lingua: The model of LLMLingua-2; "" for its published one, None if LLMLingua-2 is not used.
+        frame: The words around passages and question; None is the frame of the knowledge base.
     """
 
     name: str
@@ -37,6 +41,7 @@ class EvalContext:
     expand: Expand = "never"
     press: str = ""
     lingua: str | None = None
+    frame: Frame | None = None
 
     @property
     def has_passages(self) -> bool:
@@ -71,3 +76,18 @@ def parse_context(name: str) -> EvalContext:
         known = [*simple, "llmlingua2[:MODEL]", "latents+expand[:MORE]", "kvpress:PRESS"]
         raise ValueError(f"Unknown context {name!r}; use {', '.join(known)}.")
     return simple[name]
+
+
+def in_frames(contexts: Sequence[EvalContext], frames: Sequence[Frame]) -> list[EvalContext]:
+    """Make contexts that ask in several frames.
+
+    Args:
+        contexts: The contexts.
+        frames: The frames; none leaves the contexts as they are.
+
+    Returns:
+        Each context in each frame, named CONTEXT@FRAME.
+    """
+    if not frames:
+        return list(contexts)
+    return [replace(c, name=f"{c.name}@{f.name}", frame=f) for c in contexts for f in frames]

@@ -53,7 +53,8 @@ def summarize(
             contexts[context] = [by_id[context, q.id] for q in questions]
         else:
             unfinished.append(context)
-    reference = _REFERENCE if _REFERENCE in contexts else next(iter(contexts), None)
+    as_text = (name for name in contexts if name.partition("@")[0] == _REFERENCE)
+    reference = next(as_text, next(iter(contexts), None))
     return {
         "settings": dict(settings),
         "store": dict(store),

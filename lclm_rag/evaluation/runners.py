@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from lclm_rag.decoding import Completion, Decoder, Sampling
 from lclm_rag.decoding.decoder import end_token_ids
-from lclm_rag.errors import EvaluationError, NoPassagesError, PromptError
+from lclm_rag.errors import CheckpointError, EvaluationError, NoPassagesError, PromptError
 from lclm_rag.evaluation.contexts import EvalContext
 from lclm_rag.evaluation.journal import AnswerRecord
 from lclm_rag.evaluation.passages import Find, passage_finder
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
-from lclm_rag.prompting import SoftPrompt, assemble, positions
+from lclm_rag.prompting import Frame, SoftPrompt, assemble, positions
 from lclm_rag.prompting.markup import (
     memory_regions,
     parse_markup,
@@ -30,7 +30,9 @@ from lclm_rag.prompting.markup import (
 from lclm_rag.querying.grounding import ground
 from lclm_rag.querying.prompts import QueryPrompt
 from lclm_rag.querying.query import Query
+from lclm_rag.querying.reader import Retrieved
 from lclm_rag.querying.rounds import answer as answer_in_rounds
+from lclm_rag.store import StoredPassage
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
 from lclm_rag.types import Grounding
 
@@ -83,6 +85,7 @@ def runner(
                 f"{context.name} cannot be had for them; closed-book, text and latents can."
             )
         return together(lambda q: _own_prompt(kb, q, context))
+    _require_protocol(kb, context)
     find = passage_finder(kb, questions, context, top_k)
     if context.press:
         pressed = resources.enter_context(_pressed_decoder(kb, context, kvpress))
@@ -91,6 +94,16 @@ def runner(
         compressor = _text_compressor(kb, context.lingua)
         return together(lambda q: _cut_by_lingua(kb, q, find(q), context, compressor))
     return together(lambda q: _query(kb, q, find(q), context))
+
+
+def _require_protocol(kb: KnowledgeBase, context: EvalContext) -> None:
+    """Raise EvaluationError if the decoder cannot be offered passages as the context wants it."""
+    if context.expand in ("model", "tool"):
+        query = Query.of("?", context=context.kind, expand=context.expand)
+        try:
+            kb.prompt_builder(kb.decoder.space, context.frame).require_room(query)
+        except CheckpointError as error:
+            raise EvaluationError(f"{context.name} cannot be had: {error}") from error
 
 
 def _pressed_decoder(
@@ -160,9 +173,10 @@ def _query(kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalC
     query = Query.of(
         question.question, context=context.kind, expand=context.expand, sampling=sampling
     )
-    builder = kb.prompt_builder(kb.decoder.space)
+    builder = kb.prompt_builder(kb.decoder.space, context.frame)
     builder.require_room(query)
-    answer = yield from answer_in_rounds(builder, query, find())
+    retrieved = _in_memory_of(context.frame, kb, find())
+    answer = yield from answer_in_rounds(builder, query, retrieved)
     return AnswerRecord(
         context.name,
         question.id,
@@ -187,7 +201,7 @@ def _cut_by_lingua(
     compressor: TextCompressor,
 ) -> Steps:
     """Answer from the passages as text, each cut to as many positions as its latents take."""
-    with_latents = _with_latents(kb, question, find)
+    with_latents = _with_latents(kb, question, find, context)
     template = with_latents.template
     started = time.perf_counter()
     cut = [
@@ -195,7 +209,7 @@ def _cut_by_lingua(
         for p in with_latents.used
     ]
     prepared = time.perf_counter() - started
-    assembled = assemble(template, cut, with_latents.frame, with_latents.budget)
+    assembled = assemble(template, cut, with_latents.ends, with_latents.budget)
     prompt = assembled.prompt
     completion = yield prompt
     text = completion.text.strip()
@@ -215,13 +229,31 @@ def _cut_by_lingua(
     )
 
 
-def _with_latents(kb: KnowledgeBase, question: EvalQuestion, find: Find) -> QueryPrompt:
+def _with_latents(
+    kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalContext
+) -> QueryPrompt:
     """The prompt with latents; it sets how many positions the other contexts may take."""
     sampling = Sampling(max_tokens=question.max_tokens)
     query = Query.of(question.question, expand="never", sampling=sampling)
-    builder = kb.prompt_builder("decoder")
+    builder = kb.prompt_builder("decoder", context.frame)
     builder.require_room(query)
-    return builder.build(query, find())
+    return builder.build(query, _in_memory_of(context.frame, kb, find()))
+
+
+def _in_memory_of(frame: Frame | None, kb: KnowledgeBase, retrieved: Retrieved) -> Retrieved:
+    """The same passages, compressed anew if the frame has more inside the memory than the store's latents."""
+    if frame is None or frame.memory == kb.stored_frame.memory:
+        return retrieved
+    read = [frame.memory.replace("{text}", row.passage.content) for row in retrieved.rows]
+    token_ids = kb.checkpoint.encoder_token_ids(read)
+    latents = kb.compressor.compress_token_ids(token_ids, kb.store.layout.space) if read else []
+    rows = [
+        StoredPassage.encode(
+            row.passage, len(ids), row.document_hash, row.last, vectors, kb.store.layout
+        )
+        for row, ids, vectors in zip(retrieved.rows, token_ids, latents, strict=True)
+    ]
+    return replace(retrieved, rows=rows)
 
 
 def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext) -> Steps:
@@ -267,14 +299,14 @@ def _pressed(
 ) -> AnswerRecord:
     """Answer from the KV cache of the pasted passages, cut to as many positions as their latents take."""
     try:
-        with_latents = _with_latents(kb, question, find)
+        with_latents = _with_latents(kb, question, find, context)
         pasted = [p.as_text() for p in with_latents.used]
-        frame = with_latents.frame
-        assembled = assemble(with_latents.template, pasted, frame, with_latents.budget)
-        prompt, after = assembled.prompt, len(frame.after)
+        ends = with_latents.ends
+        assembled = assemble(with_latents.template, pasted, ends, with_latents.budget)
+        prompt, after = assembled.prompt, len(ends.after)
         answer = decoder.answer(
             prompt.token_ids[:-after],
-            frame.after,
+            ends.after,
             with_latents.prompt.positions - after,
             question.max_tokens,
             stop_ids=end_token_ids(kb.checkpoint),

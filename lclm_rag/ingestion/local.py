@@ -104,7 +104,8 @@ def add_documents(
                 continue
             yield document, digest, writer.compressed.passages(document.id)
 
-    batches = tokenized(split_documents(changed(), checkpoint, splitting), checkpoint)
+    work = split_documents(changed(), checkpoint, splitting)
+    batches = tokenized(work, checkpoint, splitting.memory)
     for items, rows in compress_passages(batches, compressor, writer.layout):
         for item, row in zip(items, rows, strict=True):
             writer.add(row)

@@ -72,10 +72,12 @@ class Splitting:
     Attributes:
         passage_tokens: The most tokens in a passage; None makes each document one passage, without a header.
         contextual_headers: Whether passages begin with the document's title and headings.
+        memory: What the encoder reads of a passage, as in `Frame`.
     """
 
     passage_tokens: int | None
     contextual_headers: bool
+    memory: str = "{text}"
 
 
 def split_documents(
@@ -162,15 +164,37 @@ def _passages(
     )
 
 
-def tokenized(work: Iterable[PassageWork], checkpoint: Checkpoint) -> Iterator[list[PassageWork]]:
-    """Tokenize new passages: the same passages in the same order, in batches, with token ids if new."""
+def tokenized(
+    work: Iterable[PassageWork], checkpoint: Checkpoint, memory: str = "{text}"
+) -> Iterator[list[PassageWork]]:
+    """Tokenize new passages: the same passages in the same order, in batches, with token ids if new.
+
+    Args:
+        work: The passages.
+        checkpoint: The checkpoint whose encoder reads them.
+        memory: What the encoder reads of a passage, as in `Frame`.
+
+    Yields:
+        The batches.
+    """
     for batch in batched(work):
-        yield with_token_ids(batch, checkpoint)
+        yield with_token_ids(batch, checkpoint, memory)
 
 
-def with_token_ids(batch: list[PassageWork], checkpoint: Checkpoint) -> list[PassageWork]:
-    """Tokenize the new passages of a batch: the same passages in the same order, with token ids if new."""
-    new = [item.passage.content for item in batch if item.known is None]
+def with_token_ids(
+    batch: list[PassageWork], checkpoint: Checkpoint, memory: str = "{text}"
+) -> list[PassageWork]:
+    """Tokenize the new passages of a batch: the same passages in the same order, with token ids if new.
+
+    Args:
+        batch: The passages.
+        checkpoint: The checkpoint whose encoder reads them.
+        memory: What the encoder reads of a passage, as in `Frame`.
+
+    Returns:
+        The passages.
+    """
+    new = [memory.replace("{text}", w.passage.content) for w in batch if w.known is None]
     token_ids = iter(checkpoint.encoder_token_ids(new))
     return [
         replace(item, token_ids=next(token_ids)) if item.known is None else item for item in batch

@@ -7,24 +7,29 @@ from lclm_rag.prompting.assembler import (
     assemble,
     positions,
 )
-from lclm_rag.prompting.chat import PASSAGES, ChatMessage, chat_frame, chat_ids, next_turn
+from lclm_rag.prompting.chat import PASSAGES, ChatMessage, chat_ends, chat_ids, next_turn
+from lclm_rag.prompting.frames import FRAMES, Expansion, Frame, frame_of, load_frame
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
-from lclm_rag.prompting.template import DEFAULT_INSTRUCTION, Frame, PromptTemplate
+from lclm_rag.prompting.template import PromptEnds, PromptTemplate
 
 __all__ = [
-    "DEFAULT_INSTRUCTION",
+    "FRAMES",
     "PASSAGES",
     "AssembledPrompt",
     "ChatMessage",
     "Context",
+    "Expansion",
     "Frame",
+    "PromptEnds",
     "PromptPassage",
     "PromptTemplate",
     "SoftPrompt",
     "Span",
     "assemble",
-    "chat_frame",
+    "chat_ends",
     "chat_ids",
+    "frame_of",
+    "load_frame",
     "next_turn",
     "positions",
 ]

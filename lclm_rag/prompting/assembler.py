@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from lclm_rag.checkpoint import Space
 from lclm_rag.errors import ContextLengthError
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
-from lclm_rag.prompting.template import Frame, PromptTemplate, plain_ids
+from lclm_rag.prompting.template import PromptEnds, PromptTemplate, plain_ids
 from lclm_rag.types import PassageKey
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ class AssembledPrompt:
 def assemble(
     template: PromptTemplate,
     passages: Sequence[PromptPassage],
-    frame: Frame,
+    ends: PromptEnds,
     budget: int,
     space: Space = "decoder",
+    cache_salt: str = "",
 ) -> AssembledPrompt:
-    """Build a prompt: passages in the order of their keys, inside a frame (usually header and question).
+    """Build a prompt: passages in the order of their keys, between what comes before and after them.
 
     The order in the prompt does not depend on the passages' rank, so that the same set of passages gives the
     same prefix.
@@ -72,27 +73,29 @@ def assemble(
     Args:
         template: The fixed parts of the prompt.
         passages: The passages, best first; they are taken as long as they fit.
-        frame: What comes before and after the passages.
+        ends: What comes before and after the passages.
         budget: Most positions in the prompt.
         space: The space of the passages' latents.
+        cache_salt: As in `SoftPrompt`.
 
     Returns:
         The prompt, with the keys of the passages that are in it and of those that did not fit.
 
     Raises:
-        ContextLengthError: When the frame alone, or with the best passage, does not fit.
+        ContextLengthError: When the question alone, or with the best passage, does not fit.
     """
-    room = budget - len(frame.before) - len(frame.after)
+    before = len(ends.before) + len(plain_ids(template.inert, ends.lead))
+    room = budget - before - len(ends.after)
     if room < 0:
         raise ContextLengthError(
-            f"The question takes {len(frame.after)} tokens; with the {len(frame.before)} before the "
+            f"The question takes {len(ends.after)} tokens; with the {before} before the "
             f"passages that is more than the {budget} positions there are. Shorten it."
         )
     bodies = [_body(template, passage) for passage in passages]
     taken = 0
     for number, body in enumerate(bodies, start=1):
         # A passage's place is not known yet, but n passages have the marks 1 … n in any order.
-        needed = len(body) + template.marks_length(number)
+        needed = len(body) + template.marks_length(ends.lead, number)
         if needed > room:
             break
         room -= needed
@@ -103,7 +106,7 @@ def assemble(
             "question leaves. Raise the budget, or build the knowledge base with smaller passages."
         )
     order = sorted(range(taken), key=lambda i: passages[i].key)
-    context, starts = template.context(frame.before, [bodies[i] for i in order])
+    context, starts = template.context(ends, [bodies[i] for i in order])
     spans, latents = [], []
     for i, start in zip(order, starts, strict=True):
         found = passages[i].latents
@@ -112,7 +115,7 @@ def assemble(
             spans.append(Span(start + 1, len(found), passages[i].key))
             latents.append(found)
     return AssembledPrompt(
-        prompt=SoftPrompt(context + frame.after, tuple(latents), tuple(spans), space),
+        prompt=SoftPrompt(context + ends.after, tuple(latents), tuple(spans), space, cache_salt),
         used=tuple(passages[i].key for i in order),
         left_out=tuple(p.key for p in passages[taken:]),
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.prompting.soft_prompt import SoftPrompt
-from lclm_rag.prompting.template import Frame, PromptTemplate, plain_ids, render_chat
+from lclm_rag.prompting.template import PromptEnds, PromptTemplate, plain_ids, render_chat
 
-__all__ = ["PASSAGES", "ChatMessage", "chat_frame", "chat_ids", "next_turn"]
+__all__ = ["PASSAGES", "ChatMessage", "chat_ends", "chat_ids", "next_turn"]
 
 ChatMessage = tuple[str, str]
 """Role ("system", "user", "assistant") and words."""
@@ -36,13 +35,16 @@ def chat_ids(
         ValueError: When there is no message.
         CheckpointError: When the decoder's chat template does not take these roles in this order.
     """
-    (ids,) = _parts(checkpoint, template, [(role, [words]) for role, words in messages])
+    opening, turns = _turns(checkpoint, template, messages)
+    ids = list(opening)
+    for words, closing in turns:
+        ids += plain_ids(template.inert, words) + closing
     return ids
 
 
-def chat_frame(
+def chat_ends(
     checkpoint: Checkpoint, template: PromptTemplate, messages: Sequence[ChatMessage]
-) -> Frame:
+) -> PromptEnds:
     """Render a chat as what comes before and after its passages.
 
     Args:
@@ -51,19 +53,25 @@ def chat_frame(
         messages: The chat; one message contains `PASSAGES`, once.
 
     Returns:
-        The frame.
+        The ends of the prompt.
 
     Raises:
         ValueError: When there is no message, or `PASSAGES` does not occur exactly once.
         CheckpointError: When the decoder's chat template does not take these roles in this order.
     """
-    split = [(role, words.split(PASSAGES)) for role, words in messages]
-    parts = _parts(checkpoint, template, split)
-    if len(parts) != 2:
-        raise ValueError(
-            f"The chat must have the place of its passages once, not {len(parts) - 1} times."
-        )
-    return Frame(*parts)
+    opening, turns = _turns(checkpoint, template, messages)
+    places = sum(words.count(PASSAGES) for words, _ in turns)
+    if places != 1:
+        raise ValueError(f"The chat must have the place of its passages once, not {places} times.")
+    before, lead = list(opening), ""
+    after: list[int] = []
+    found = False
+    for words, closing in turns:
+        if PASSAGES in words:
+            found = True
+            lead, _, words = words.partition(PASSAGES)
+        (after if found else before).extend(plain_ids(template.inert, words) + closing)
+    return PromptEnds(before, lead, after)
 
 
 def next_turn(
@@ -71,51 +79,41 @@ def next_turn(
     template: PromptTemplate,
     prompt: SoftPrompt,
     reply: Sequence[int],
-    message: ChatMessage,
-    tools: Sequence[dict[str, Any]] | None = None,
+    messages: Sequence[ChatMessage],
 ) -> SoftPrompt:
-    """Extend a prompt by the decoder's reply and the next message.
+    """Extend a prompt by the decoder's reply and the next messages.
 
     The chat only grows, so a prefix cache still covers everything before.
 
     Args:
         checkpoint: The checkpoint whose decoder answers.
-        template: The template of the decoder's prompts.
+        template: The template that the prompt was made with.
         prompt: The prompt that was replied to.
         reply: The reply's token ids, as generated.
-        message: The next message.
-        tools: The tools that the prompt was made with.
+        messages: The next messages; one, or several results of tools.
 
     Returns:
         The extended prompt, up to where the next reply begins.
 
     Raises:
-        CheckpointError: When the decoder's chat template does not take such a turn.
+        CheckpointError: When the decoder's chat template does not take such turns.
     """
-    role, words = message
-    _, _, between, closing = render_chat(checkpoint, ["user", "assistant", role], tools)
-    ending = template.markup_ids(between)
-    sentence = list(reply[:-1] if reply and reply[-1] == ending[0] else reply)
-    return replace(
-        prompt,
-        token_ids=prompt.token_ids
-        + sentence
-        + ending
-        + plain_ids(template.inert, words)
-        + template.markup_ids(closing),
-    )
+    roles = [*template.roles, "assistant", *(role for role, _ in messages)]
+    around = render_chat(checkpoint, roles, template.tools)[-len(messages) - 1 :]
+    ending = template.markup_ids(around[0])
+    ids = list(reply[:-1] if reply and reply[-1] == ending[0] else reply) + ending
+    for (_, words), closing in zip(messages, around[1:], strict=True):
+        ids += plain_ids(template.inert, words) + template.markup_ids(closing)
+    return replace(prompt, token_ids=prompt.token_ids + ids)
 
 
-def _parts(
-    checkpoint: Checkpoint, template: PromptTemplate, messages: Sequence[tuple[str, list[str]]]
-) -> list[list[int]]:
-    """Token ids of the whole chat, cut at the places inside messages where the passages go."""
+def _turns(
+    checkpoint: Checkpoint, template: PromptTemplate, messages: Sequence[ChatMessage]
+) -> tuple[list[int], list[tuple[str, list[int]]]]:
+    """Token ids before the first message's words; the words of each message, and the token ids after them."""
     if not messages:
         raise ValueError("There is no message to answer.")
     opening, *around = render_chat(checkpoint, [role for role, _ in messages])
-    parts = [template.markup_ids(opening)]
-    for (_, (first, *rest)), closing in zip(messages, around, strict=True):
-        parts[-1] += plain_ids(template.inert, first)
-        parts += [plain_ids(template.inert, words) for words in rest]
-        parts[-1] += template.markup_ids(closing)
-    return parts
+    closings = [template.markup_ids(text) for text in around]
+    words = [words for _, words in messages]
+    return template.markup_ids(opening), list(zip(words, closings, strict=True))

@@ -11,16 +11,9 @@ from tokenizers import Tokenizer
 
 from lclm_rag.checkpoint import MEMORY, MEMORY_END, MEMORY_START, Checkpoint
 from lclm_rag.errors import CheckpointError
+from lclm_rag.prompting.frames import Frame, fill, frame_of
 
-__all__ = [
-    "DEFAULT_INSTRUCTION",
-    "Frame",
-    "PromptTemplate",
-    "plain_ids",
-    "render_chat",
-]
-
-DEFAULT_INSTRUCTION = "Answer the question from the passages."
+__all__ = ["PromptEnds", "PromptTemplate", "plain_ids", "render_chat"]
 
 # Takes the place of a message's words while the chat template is rendered; no template writes it itself.
 _WORDS_MARK = "\ue000lclm-rag-words\ue000"
@@ -42,95 +35,152 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Token ids of what comes before and after the passages.
+class PromptEnds:
+    """What comes before and after the passages of a prompt.
 
     Attributes:
-        before: Token ids before the passages.
+        before: Token ids before `lead`.
+        lead: Words right before the first passage; they are tokenized together with that passage's name.
         after: Token ids after the passages, up to where the answer begins.
     """
 
     before: list[int]
+    lead: str
     after: list[int]
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Header → passages → question, in one user turn of the decoder's own chat template.
+    """A frame, in the words and tokens of a checkpoint's decoder.
 
-    Everything before the question depends on the passages alone, so an engine's prefix cache is hit by every
-    further question about them. A passage's body is either a memory span (latents) or text; both come after
-    the passage's number.
+    Passages and question are in one user turn of the decoder's own chat template, after a system turn if the
+    frame has one. Everything before the question depends on the passages alone, so an engine's prefix cache
+    is hit by every further question about them. A passage's body is either a memory span (latents) or text.
 
     Attributes:
         markup: The decoder's tokenizer, which recognizes special tokens.
         inert: The same tokenizer with `encode_special_tokens`: special tokens are plain letters.
-        opening: The chat template's text before the content of the user's turn.
-        closing: The chat template's text after the content of the user's turn.
-        instruction: The first line of the user's turn.
+        opening: The chat template's text before the words of the first turn.
+        between_turns: Its text between the words of the system turn and those of the user's turn; "" if there
+            is no system turn.
+        closing: Its text after the words of the user's turn.
+        frame: The words around passages and question.
+        instruction: The instruction; "" for none.
+        system: The words of the system turn; "" for none.
+        tools: Tools that the chat template describes to the decoder, in the format of OpenAI's API.
     """
 
     markup: Tokenizer
     inert: Tokenizer
     opening: str
     closing: str
-    instruction: str = DEFAULT_INSTRUCTION
+    frame: Frame
+    instruction: str
+    system: str = ""
+    between_turns: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, instruction: str = DEFAULT_INSTRUCTION) -> PromptTemplate:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        frame: Frame | None = None,
+        instruction: str | None = None,
+    ) -> PromptTemplate:
         """Make the template of a checkpoint's decoder. The chat template is rendered once, here.
 
         Args:
             checkpoint: The checkpoint.
-            instruction: The first line of the user's turn.
+            frame: The frame; default: the one that the checkpoint names.
+            instruction: The instruction; default: the frame's.
 
         Returns:
             The template.
 
         Raises:
             CheckpointError: When there is no usable chat template.
+            ValueError: When the checkpoint names a frame that does not exist.
         """
-        opening, closing = render_chat(checkpoint, ["user"])
-        return cls(
+        frame = frame or frame_of(checkpoint)
+        made = cls(
             markup=checkpoint.decoder_tokenizer,
             inert=checkpoint.inert_decoder_tokenizer,
-            opening=opening,
-            closing=closing,
-            instruction=instruction,
+            opening="",
+            closing="",
+            frame=frame,
+            instruction=frame.instruction if instruction is None else instruction,
+            system=frame.system.strip(),
         )
+        return made._rendered(checkpoint)
 
-    def with_tools(self, checkpoint: Checkpoint, tools: Sequence[dict[str, Any]]) -> PromptTemplate:
-        """Describe tools to the decoder.
+    def offering(self, checkpoint: Checkpoint, tool: dict[str, Any] | None) -> PromptTemplate:
+        """Offer passages verbatim to the decoder.
 
         Args:
             checkpoint: The template's checkpoint.
-            tools: The tools, in the format of OpenAI's API.
+            tool: The tool that gives them, in the format of OpenAI's API; None offers them in the frame's
+                words.
 
         Returns:
-            The same template, with the tools.
+            The same template, with the offer.
 
         Raises:
-            CheckpointError: When the decoder's chat template does not support tools.
+            CheckpointError: When the decoder's chat template does not support tools, or a system turn.
         """
-        opening, closing = render_chat(checkpoint, ["user"], tools)
-        if (opening, closing) == (self.opening, self.closing):
-            raise CheckpointError(
-                f"The chat template in {checkpoint.path / 'decoder'} offers no tools to the decoder."
-            )
-        return replace(self, opening=opening, closing=closing)
+        if tool is not None:
+            with_tool = replace(self, tools=(tool,))._rendered(checkpoint)
+            if (with_tool.opening, with_tool.closing) == (self.opening, self.closing):
+                raise CheckpointError(
+                    f"The chat template in {checkpoint.path / 'decoder'} offers no tools to the decoder."
+                )
+            return with_tool
+        expansion = self.frame.expansion
+        offer = fill(expansion.offer, rounds=expansion.rounds)
+        if expansion.offer_in == "system":
+            return replace(self, system=(self.system + offer).strip())._rendered(checkpoint)
+        return replace(self, instruction=(self.instruction + offer).strip())
 
-    @cached_property
-    def header(self) -> list[int]:
-        """Token ids of what comes before the passages: the turn's opening and the instruction."""
-        return self.markup_ids(self.opening) + plain_ids(self.inert, self._before)
+    def _rendered(self, checkpoint: Checkpoint) -> PromptTemplate:
+        """The same template with what the chat template writes around its turns."""
+        *opening, closing = render_chat(checkpoint, self.roles, self.tools)
+        return replace(
+            self, opening=opening[0], between_turns="".join(opening[1:]), closing=closing
+        )
 
     @property
-    def _before(self) -> str:
-        return f"{self.instruction}\n\n"
+    def roles(self) -> list[str]:
+        """The roles of a prompt's turns."""
+        return ["system", "user"] if self.system else ["user"]
 
-    @staticmethod
-    def _after(question: str) -> str:
-        return f"\nQuestion: {question}"
+    @cached_property
+    def start(self) -> PromptEnds:
+        """What comes before the passages, and nothing after them."""
+        before = self.markup_ids(self.opening)
+        if self.system:
+            before += plain_ids(self.inert, self.system) + self.markup_ids(self.between_turns)
+        return PromptEnds(before, self._lead, [])
+
+    @property
+    def _lead(self) -> str:
+        preface = fill(self.frame.preface, instruction=self.instruction) if self.instruction else ""
+        return preface + self.frame.header
+
+    def ends(self, question: str) -> PromptEnds:
+        """What comes before the passages, and after them up to the answer.
+
+        Args:
+            question: The question.
+
+        Returns:
+            The ends of the prompt.
+
+        Raises:
+            ValueError: When the question is empty.
+        """
+        if not question.strip():
+            raise ValueError("The question is empty.")
+        asked = plain_ids(self.inert, fill(self.frame.question, question=question))
+        return replace(self.start, after=asked + self._end)
 
     def words(self, passages: str, question: str) -> str:
         """The user's turn in words, for callers that render the chat themselves.
@@ -142,7 +192,7 @@ class PromptTemplate:
         Returns:
             The content of the user's turn.
         """
-        return f"{self._before}{passages}{self._after(question)}"
+        return f"{self._lead}{passages}{fill(self.frame.question, question=question)}"
 
     @property
     def end_of_turn(self) -> int:
@@ -152,10 +202,6 @@ class PromptTemplate:
     @cached_property
     def _end(self) -> list[int]:
         return self.markup_ids(self.closing)
-
-    @cached_property
-    def _between(self) -> list[int]:
-        return plain_ids(self.inert, "\n")
 
     def markup_ids(self, text: str) -> list[int]:
         """Token ids of the chat template's own text, in which special tokens are recognized."""
@@ -178,14 +224,6 @@ class PromptTemplate:
             raise ValueError(f"The decoder's tokenizer has no token {token}.")
         return int(found)
 
-    def passage_mark(self, number: int) -> list[int]:
-        """Token ids before passage `number` (counted from 1)."""
-        return plain_ids(self.inert, f"[{number}] ")
-
-    def marks_length(self, number: int) -> int:
-        """The number of positions that passage `number` takes besides its body."""
-        return len(self.passage_mark(number)) + len(self._between)
-
     def memory_span(self, n_latents: int) -> list[int]:
         """Token ids of `<|memory_start|>`, one placeholder per latent, and `<|memory_end|>`."""
         return [
@@ -194,45 +232,54 @@ class PromptTemplate:
             self.special_id(MEMORY_END),
         ]
 
+    def before_passage(self, lead: str, number: int) -> list[int]:
+        """Token ids between a passage and what comes before it.
+
+        Args:
+            lead: The words before the first passage.
+            number: The passage's number, from 1.
+
+        Returns:
+            The token ids; those of the first passage include `lead`.
+        """
+        name = self.frame.passage.partition("{passage}")[0]
+        words = fill(name, number=number)
+        return plain_ids(self.inert, (lead if number == 1 else self.frame.between) + words)
+
+    @cached_property
+    def _after_passage(self) -> list[int]:
+        return plain_ids(self.inert, self.frame.passage.partition("{passage}")[2])
+
+    def marks_length(self, lead: str, number: int) -> int:
+        """The number of positions that passage `number` takes besides its body, `lead` not counted."""
+        length = len(self.before_passage(lead, number)) + len(self._after_passage)
+        return length - len(plain_ids(self.inert, lead)) if number == 1 else length
+
     def context(
-        self, before: Sequence[int], bodies: Sequence[Sequence[int]]
+        self, ends: PromptEnds, bodies: Sequence[Sequence[int]]
     ) -> tuple[list[int], list[int]]:
         """Put numbered passages after what comes before them.
 
         Args:
-            before: Token ids before the passages.
+            ends: What comes before the passages.
             bodies: Token ids of each passage's body.
 
         Returns:
-            The token ids, and the offset at which each body begins.
+            The token ids up to the end of the last passage, and the offset at which each body begins.
         """
-        ids, starts = list(before), []
+        if not bodies:
+            return [*ends.before, *plain_ids(self.inert, ends.lead)], []
+        ids, starts = list(ends.before), []
         for number, body in enumerate(bodies, start=1):
-            ids += self.passage_mark(number)
+            ids += self.before_passage(ends.lead, number)
             starts.append(len(ids))
             ids += body
-            ids += self._between
+            ids += self._after_passage
         return ids, starts
-
-    def frame(self, question: str) -> Frame:
-        """Make the frame of a question: the header, and what follows the passages up to the answer.
-
-        Args:
-            question: The question.
-
-        Returns:
-            The frame.
-
-        Raises:
-            ValueError: When the question is empty.
-        """
-        if not question.strip():
-            raise ValueError("The question is empty.")
-        return Frame(self.header, plain_ids(self.inert, self._after(question)) + self._end)
 
 
 def render_chat(
-    checkpoint: Checkpoint, roles: Sequence[str], tools: Sequence[dict[str, Any]] | None = None
+    checkpoint: Checkpoint, roles: Sequence[str], tools: Sequence[dict[str, Any]] = ()
 ) -> list[str]:
     """Render what the chat template of a checkpoint's decoder writes around the words of messages.
 
@@ -257,7 +304,7 @@ def render_chat(
     turns = " → ".join(roles)
     try:
         rest = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=True
+            messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # Templates raise what they like, through jinja2.
         raise CheckpointError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 
@@ -15,15 +16,15 @@ from lclm_rag.errors import NoPassagesError
 from lclm_rag.prompting import (
     AssembledPrompt,
     ChatMessage,
-    Frame,
+    PromptEnds,
     PromptPassage,
     PromptTemplate,
     SoftPrompt,
     assemble,
-    chat_frame,
+    chat_ends,
     positions,
 )
-from lclm_rag.querying.expansion import EXPAND_TOOL, EXPANDED_FIRST, Expand, check_expand, offering
+from lclm_rag.querying.expansion import EXPANDED_FIRST, Expand, check_expand, tool_offered
 from lclm_rag.querying.grounding import wants_exact_string
 from lclm_rag.querying.query import Query
 from lclm_rag.querying.reader import Retrieved
@@ -31,6 +32,8 @@ from lclm_rag.store import LatentStore, StoredPassage, decode_latents
 from lclm_rag.types import PassageKey
 
 __all__ = ["PromptBuilder", "QueryPrompt"]
+
+_log = logging.getLogger(__name__)
 
 Project = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
@@ -44,7 +47,7 @@ class QueryPrompt:
         retrieved: The hits.
         passages: The retrieved passages as they are in the prompt when nothing is expanded, best first.
         template: The fixed parts of the prompt.
-        frame: What comes before and after the passages.
+        ends: What comes before and after the passages.
         budget: Most decoder positions in the prompt.
         skimmed: The prompt with nothing expanded.
         assembled: The prompt to decode.
@@ -58,7 +61,7 @@ class QueryPrompt:
     retrieved: Retrieved
     passages: list[PromptPassage]
     template: PromptTemplate
-    frame: Frame
+    ends: PromptEnds
     budget: int
     skimmed: AssembledPrompt
     assembled: AssembledPrompt
@@ -102,7 +105,7 @@ class QueryPrompt:
         """
         started = time.perf_counter()
         assembled, taken, no_room = _expanded(
-            self.template, self.used, self.frame, self.budget, self.skimmed, keys
+            self.template, self.used, self.ends, self.budget, self.skimmed, keys
         )
         return replace(
             self,
@@ -123,6 +126,7 @@ class PromptBuilder:
         context_length: Decoder positions, those of the answer included.
         space: The space in which the decoder prefers latents.
         dtype: The dtype that stored latents are decoded to.
+        cache_salt: As in `SoftPrompt`; one for each knowledge base.
         project: Maps latents, with the number of each passage, from encoder space to decoder space.
     """
 
@@ -131,6 +135,7 @@ class PromptBuilder:
     context_length: int
     space: Space
     dtype: torch.dtype
+    cache_salt: str
     project: Project = field(repr=False)
 
     def require_room(self, query: Query) -> None:
@@ -143,7 +148,7 @@ class PromptBuilder:
             ContextLengthError: When the question is too long.
         """
         template = self._template(query.expand)
-        assemble(template, (), template.frame(query.question), self._budget(query.sampling))
+        assemble(template, (), template.ends(query.question), self._budget(query.sampling))
 
     def build(self, query: Query, retrieved: Retrieved) -> QueryPrompt:
         """Build the prompt for a question.
@@ -176,14 +181,14 @@ class PromptBuilder:
         ]
         loaded = time.perf_counter()
         template, budget = self._template(query.expand), self._budget(query.sampling)
-        frame = template.frame(query.question)
-        skimmed = assemble(template, passages, frame, budget, space)
+        ends = template.ends(query.question)
+        skimmed = assemble(template, passages, ends, budget, space, self.cache_salt)
         prompt = QueryPrompt(
             query=query,
             retrieved=retrieved,
             passages=passages,
             template=template,
-            frame=frame,
+            ends=ends,
             budget=budget,
             skimmed=skimmed,
             assembled=skimmed,
@@ -191,7 +196,11 @@ class PromptBuilder:
             assemble=time.perf_counter() - loaded,
         )
         count = _expanded_first(query.question, query.expand, len(prompt.ranked))
-        return prompt.expand(prompt.ranked[:count]) if count else prompt
+        prompt = prompt.expand(prompt.ranked[:count]) if count else prompt
+        longest = template.frame.trained_positions
+        if longest is not None and prompt.prompt.positions + query.sampling.max_tokens > longest:
+            _warn_of_length(template.frame.name, longest)
+        return prompt
 
     def build_chat(
         self,
@@ -225,17 +234,17 @@ class PromptBuilder:
         check_expand(expand)
         if expand in ("model", "tool"):
             raise ValueError(f"expand={expand!r} takes several rounds; a chat is decoded once.")
-        frame = chat_frame(self.checkpoint, self.template, messages)
+        ends = chat_ends(self.checkpoint, self.template, messages)
         loaded, space = self._loaded(passages, store)
         budget = self.context_length - max_tokens
-        skimmed = assemble(self.template, loaded, frame, budget, space)
+        skimmed = assemble(self.template, loaded, ends, budget, space, self.cache_salt)
         keys = set(skimmed.used)
         used = [p for p in loaded if p.key in keys]
         ranked = [p.key for p in used if p.latents is not None]
         best = ranked[: _expanded_first(question, expand, len(ranked))]
         if not best:
             return skimmed
-        return _expanded(self.template, used, frame, budget, skimmed, best)[0]
+        return _expanded(self.template, used, ends, budget, skimmed, best)[0]
 
     def _loaded(
         self, passages: Sequence[PromptPassage], store: LatentStore
@@ -254,11 +263,9 @@ class PromptBuilder:
 
     def _template(self, expand: Expand) -> PromptTemplate:
         """The template, with the offer to expand if the decoder decides."""
-        if expand == "tool":
-            return self.template.with_tools(self.checkpoint, [EXPAND_TOOL])
-        if expand == "model":
-            return replace(self.template, instruction=offering(self.template.instruction))
-        return self.template
+        if expand not in ("model", "tool"):
+            return self.template
+        return self.template.offering(self.checkpoint, tool_offered(self.template.frame, expand))
 
     def _budget(self, sampling: Sampling) -> int:
         return self.context_length - sampling.max_tokens
@@ -277,10 +284,20 @@ class PromptBuilder:
         return list(self.project(torch.cat(stored), counts).split(counts))
 
 
+@cache  # Once for each frame, and not with each question.
+def _warn_of_length(frame: str, longest: int) -> None:
+    _log.warning(
+        "A prompt and its answer take more than the %s positions that decoders of the frame %s were trained "
+        "on; answers may get worse. Use a smaller top_k.",
+        f"{longest:,}",
+        frame,
+    )
+
+
 def _expanded(
     template: PromptTemplate,
     used: Sequence[PromptPassage],
-    frame: Frame,
+    ends: PromptEnds,
     budget: int,
     skimmed: AssembledPrompt,
     keys: Sequence[PassageKey],
@@ -304,7 +321,8 @@ def _expanded(
             else:
                 no_room.append(passage.key)
         kept.append(passage)
-    assembled = assemble(template, kept, frame, budget, skimmed.prompt.space)
+    first = skimmed.prompt
+    assembled = assemble(template, kept, ends, budget, first.space, first.cache_salt)
     return replace(assembled, left_out=skimmed.left_out), tuple(taken), tuple(no_room)
 
 

@@ -13,15 +13,13 @@ from collections.abc import Generator
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import Completion, Decoder, Sampling, all_answered
 from lclm_rag.prompting import SoftPrompt, next_turn
+from lclm_rag.prompting.frames import fill
+from lclm_rag.prompting.replies import Reply, mentioned, parse_reply, without_mark
 from lclm_rag.prompting.template import plain_ids
 from lclm_rag.querying.expansion import (
-    EXPAND_TOOL,
     EXPANDED_AGAIN,
-    MAX_ROUNDS,
-    Reply,
-    parse_reply,
-    tool_result,
-    verbatim_turn,
+    Given,
+    next_messages,
 )
 from lclm_rag.querying.grounding import ground
 from lclm_rag.querying.prompts import PromptBuilder, QueryPrompt
@@ -60,15 +58,19 @@ def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds
         return (yield from _skim(builder.checkpoint, built, started))
     completion = yield built.prompt
     rounds = [_round(built.prompt, completion, built.expanded, built.no_room)]
-    if query.expand == "auto" and _lacks_sources(built, completion):
-        wider = built.expand([*built.expanded, *built.ranked[:EXPANDED_AGAIN]])
+    reply = parse_reply(completion.text, len(built.assembled.used))
+    if query.expand == "auto" and (reply.asks or _lacks_sources(built, completion)):
+        # A decoder that was trained to ask may do so although nothing is offered.
+        wanted = [built.assembled.used[n - 1] for n in reply.numbers]
+        wider = built.expand([*built.expanded, *(wanted or built.ranked[:EXPANDED_AGAIN])])
         new = tuple(key for key in wider.expanded if key not in built.expanded)
         if new:
             built = wider
             completion = yield built.prompt
             rounds.append(_round(built.prompt, completion, new, built.no_room))
-    text = completion.text.strip()
-    return _answer(built, built.prompt, text, completion, rounds, started)
+            reply = parse_reply(completion.text, len(built.assembled.used))
+    text = without_mark(completion.text)
+    return _answer(built, built.prompt, text, completion, rounds, started, asks=reply.asks)
 
 
 def decode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
@@ -137,98 +139,101 @@ def _lacks_sources(built: QueryPrompt, completion: Completion) -> bool:
 
 def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
     """Rounds in which the decoder asks for passages itself, in a chat that only grows."""
-    as_tool = built.query.expand == "tool"
+    expansion = built.template.frame.expansion
     prompt, numbers = built.prompt, dict(enumerate(built.assembled.used, start=1))
-    unread = dict(numbers)
+    unread = {n: key for n, key in numbers.items() if key not in built.expanded}
     rounds: list[Round] = []
-    new: tuple[PassageKey, ...] = ()
-    no_room: tuple[PassageKey, ...] = ()
+    new, no_room = built.expanded, built.no_room
     while True:
         completion = yield prompt
         rounds.append(_round(prompt, completion, new, no_room))
         reply = parse_reply(completion.text, len(numbers))
-        asks = reply.numbers or reply.unknown
-        if not asks or len(rounds) == MAX_ROUNDS:
-            # A reply that still asks, although nothing more was offered, is shown as it is.
-            text = reply.answer or completion.text.strip()
-            return _answer(built, prompt, text, completion, rounds, started)
+        done = len(rounds)
+        too_early = expansion.must_expand and len(unread) == len(numbers) and not reply.asks
+        if too_early and done < expansion.rounds:
+            reply = Reply(tuple(_meant(built, reply, numbers)), (), "")
+        if not reply.asks or done >= expansion.rounds:
+            break
         room = built.budget - prompt.positions - len(completion.token_ids)
-        last = len(rounds) + 1 == MAX_ROUNDS
-        new, no_room = _that_fit(built, reply, unread, room, last, as_tool)
-        passages = [(n, built.texts[key]) for n, key in numbers.items() if key in new]
+        left = expansion.rounds - done
+        given, new, no_room = _given(built, reply, numbers, unread, room, left, too_early)
         unread = {n: key for n, key in unread.items() if key not in new}
-        prompt = next_turn(
-            checkpoint,
-            built.template,
-            prompt,
-            completion.token_ids,
-            _turn(built, passages, _refusals(reply, new, no_room, numbers), last, as_tool),
-            [EXPAND_TOOL] if as_tool else None,
-        )
+        messages = next_messages(built.template.frame, given, by_tool=bool(built.template.tools))
+        prompt = next_turn(checkpoint, built.template, prompt, completion.token_ids, messages)
+    if reply.asks and expansion.final and done == expansion.rounds:
+        last = [("user", expansion.final)]
+        prompt = next_turn(checkpoint, built.template, prompt, completion.token_ids, last)
+        completion = yield prompt
+        rounds.append(_round(prompt, completion, (), ()))
+        reply = parse_reply(completion.text, len(numbers))
+    return _answer(built, prompt, reply.answer, completion, rounds, started, asks=reply.asks)
 
 
-def _that_fit(
+def _meant(built: QueryPrompt, reply: Reply, numbers: dict[int, PassageKey]) -> list[int]:
+    """The passages that an answer mentions by number; if none, the best one."""
+    best = [n for n, key in numbers.items() if key == built.ranked[0]]
+    return mentioned(reply.answer, len(numbers)) or best
+
+
+def _given(
     built: QueryPrompt,
     reply: Reply,
     numbers: dict[int, PassageKey],
+    unread: dict[int, PassageKey],
     room: int,
-    last: bool,
-    as_tool: bool,
-) -> tuple[tuple[PassageKey, ...], tuple[PassageKey, ...]]:
-    """Split the unread passages that the decoder asks for by whether the next turn has room for them.
+    left: int,
+    reminded: bool,
+) -> tuple[Given, tuple[PassageKey, ...], tuple[PassageKey, ...]]:
+    """What the decoder gets for its request, within the room there is.
 
-    `numbers` are the passages that it has not read. Returns those that fit, in the order in which the decoder
-    named them, and the others.
+    `numbers` are all passages, `unread` those that it has not read, `left` the rounds after this one. Returns
+    also the keys of the passages that it gets, in the order in which it named them, and of those for which
+    there is no room.
     """
-    fitting: list[PassageKey] = []
-    others: list[PassageKey] = []
-    passages: list[tuple[int, str]] = []
-    for number in reply.numbers:
-        if number not in numbers:
-            continue
-        key = numbers[number]
-        longer = [*passages, (number, built.texts[key])]
-        refusals = _refusals(reply, (*fitting, key), (*others, key), numbers)
-        words = _turn(built, longer, refusals, last, as_tool)[1]
+    frame = built.template.frame
+    by_tool = bool(built.template.tools)
+
+    def refused(number: int, words: str) -> tuple[int, str]:
+        return number, fill(words, name=fill(frame.expansion.name, number=number))
+
+    def given(fitting: list[int], others: list[int]) -> Given:
+        sentences = [refused(n, "There is no {name}.") for n in reply.unknown]
+        for n in reply.numbers:
+            if n not in unread:
+                number, words = refused(n, "{name} is above, verbatim.")
+                sentences.append((number, words[:1].upper() + words[1:]))
+            elif n in others:
+                sentences.append(refused(n, "There is no room for {name}."))
+        return Given(
+            passages=tuple((n, built.texts[numbers[n]]) for n in sorted(fitting)),
+            refused=tuple(sentences),
+            question=built.query.question,
+            left=left,
+            last=left == 1,
+            unreadable=reply.unreadable,
+            reminded=reminded,
+        )
+
+    def length(words: Given) -> int:
+        messages = next_messages(frame, words, by_tool=by_tool)
         # The chat template writes only a few tokens around a turn.
-        if len(plain_ids(built.template.inert, words)) + _AROUND_A_TURN <= room:
-            passages = longer
-            fitting.append(key)
-        else:
-            others.append(key)
-    return tuple(fitting), tuple(others)
+        return sum(len(plain_ids(built.template.inert, w)) + _AROUND_A_TURN for _, w in messages)
+
+    fitting: list[int] = []
+    others: list[int] = []
+    for n in reply.numbers:
+        if n in unread:
+            # Every refusal is counted, though the passage may yet be taken.
+            fits = length(given([*fitting, n], [*others, n])) <= room
+            (fitting if fits else others).append(n)
+    return (
+        given(fitting, others),
+        tuple(numbers[n] for n in fitting),
+        tuple(numbers[n] for n in others),
+    )
 
 
 _AROUND_A_TURN = 32
-
-
-def _turn(
-    built: QueryPrompt, passages: list[tuple[int, str]], refusals: str, last: bool, as_tool: bool
-) -> tuple[str, str]:
-    """Role and words of the next message to the decoder."""
-    if as_tool:
-        return "tool", refusals + tool_result(passages)
-    return "user", refusals + verbatim_turn(passages, built.query.question, last)
-
-
-def _refusals(
-    reply: Reply,
-    expanded: tuple[PassageKey, ...],
-    no_room: tuple[PassageKey, ...],
-    numbers: dict[int, PassageKey],
-) -> str:
-    """What the decoder must know about passages that it asks for and does not get.
-
-    `numbers` are those of all passages.
-    """
-    lines = [f"There is no passage {number}.\n" for number in reply.unknown]
-    for number in reply.numbers:
-        key = numbers.get(number)
-        if key in no_room:
-            lines.append(f"There is no room for passage {number}.\n")
-        elif key not in expanded:
-            lines.append(f"Passage {number} stands above, word for word.\n")
-    return "".join(lines)
 
 
 def _round(
@@ -281,7 +286,11 @@ def _answer(
     completion: Completion,
     rounds: list[Round],
     started: float,
+    *,
+    asks: bool,
 ) -> Answer:
+    """The answer; without text if the last reply still asks for passages."""
+    text = "" if asks else text
     used = set(built.assembled.used)
     tokens = {row.passage.key: row.tokens for row in built.retrieved.rows}
     question = built.query.question
@@ -290,7 +299,7 @@ def _answer(
         text=text,
         sources=[hit for hit in built.retrieved.hits if hit.key in used],
         left_out=list(built.assembled.left_out),
-        complete=completion.finish_reason == "stop",
+        complete=completion.finish_reason == "stop" and not asks,
         grounding=ground(text, question, built.texts.values()),
         rounds=tuple(rounds),
         usage=Usage(
@@ -308,4 +317,11 @@ def _answer(
             first_token=sum(r.seconds for r in rounds[:-1]) + completion.first_token,
             total=time.perf_counter() - started,
         ),
+        reason=_STILL_ASKS if asks else "",
     )
+
+
+_STILL_ASKS = (
+    "The decoder asked for passages verbatim instead of answering, and could not be given more. Ask with "
+    'expand="model" or fewer passages, or raise max_tokens.'
+)

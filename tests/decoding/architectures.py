@@ -75,7 +75,7 @@ def test_items_and_mixed_prompts_give_the_tokens_of_transformers(
         for sheet in sheets[:10]:
             (latents,) = compressor.compress([sheet.document.text], space=space)
             passage = PromptPassage((sheet.document.id, 0), sheet.document.text, latents)  # type: ignore[arg-type]
-            frame = template.frame(sheet.questions[0].question)
+            frame = template.ends(sheet.questions[0].question)
             made.append(assemble(template, [passage], frame, 1000, space).prompt)
         return made
 

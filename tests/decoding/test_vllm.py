@@ -104,7 +104,7 @@ def test_a_second_question_about_the_same_passages_finds_them_in_the_cache(
         ]
     space = "encoder" if which == "items_decoder" else "decoder"
     first, second = (
-        assemble(template, order, template.frame(question), 4000, space).prompt
+        assemble(template, order, template.ends(question), 4000, space).prompt
         for order, question in ((found, "Who signed it?"), (found[::-1], "When was it opened?"))
     )
     # Retrieved in another rank order, they stand in the prompt in the same one.
@@ -169,7 +169,7 @@ def test_a_passage_that_the_engine_has_seen_is_sent_as_its_identifier_alone(
     found = passages(knowledge_base, sheets[20:28])
     tensors = sum(p.latents.nbytes for p in found)
     first, second, other = (
-        assemble(template, chosen, template.frame(question), 4000, "encoder").prompt
+        assemble(template, chosen, template.ends(question), 4000, "encoder").prompt
         for chosen, question in (
             (found, "Who signed it?"),
             (found, "When was it opened?"),
@@ -229,9 +229,9 @@ def test_a_text_request_shares_the_header(
     knowledge_base: KnowledgeBase,
     sheets: list[FactSheet],
 ) -> None:
-    template = PromptTemplate.of(checkpoint, "Answer the question from the passages. " * 10)
+    template = PromptTemplate.of(checkpoint, instruction="Answer from the passages. " * 10)
     as_latents, as_text = (
-        assemble(template, found, template.frame("Who signed it?"), 4000, "encoder").prompt
+        assemble(template, found, template.ends("Who signed it?"), 4000, "encoder").prompt
         for found in (
             passages(knowledge_base, sheets[30:31]),
             passages(knowledge_base, sheets[30:31], as_text=True),

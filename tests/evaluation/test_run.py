@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from lclm_rag import KnowledgeBase
+from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checkpoint import MEMORY_END, MEMORY_START
 from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.contexts import parse_context
+from lclm_rag.evaluation.contexts import in_frames, parse_context
 from lclm_rag.evaluation.datasets.exact_strings import (
     RECORD_ID,
     REGISTRY_CODE,
@@ -38,6 +38,7 @@ from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 from lclm_rag.evaluation.report import compare, read_report
 from lclm_rag.evaluation.run import evaluate
 from lclm_rag.generation import generate
+from lclm_rag.prompting import FRAMES, load_frame
 from support.commands import Run
 from support.random_classifiers import save_classifier
 
@@ -105,6 +106,70 @@ def test_contexts_are_measured_on_the_same_questions(
     )
     assert sum(c["questions"] for c in report["categories"].values()) == 12
     assert report["store"]["bytes"] > report["store"]["source_tokens"]
+
+
+def test_every_frame_is_asked_beside_the_others(
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
+) -> None:
+    frames = [load_frame(name) for name in FRAMES]
+    contexts = in_frames(_contexts("latents", "text"), frames)
+    report = evaluate(knowledge_base, eval_set, contexts, tmp_path, top_k=4, alone=1)
+    assert list(report["modes"]) == [f"{c}@{f}" for c in ("latents", "text") for f in FRAMES]
+    assert report["reference"] == "text@numbered"
+    lengths = {name: figures["positions"] for name, figures in report["modes"].items()}
+    assert lengths["latents@card"] < lengths["latents@numbered"] < lengths["latents@chunks"]
+    alone = evaluate(
+        knowledge_base, eval_set, _contexts("latents"), tmp_path / "alone", top_k=4, alone=1
+    )
+    # The bundled checkpoint is asked in its own frame.
+    own = [line["modes"]["latents@numbered"]["answer"] for line in report["answers"]]
+    assert own == [line["modes"]["latents"]["answer"] for line in alone["answers"]]
+
+
+def test_line_breaks_that_a_frame_has_inside_the_memory_are_compressed_for_it(
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
+) -> None:
+    contexts = in_frames(_contexts("latents"), [load_frame("block")])
+    report = evaluate(knowledge_base, eval_set, contexts, tmp_path / "a", top_k=4, alone=1)
+    with KnowledgeBase.create(
+        tmp_path / "kb", frame="block", decoder=knowledge_base.decoder
+    ) as built:
+        built.add(
+            Document(row.key.document_id, row.text, row.metadata)
+            for row in knowledge_base.store.texts()
+        )
+        same = evaluate(built, eval_set, _contexts("latents"), tmp_path / "b", top_k=4, alone=1)
+    found = [line["modes"]["latents@block"]["answer"] for line in report["answers"]]
+    assert found == [line["modes"]["latents"]["answer"] for line in same["answers"]]
+
+
+def test_a_protocol_that_the_decoder_cannot_be_offered_is_refused_before_anything_is_asked(
+    tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
+) -> None:
+    contexts = in_frames(_contexts("latents+expand:model"), [load_frame("segments")])
+    with pytest.raises(EvaluationError, match=r"expand:model@segments cannot be had: .* no tools"):
+        evaluate(knowledge_base, eval_set, contexts, tmp_path)
+
+
+def test_the_authors_figures_stand_beside_those_of_ruler(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(
+        *(
+            "eval",
+            "ruler",
+            "--length",
+            "4096",
+            "--task",
+            "niah_single_2",
+            "--task",
+            "niah_multivalue",
+        ),
+        *("--count", "1", "--context", "latents", "--frames", "card", "--frames", "block"),
+        *("--out", tmp_path),
+    )
+    assert code == 0
+    rows = [line.replace("│", " ").split() for line in out.splitlines()]
+    figures = {row[0]: row[-1] for row in rows if row and row[0].startswith("niah_")}
+    assert figures == {"niah_single_2_4096": "90", "niah_multivalue_4096": "74.1"}
 
 
 def test_answers_are_those_of_query(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ import torch
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.prompting import PromptTemplate, SoftPrompt, next_turn
+from lclm_rag.prompting.replies import parse_reply
 from lclm_rag.prompting.template import plain_ids
-from lclm_rag.querying.expansion import offering, parse_reply, verbatim_turn
+from lclm_rag.querying.expansion import Given, next_messages
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_tiny_lclm"
 
@@ -69,9 +69,9 @@ def test_training_prompts_are_the_assemblers(template: PromptTemplate) -> None:
     rng = random.Random(3)
     (sheets,) = draw_contexts(rng.getrandbits(60), 1, 2)
     bodies = [plain_ids(template.inert, sheet.document.text) for sheet in sheets]
-    assert batch.context_ids[0].tolist() == template.context(template.header, bodies)[0]
+    assert batch.context_ids[0].tolist() == template.context(template.start, bodies)[0]
     number = rng.randrange(2)
-    asked = template.frame(f"Repeat passage {number + 1}.").after
+    asked = template.ends(f"Repeat passage {number + 1}.").after
     assert batch.block_ids[0, 0, : len(asked)].tolist() == asked
     learned = [i for i in batch.labels[0, 0].tolist() if i >= 0]
     assert template.inert.decode(learned).strip() == sheets[number].document.text
@@ -93,9 +93,10 @@ def test_a_skimming_block_is_the_librarys_chat(
         questions=4,
         style="skim",
     )
-    offered = replace(template, instruction=offering(template.instruction))
+    offered = template.offering(checkpoint, None)
     context = batch.context_ids[0].tolist()
-    assert context[: len(offered.header)] == offered.header
+    header = offered.context(offered.start, [])[0]
+    assert context[: len(header)] == header
     chats = 0
     for block, labels in zip(batch.block_ids[0].tolist(), batch.labels[0].tolist(), strict=True):
         length = max(i for i, label in enumerate(labels) if label >= 0) + 1
@@ -112,8 +113,9 @@ def test_a_skimming_block_is_the_librarys_chat(
         shown = template.inert.decode(block, skip_special_tokens=False)
         passage = shown.partition(f"[{number}] ")[2].partition("\n")[0]
         question = shown.partition("Question: ")[2].partition("<|im_end|>")[0]
-        turn = verbatim_turn([(number, passage)], question, last=False)
-        grown = next_turn(checkpoint, template, first, wish, ("user", turn)).token_ids
+        given = Given(((number, passage),), (), question, left=2, last=False)
+        turn = next_messages(template.frame, given, by_tool=False)
+        grown = next_turn(checkpoint, template, first, wish, turn).token_ids
         assert (context + block[:length])[: len(grown)] == grown
         answer = said[len(wish) :]
         assert (context + block[:length] + [said[-1]])[len(grown) :] == answer

@@ -22,7 +22,7 @@ def passage(name: str, latents: int | None = None, text: str = "Some text.") -> 
 def test_the_prompt_reads_as_header_passages_question(
     template: PromptTemplate, checkpoint: Checkpoint
 ) -> None:
-    made = assemble(template, [passage("a", 2), passage("b")], template.frame("What?"), 1000)
+    made = assemble(template, [passage("a", 2), passage("b")], template.ends("What?"), 1000)
     assert checkpoint.decoder_tokenizer.decode(
         made.prompt.token_ids, skip_special_tokens=False
     ) == (
@@ -42,24 +42,24 @@ def test_the_prompt_reads_as_header_passages_question(
 def test_the_order_of_retrieval_does_not_change_the_prompt(
     template: PromptTemplate, order: list[str]
 ) -> None:
-    made = assemble(template, [passage(name, 3) for name in order], template.frame("What?"), 1000)
+    made = assemble(template, [passage(name, 3) for name in order], template.ends("What?"), 1000)
     assert [key.document_id for key in made.used] == ["a", "b", "c", "d"]
     assert (
         made.prompt.token_ids
         == assemble(
-            template, [passage(name, 3) for name in "abcd"], template.frame("What?"), 1000
+            template, [passage(name, 3) for name in "abcd"], template.ends("What?"), 1000
         ).prompt.token_ids
     )
 
 
 def test_another_question_shares_everything_before_it(template: PromptTemplate) -> None:
     passages = [passage("a", 5), passage("b", 7)]
-    first = assemble(template, passages, template.frame("Where is it?"), 1000).prompt.token_ids
+    first = assemble(template, passages, template.ends("Where is it?"), 1000).prompt.token_ids
     second = assemble(
-        template, passages, template.frame("How old is it now?"), 1000
+        template, passages, template.ends("How old is it now?"), 1000
     ).prompt.token_ids
     shared = len(
-        template.context(template.header, [template.memory_span(5), template.memory_span(7)])[0]
+        template.context(template.start, [template.memory_span(5), template.memory_span(7)])[0]
     )
     assert first[:shared] == second[:shared]
 
@@ -71,7 +71,7 @@ def test_the_budget_holds_and_the_best_passages_come_in(
 ) -> None:
     passages = [passage(f"p{i:02}", size) for i, size in enumerate(sizes)]
     try:
-        made = assemble(template, passages, template.frame("What?"), budget)
+        made = assemble(template, passages, template.ends("What?"), budget)
     except ContextLengthError:
         assert sizes[0] + 20 > budget - 40
         return
@@ -81,32 +81,35 @@ def test_the_budget_holds_and_the_best_passages_come_in(
         f"p{i:02}" for i in range(kept, len(sizes))
     ]
     if made.left_out:  # The next one would not have fitted.
-        needed = len(template.memory_span(sizes[kept])) + template.marks_length(kept + 1)
+        needed = len(template.memory_span(sizes[kept])) + template.marks_length(
+            template.start.lead, kept + 1
+        )
         assert made.prompt.positions + needed > budget
 
 
 def test_a_question_that_does_not_fit_is_refused(template: PromptTemplate) -> None:
     with pytest.raises(ContextLengthError, match=r"The question takes \d+ tokens"):
-        assemble(template, [], template.frame("why " * 500), 300)
+        assemble(template, [], template.ends("why " * 500), 300)
     with pytest.raises(ContextLengthError, match=r"Passage a#0 takes 502 positions"):
-        assemble(template, [passage("a", 500)], template.frame("Why?"), 300)
+        assemble(template, [passage("a", 500)], template.ends("Why?"), 300)
 
 
 def test_an_empty_question_is_refused(template: PromptTemplate) -> None:
     with pytest.raises(ValueError, match="question is empty"):
-        template.frame(" \n")
+        template.ends(" \n")
 
 
 def test_special_tokens_in_a_document_change_nothing_outside_its_span(
     template: PromptTemplate,
 ) -> None:
     plain = assemble(
-        template, [passage("a", text="X"), passage("b", 2)], template.frame("What?"), 1000
+        template, [passage("a", text="X"), passage("b", 2)], template.ends("What?"), 1000
     ).prompt
     hostile = assemble(
-        template, [passage("a", text=HOSTILE), passage("b", 2)], template.frame("What?"), 1000
+        template, [passage("a", text=HOSTILE), passage("b", 2)], template.ends("What?"), 1000
     ).prompt
-    start = len(template.header) + len(template.passage_mark(1))
+    first = template.before_passage(template.start.lead, 1)
+    start = len(template.start.before) + len(first)
     end = len(hostile.token_ids) - (len(plain.token_ids) - start - 1)
     assert hostile.token_ids[:start] == plain.token_ids[:start]
     assert hostile.token_ids[end:] == plain.token_ids[start + 1 :]
@@ -114,9 +117,9 @@ def test_special_tokens_in_a_document_change_nothing_outside_its_span(
 
 
 def test_special_tokens_in_a_question_are_only_letters(template: PromptTemplate) -> None:
-    plain = assemble(template, [passage("a", 2)], template.frame("Q?"), 1000).prompt.token_ids
+    plain = assemble(template, [passage("a", 2)], template.ends("Q?"), 1000).prompt.token_ids
     hostile = assemble(
-        template, [passage("a", 2)], template.frame(f"Q?{HOSTILE}"), 1000
+        template, [passage("a", 2)], template.ends(f"Q?{HOSTILE}"), 1000
     ).prompt.token_ids
     counted = [hostile.count(i) - plain.count(i) for i in sorted(special_ids(template))]
     assert counted == [0] * len(counted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,49 +13,17 @@ from hypothesis import strategies as st
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding import Completion, Decoder, Sampling
+from lclm_rag.decoding import Sampling
 from lclm_rag.errors import CheckpointError
 from lclm_rag.evaluation.datasets.exact_strings import exact_string_questions
 from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, FactSheet
 from lclm_rag.evaluation.measures import exact_match
 from lclm_rag.prompting import SoftPrompt
-from lclm_rag.prompting.template import plain_ids
-from lclm_rag.querying.expansion import EXPAND_TOOL, MAX_ROUNDS, Expand, parse_reply
+from lclm_rag.prompting.replies import parse_reply
+from lclm_rag.querying.expansion import EXPAND_TOOL, Expand
 from lclm_rag.types import PassageKey
 from support.commands import Run
-
-
-class Scripted(Decoder):
-    """Replies what it was told to, and keeps the prompts."""
-
-    def __init__(self, like: Decoder, replies: Sequence[str]) -> None:
-        self.checkpoint = like.checkpoint
-        self.context_length = like.context_length
-        self._replies = iter(replies)
-        self.prompts: list[SoftPrompt] = []
-
-    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Completion]:  # type: ignore[override]
-        (prompt,) = prompts
-        self.check(prompt, sampling)
-        self.prompts.append(prompt)
-        reply = next(self._replies)
-        ids = plain_ids(self.checkpoint.inert_decoder_tokenizer, reply)
-        end = self.checkpoint.decoder_tokenizer.token_to_id("<|im_end|>")
-        return [Completion(reply, [*ids, end], "stop", 0.01, 0.1)]
-
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
-        raise NotImplementedError
-
-
-def words(kb: KnowledgeBase, prompt: SoftPrompt) -> str:
-    return str(kb.checkpoint.decoder_tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
-
-
-def scripted(kb: KnowledgeBase, *replies: str) -> tuple[KnowledgeBase, Scripted]:
-    """The same knowledge base with a decoder that replies so."""
-    decoder = Scripted(kb.decoder, replies)
-    return KnowledgeBase.open(kb.path, decoder=decoder), decoder
-
+from support.scripted import Scripted, scripted, words
 
 # --- by rule ----------------------------------------------------------------------------------------
 
@@ -206,19 +173,20 @@ def test_the_decoder_reads_what_it_asks_for_in_a_chat_that_only_grows(
 def test_rounds_are_bounded(string_kb: KnowledgeBase) -> None:
     kb, decoder = scripted(string_kb, *[f"EXPAND: {n}" for n in range(1, 9)])
     answer = kb.query("Which record is it?", 5, expand="model")
-    assert len(answer.rounds) == MAX_ROUNDS == len(decoder.prompts)
+    assert len(answer.rounds) == kb.frame.expansion.rounds == len(decoder.prompts) == 3
     assert "EXPAND:" in words(kb, decoder.prompts[0])
     last = words(kb, decoder.prompts[-1]).rpartition("<|im_start|>user")[2]
     assert "Nothing more can be expanded." in last
     assert "Nothing more can be expanded." not in words(kb, decoder.prompts[-2])
-    assert answer.text == f"EXPAND: {MAX_ROUNDS}"
+    assert (answer.text, answer.complete, answer.no_passages) == ("", False, False)
+    assert "asked for passages" in answer.reason
 
 
 def test_a_passage_that_was_read_is_not_given_again(string_kb: KnowledgeBase) -> None:
     kb, decoder = scripted(string_kb, "EXPAND: 1", "EXPAND: 1, 2", "ANSWER: x")
     answer = kb.query("Which record is it?", 5, expand="model")
     _, second, third = answer.rounds
-    told = "Passage 1 stands above, word for word."
+    told = "Passage 1 is above, verbatim."
     assert [told in words(kb, prompt) for prompt in decoder.prompts] == [False, False, True]
     assert len(second.expanded) == len(third.expanded) == 1
     assert second.expanded != third.expanded
@@ -325,6 +293,24 @@ def test_a_chat_template_without_tools_is_named(string_kb: KnowledgeBase) -> Non
         ('<tool_call>\n{"name": "expand", "arguments": {"passages": [3, 5]}}\n</tool_call>', (3, 5)),
         ('{"name": "expand", "arguments": "{\\"passages\\": [6]}"}', (6,)),
         ('{"name": "expand", "parameters": {"passages": "2"}}', (2,)),
+        ("EXPAND: Chunk 7, 3", (7, 3)),
+        ("EXPAND: Chunk 7, Chunk 3", (7, 3)),
+        ("EXPAND: chunks 7 and 3", (7, 3)),
+        ("EXPAND: seg_7, seg_3", (7, 3)),
+        ("EXPAND: <7, 3>", (7, 3)),
+        ("EXPAND: 7,3 to find the code", (7, 3)),
+        ("EXPAND → 7", (7,)),
+        ("EXPAND: segments 3 through 5", (3, 4, 5)),
+        ("EXPAND: all", (1, 2, 3, 4, 5, 6, 7, 8)),
+        ('<tool_call>\n{"name": "expand", "arguments": {"segment_id": "seg_3"}}\n</tool_call>', (3,)),
+        ('<tool_call>{"name": "expand", "arguments": {"segment_id": "seg_3"}}</tool_call>\n'
+         '<tool_call>{"name": "expand", "arguments": {"segment_id": "seg_5"}}</tool_call>', (3, 5)),
+        ('I look at it. <tool_call>{"name": "expand", "arguments": {"segment_id": 3}', (3,)),
+        ('{"name": "expand", "arguments": {"segment_ids": ["seg_3", "seg_5"]}}', (3, 5)),
+        ('```json\n{"name": "expand", "arguments": {"segment_id": "seg_3"}}\n```', (3,)),
+        ('expand(segment_id="seg_3")', (3,)),
+        ("<tool_call>\n<function=expand>\n<parameter=segment_id>\nseg_3\n</parameter>\n</function>", (3,)),
+        ('<expand segment_id="seg_3"/>', (3,)),
     ],
 )  # fmt: skip
 def test_wishes_in_the_forms_that_decoders_write(written: str, numbers: tuple[int, ...]) -> None:
@@ -344,8 +330,10 @@ def test_wishes_in_the_forms_that_decoders_write(written: str, numbers: tuple[in
         ("ANSWER: Expand 3 stores in Berlin", "Expand 3 stores in Berlin"),
         ("ANSWER: first\nsecond", "first\nsecond"),
         ("<think>EXPAND: 1</think>ANSWER: q", "q"),
-        ('<tool_call>{"name": "search", "arguments": {}}</tool_call> Paris',
-         '<tool_call>{"name": "search", "arguments": {}}</tool_call> Paris'),
+        ('<tool_call>{"name": "search", "arguments": {}}</tool_call> Paris', "Paris"),
+        ("FINAL: AB-1234", "AB-1234"),
+        ("Final answer: AB-1234", "AB-1234"),
+        ('{"answer": 3}', '{"answer": 3}'),
     ],
 )  # fmt: skip
 def test_answers_in_the_forms_that_decoders_write(written: str, answer: str) -> None:

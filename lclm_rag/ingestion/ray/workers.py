@@ -144,10 +144,10 @@ def _work_tables(
             rows.append(row)
             size += row.work.passage.characters if row.work is not None else 0
             if size >= CHARACTERS_AT_ONCE or len(rows) >= _ROWS_AT_ONCE:
-                yield to_table(_with_token_ids(rows, checkpoint))
+                yield to_table(_with_token_ids(rows, checkpoint, job.splitting.memory))
                 rows, size = [], 0
     if rows:
-        yield to_table(_with_token_ids(rows, checkpoint))
+        yield to_table(_with_token_ids(rows, checkpoint, job.splitting.memory))
     attempts.done()
 
 
@@ -185,8 +185,9 @@ def _document_rows(
             yield row("problem", _failed(item.id, error))
 
 
-def _with_token_ids(rows: list[WorkRow], checkpoint: Checkpoint) -> list[WorkRow]:
-    work = iter(with_token_ids([row.work for row in rows if row.work is not None], checkpoint))
+def _with_token_ids(rows: list[WorkRow], checkpoint: Checkpoint, memory: str) -> list[WorkRow]:
+    new = [row.work for row in rows if row.work is not None]
+    work = iter(with_token_ids(new, checkpoint, memory))
     return [replace(row, work=next(work)) if row.work is not None else row for row in rows]
 
 
