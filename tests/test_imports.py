@@ -25,6 +25,15 @@ def test_no_model_library_is_loaded_by(code: str) -> None:
     assert loaded_after(code) == set()
 
 
+def test_tests_that_need_no_torch_do_not_wait_for_it() -> None:
+    assert (
+        loaded_after(
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest"
+        )
+        == set()
+    )
+
+
 @pytest.mark.parametrize("module", ["lclm_rag.storage", "lclm_rag.connectors.corpora"])
 def test_neither_arrow_nor_an_object_store_is_loaded_by(module: str) -> None:
     assert loaded_after(f"import {module}", {"pyarrow", "fsspec", "s3fs", "numpy"}) == set()
