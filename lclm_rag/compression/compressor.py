@@ -24,7 +24,7 @@ from lclm_rag.torch_setup import (
     to_device,
 )
 
-__all__ = ["Compressor"]
+__all__ = ["Compressor", "longest_window", "marker_id"]
 
 _TOKEN_BUDGET = {"cpu": 4_096, "cuda": 65_536}
 """Tokens in one encoder batch, which its memory grows with. A larger budget is not faster on either."""
@@ -102,7 +102,7 @@ class Compressor:
         model = load_transformers_model(AutoModel, checkpoint.encoder_model_folder, on, kind)
         encoder = PackedEncoder(
             model,
-            _longest_window(checkpoint),
+            longest_window(checkpoint),
             causal=checkpoint.config.is_causal,
             compile=compile,
         )
@@ -241,23 +241,35 @@ class Compressor:
 
     @cached_property
     def _marker_id(self) -> int | None:
-        """The token that stands for a latent in `eos` pooling: the encoder tokenizer's pad token."""
-        if self.checkpoint.config.pooling != "eos":
-            return None
-        from transformers import AutoTokenizer
+        return marker_id(self.checkpoint)
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            self.checkpoint.encoder_folder, local_files_only=True
+
+def marker_id(checkpoint: Checkpoint) -> int | None:
+    """The token that stands for a latent in `eos` pooling: the encoder tokenizer's pad token.
+
+    Args:
+        checkpoint: The checkpoint.
+
+    Returns:
+        The token's id; None for other poolings.
+
+    Raises:
+        CheckpointError: When the tokenizer has no pad token.
+    """
+    if checkpoint.config.pooling != "eos":
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.encoder_folder, local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(
+            f"{checkpoint.encoder_folder}: eos pooling needs a tokenizer with a pad token."
         )
-        if tokenizer.pad_token_id is None:
-            raise CheckpointError(
-                f"{self.checkpoint.encoder_folder}: eos pooling needs a tokenizer with a pad token."
-            )
-        return int(tokenizer.pad_token_id)
+    return int(tokenizer.pad_token_id)
 
 
-def _longest_window(checkpoint: Checkpoint) -> int:
-    """Positions of the longest window."""
+def longest_window(checkpoint: Checkpoint) -> int:
+    """The number of positions in the longest window of a checkpoint's encoder."""
     config = checkpoint.config
     markers = config.encoder_window_size // config.compression_ratio
     marked = markers if config.pooling == "eos" else 0

@@ -1,0 +1,218 @@
+"""The three parts of an LCLM, trained together on packed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div
+
+from lclm_rag.checkpoint import MEMORY_END, MEMORY_START, Checkpoint
+from lclm_rag.compression.adapter import load_adapter
+from lclm_rag.compression.attention import PACKED, PackedEncoder, packing
+from lclm_rag.compression.compressor import longest_window, marker_id
+from lclm_rag.compression.pooling import pool
+from lclm_rag.torch_setup import load_transformers_model
+from lclm_rag.training.packing import Batch, Row
+
+__all__ = ["PARTS", "Losses", "Part", "TrainedLCLM"]
+
+Part = Literal["encoder", "adapter", "decoder"]
+PARTS: tuple[Part, ...] = ("encoder", "adapter", "decoder")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a batch.
+
+    Attributes:
+        tokens: [learned] the loss of each learned token, in nats: cross-entropy, or, where a teacher gives a
+            distribution, the divergence from it.
+        right: bool [learned]: whether greedy decoding would have chosen the token.
+    """
+
+    tokens: torch.Tensor
+    right: torch.Tensor
+
+
+class TrainedLCLM(nn.Module):
+    """Encoder, adapter and decoder of a checkpoint, with gradients.
+
+    The decoder reads blocks one after another, without padding, as the encoder reads windows: no block sees
+    another, so that a packed block gives the loss and the gradient that it gives alone.
+
+    Args:
+        checkpoint: The checkpoint to start from; LoRA weights are merged first.
+        device: Where to compute.
+        dtype: The dtype of the weights.
+
+    Raises:
+        CheckpointError: When a part cannot be loaded, or its architecture does not let rows be packed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        self.checkpoint = checkpoint
+        config = checkpoint.config
+        self.encoder = load_transformers_model(
+            AutoModel, checkpoint.encoder_model_folder, device, dtype
+        )
+        self.adapter = load_adapter(checkpoint, str(device), str(dtype).removeprefix("torch."))
+        self.decoder = load_transformers_model(
+            AutoModelForCausalLM, checkpoint.decoder_model_folder, device, dtype
+        )
+        # Both are checked: packed, they must give what they give alone.
+        PackedEncoder(self.encoder, longest_window(checkpoint), causal=config.is_causal)
+        PackedEncoder(self.decoder.base_model, checkpoint.context_length)
+        self.decoder.config._attn_implementation = PACKED
+        self.marker_id = marker_id(checkpoint)
+        self.placeholder = checkpoint.placeholder_id
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.adapter.fc1.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.adapter.fc1.weight.dtype
+
+    def latents(self, row: Row) -> torch.Tensor:
+        """Compress the memories of a row.
+
+        Args:
+            row: A row with memories.
+
+        Returns:
+            Decoder space, [latents, decoder width], memory after memory.
+        """
+        windows = row.windows
+        assert windows is not None
+        config, lengths = self.checkpoint.config, windows.lengths.tolist()
+        hidden = self.encoder(
+            input_ids=torch.from_numpy(windows.token_ids).to(self.device)[None],
+            position_ids=torch.from_numpy(windows.positions()).to(self.device)[None],
+            use_cache=False,
+            **packing(lengths, max(lengths), self.device, self.dtype, causal=config.is_causal),
+        ).last_hidden_state[0]
+        pooled = pool(hidden, windows, config.pooling, config.compression_ratio)
+        projected: torch.Tensor = self.adapter(pooled, row.latents)
+        return projected
+
+    def logits(self, row: Row) -> torch.Tensor:
+        """What the decoder expects at the learned tokens of a row.
+
+        Args:
+            row: The row.
+
+        Returns:
+            [learned, vocabulary], float32.
+        """
+        embeds = self.decoder.get_input_embeddings()(row.token_ids.to(self.device))
+        if row.windows is not None:
+            latents = self.latents(row).to(embeds.dtype)
+            embeds = embeds.index_copy(0, row.holes.to(self.device), latents)
+        expected: torch.Tensor = self.decoder(
+            inputs_embeds=embeds[None],
+            position_ids=row.positions.to(self.device)[None],
+            use_cache=False,
+            # A token is expected from the position before it.
+            logits_to_keep=row.learned.to(self.device) - 1,
+            **packing(row.lengths, max(row.lengths), self.device, self.dtype, causal=True),
+        ).logits[0]
+        return expected.float()
+
+    def forward(self, batch: Batch) -> Losses:
+        """Compute the loss of each learned token.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The losses.
+        """
+        logits = self.logits(batch.row)
+        target = batch.row.token_ids[batch.row.learned].to(self.device)
+        losses = cross_entropy(logits, target, reduction="none")
+        if batch.teacher is not None:
+            with torch.no_grad():
+                taught = self.logits(batch.teacher).log_softmax(-1)
+            which = batch.taught.to(self.device)
+            student = logits[which].log_softmax(-1)
+            divergence = kl_div(student, taught, reduction="none", log_target=True).sum(-1)
+            losses = losses.index_copy(0, which, divergence)
+        return Losses(losses, logits.detach().argmax(-1) == target)
+
+    # --- what is trained ----------------------------------------------------------------------------
+
+    def train_only(self, parts: Sequence[Part]) -> None:
+        """Let gradients reach some parts, and the embeddings of the memory tokens in any case.
+
+        If the decoder is not among the parts, of its embedding table only the rows of `<|memory_start|>` and
+        `<|memory_end|>` get a gradient; the head is frozen with the table if the two are tied.
+
+        Args:
+            parts: The parts.
+
+        Raises:
+            ValueError: When there is no such part.
+        """
+        for part in parts:
+            if part not in PARTS:
+                raise ValueError(f"Unknown part {part!r}; use {', '.join(PARTS)}.")
+        for part in PARTS:
+            getattr(self, part).requires_grad_(part in parts)
+        for handle in getattr(self, "_hooks", ()):
+            handle.remove()
+        self._hooks: list[Any] = []
+        if "decoder" not in parts:
+            table = self.decoder.get_input_embeddings().weight
+            table.requires_grad_(True)
+            self._hooks.append(table.register_hook(self._only_memory_rows))
+
+    def _only_memory_rows(self, gradient: torch.Tensor) -> torch.Tensor:
+        tokenizer = self.checkpoint.decoder_tokenizer
+        rows = [tokenizer.token_to_id(token) for token in (MEMORY_START, MEMORY_END)]
+        kept = torch.zeros_like(gradient)
+        kept[rows] = gradient[rows]
+        return kept
+
+    @contextmanager
+    def gradient_checkpointing(self) -> Iterator[None]:
+        """Compute activations again in the backward pass instead of keeping them."""
+        for model in (self.encoder, self.decoder):
+            model.train()  # transformers checkpoints only then; there is no dropout that it would switch on.
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            for model in (self.encoder, self.decoder):
+                model.gradient_checkpointing_disable()
+                model.eval()
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write the weights into a checkpoint folder that has everything else already.
+
+        Args:
+            folder: A copy of the checkpoint that was started from.
+            dtype: The dtype of the files.
+        """
+        from safetensors.torch import save_file
+
+        for name, model in (("encoder", self.encoder), ("decoder", self.decoder)):
+            state = {key: value.to(dtype) for key, value in model.state_dict().items()}
+            model.save_pretrained(folder / name, state_dict=state)
+        adapter = {k: v.to(dtype).contiguous() for k, v in self.adapter.state_dict().items()}
+        (folder / "adapter").mkdir(exist_ok=True)
+        save_file(adapter, folder / "adapter" / "adapter.safetensors")
