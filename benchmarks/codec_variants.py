@@ -214,7 +214,7 @@ def score_variants(
     outliers = hidden_states([document.text for document in documents])
 
     def right(rows: Tensor) -> list[bool]:
-        split = dict(zip(keys, project(rows).split(sizes), strict=True))
+        split = dict(zip(keys, project(rows, sizes).split(sizes), strict=True))
         prompts = [with_latents(prompt, split) for prompt in asked]
         answers = all_answered(decoder.complete(prompts, Sampling(max_tokens=32)))
         return [

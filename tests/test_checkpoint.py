@@ -35,6 +35,7 @@ def test_the_bundled_checkpoint_is_small_and_has_the_published_form(checkpoint: 
         "encoder_mask_type": "causal",
         "boundary_overlap": 0,
         "adapter_type": "mlp",
+        "frame": "numbered",
     }
 
 
