@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,11 @@ class TrainedLCLM(nn.Module):
         device: Where to compute.
         dtype: The dtype of the weights.
 
+    Attributes:
+        compute_dtype: The dtype that the models compute in, which autocast makes another than that of the
+            weights.
+        touched: The names of the parameters that were ever trained.
+
     Raises:
         CheckpointError: When a part cannot be loaded, or its architecture does not let rows be packed.
     """
@@ -72,6 +77,9 @@ class TrainedLCLM(nn.Module):
         PackedEncoder(self.encoder, longest_window(checkpoint), causal=config.is_causal)
         PackedEncoder(self.decoder.base_model, checkpoint.context_length)
         self.decoder.config._attn_implementation = PACKED
+        self.compute_dtype = dtype
+        self.touched: set[str] = set()
+        self._hooks: list[Any] = []
         self.marker_id = marker_id(checkpoint)
         self.placeholder = checkpoint.placeholder_id
         self.eval()
@@ -102,7 +110,9 @@ class TrainedLCLM(nn.Module):
             input_ids=torch.from_numpy(windows.token_ids).to(self.device)[None],
             position_ids=torch.from_numpy(windows.positions()).to(self.device)[None],
             use_cache=False,
-            **packing(lengths, max(lengths), self.device, self.dtype, causal=config.is_causal),
+            **packing(
+                lengths, max(lengths), self.device, self.compute_dtype, causal=config.is_causal
+            ),
         ).last_hidden_state[0]
         pooled = pool(hidden, windows, config.pooling, config.compression_ratio)
         projected: torch.Tensor = self.adapter(pooled, row.latents)
@@ -127,7 +137,7 @@ class TrainedLCLM(nn.Module):
             use_cache=False,
             # A token is expected from the position before it.
             logits_to_keep=row.learned.to(self.device) - 1,
-            **packing(row.lengths, max(row.lengths), self.device, self.dtype, causal=True),
+            **packing(row.lengths, max(row.lengths), self.device, self.compute_dtype, causal=True),
         ).logits[0]
         return expected.float()
 
@@ -154,7 +164,7 @@ class TrainedLCLM(nn.Module):
 
     # --- what is trained ----------------------------------------------------------------------------
 
-    def train_only(self, parts: Sequence[Part]) -> None:
+    def train_only(self, parts: Sequence[Part], lora: Mapping[Part, int] | None = None) -> None:
         """Let gradients reach some parts, and the embeddings of the memory tokens in any case.
 
         If the decoder is not among the parts, of its embedding table only the rows of `<|memory_start|>` and
@@ -162,22 +172,40 @@ class TrainedLCLM(nn.Module):
 
         Args:
             parts: The parts.
+            lora: The rank of LoRA weights that are trained in place of a part's own, by part; they are added
+                when they are first named.
 
         Raises:
-            ValueError: When there is no such part.
+            ValueError: When there is no such part, or a part that has LoRA weights is to be trained without.
+            ImportError: When peft is not installed, and LoRA weights are to be added.
         """
+        lora = lora or {}
         for part in parts:
             if part not in PARTS:
                 raise ValueError(f"Unknown part {part!r}; use {', '.join(PARTS)}.")
         for part in PARTS:
-            getattr(self, part).requires_grad_(part in parts)
-        for handle in getattr(self, "_hooks", ()):
+            model = getattr(self, part)
+            if part in lora:
+                _add_lora(model, lora[part])
+            elif part in parts and _has_lora(model):
+                raise ValueError(f"The {part} has LoRA weights; train these on.")
+            model.requires_grad_(part in parts and part not in lora)
+            for name, parameter in model.named_parameters():
+                if part in lora and "lora_" in name:
+                    parameter.requires_grad_(True)
+        for handle in self._hooks:
             handle.remove()
-        self._hooks: list[Any] = []
-        if "decoder" not in parts:
+        self._hooks = []
+        if "decoder" not in parts or "decoder" in lora:
             table = self.decoder.get_input_embeddings().weight
             table.requires_grad_(True)
             self._hooks.append(table.register_hook(self._only_memory_rows))
+        self.touched |= {name for name, p in self.named_parameters() if p.requires_grad}
+
+    def compressing_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that make latents: those of encoder and adapter."""
+        yield from self.encoder.parameters()
+        yield from self.adapter.parameters()
 
     def _only_memory_rows(self, gradient: torch.Tensor) -> torch.Tensor:
         tokenizer = self.checkpoint.decoder_tokenizer
@@ -211,8 +239,47 @@ class TrainedLCLM(nn.Module):
         from safetensors.torch import save_file
 
         for name, model in (("encoder", self.encoder), ("decoder", self.decoder)):
-            state = {key: value.to(dtype) for key, value in model.state_dict().items()}
+            state = {key: value.to(dtype) for key, value in _merged(model).items()}
             model.save_pretrained(folder / name, state_dict=state)
         adapter = {k: v.to(dtype).contiguous() for k, v in self.adapter.state_dict().items()}
         (folder / "adapter").mkdir(exist_ok=True)
         save_file(adapter, folder / "adapter" / "adapter.safetensors")
+
+
+def _has_lora(model: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def _add_lora(model: nn.Module, rank: int) -> None:
+    """Put LoRA weights beside every linear layer but the head. They change nothing until they are trained."""
+    if _has_lora(model):
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("LoRA needs peft: pip install 'lclm-rag[lora]'.") from error
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "lm_head" not in name
+    }
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(names), lora_dropout=0.0)
+    # Their random start is the same each time, so that a training can be repeated.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inject_adapter_in_model(config, model)
+
+
+def _merged(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a model, with LoRA weights added to those that they change."""
+    changes = {
+        f"{name}.weight": module.get_delta_weight("default")
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    state = {}
+    for key, value in model.state_dict().items():
+        if "lora_" not in key:
+            plain = key.replace(".base_layer.", ".")
+            state[plain] = value + changes[plain] if plain in changes else value
+    return state

@@ -389,7 +389,11 @@ class WithAdapter(WatchedDecoder):
     ) -> list[Completion | PromptError]:
         assert {prompt.space for prompt in prompts} == {"encoder"}
         projected = [
-            replace(p, latents=tuple(map(self.compressor.project, p.latents)), space="decoder")
+            replace(
+                p,
+                latents=tuple(self.compressor.project(each, [len(each)]) for each in p.latents),
+                space="decoder",
+            )
             for p in prompts
         ]
         return super().complete(projected, sampling)

@@ -252,7 +252,9 @@ def test_every_setting_is_sent_also_those_that_change_nothing(
     knowledge_base: KnowledgeBase,
 ) -> None:
     url, failures, came = failing
-    prompt = knowledge_base.assemble("Who?", 1, context=form)  # type: ignore[arg-type]
+    assembled = knowledge_base.assemble("Who?", 1, context=form)  # type: ignore[arg-type]
+    assert assembled.cache_salt  # That of the knowledge base.
+    prompt = dataclasses.replace(assembled, cache_salt="")
     decoder = ServerDecoder(url, checkpoint)
     failures += [answer([5], prompt_tokens=prompt.positions)] * 2
     all_answered(decoder.complete([prompt, dataclasses.replace(prompt, cache_salt="s")], ONE))

@@ -52,10 +52,10 @@ def prompt(checkpoint: Checkpoint) -> Prompt:
     template = PromptTemplate.of(checkpoint)
     sheets = list(islice(fact_sheets(5, held_out=True), 9))
     bodies = [plain_ids(template.inert, sheet.document.text) for sheet in sheets]
-    frame = template.ends(sheets[4].questions[0].question)
-    context, _ = template.context(frame.before, bodies)
+    ends = template.ends(sheets[4].questions[0].question)
+    context, _ = template.context(ends, bodies)
     assert len(context) > 800
-    return Prompt(context, frame.after, end_token_ids(checkpoint))
+    return Prompt(context, ends.after, end_token_ids(checkpoint))
 
 
 @pytest.fixture(scope="module")
