@@ -17,6 +17,7 @@ from lclm_rag.compression.adapter import load_adapter
 from lclm_rag.compression.attention import PACKED, PackedEncoder, packing
 from lclm_rag.compression.compressor import longest_window, marker_id
 from lclm_rag.compression.pooling import pool
+from lclm_rag.compression.windows import Windows, cut_windows
 from lclm_rag.torch_setup import load_transformers_model
 from lclm_rag.training.packing import Batch, Row
 
@@ -103,8 +104,24 @@ class TrainedLCLM(nn.Module):
         Returns:
             Decoder space, [latents, decoder width], memory after memory.
         """
-        windows = row.windows
-        assert windows is not None
+        assert row.windows is not None
+        return self._compressed(row.windows, row.latents)
+
+    def compress(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Compress texts.
+
+        Args:
+            texts: Encoder token ids of each text; none is empty.
+
+        Returns:
+            Decoder space, [latents, decoder width], for each text.
+        """
+        config = self.checkpoint.config
+        counts = [-(-len(ids) // config.compression_ratio) for ids in texts]
+        windows = cut_windows(texts, config, self.marker_id)
+        return list(self._compressed(windows, counts).split(counts))
+
+    def _compressed(self, windows: Windows, counts: list[int]) -> torch.Tensor:
         config, lengths = self.checkpoint.config, windows.lengths.tolist()
         hidden = self.encoder(
             input_ids=torch.from_numpy(windows.token_ids).to(self.device)[None],
@@ -115,7 +132,7 @@ class TrainedLCLM(nn.Module):
             ),
         ).last_hidden_state[0]
         pooled = pool(hidden, windows, config.pooling, config.compression_ratio)
-        projected: torch.Tensor = self.adapter(pooled, row.latents)
+        projected: torch.Tensor = self.adapter(pooled, counts)
         return projected
 
     def logits(self, row: Row) -> torch.Tensor:
@@ -239,7 +256,12 @@ class TrainedLCLM(nn.Module):
         from safetensors.torch import save_file
 
         for name, model in (("encoder", self.encoder), ("decoder", self.decoder)):
-            state = {key: value.to(dtype) for key, value in _merged(model).items()}
+            # Tensors that are tied stay so, and are written once.
+            converted: dict[int, torch.Tensor] = {}
+            state = {
+                key: converted.setdefault(value.data_ptr(), value.to(dtype))
+                for key, value in _merged(model).items()
+            }
             model.save_pretrained(folder / name, state_dict=state)
         adapter = {k: v.to(dtype).contiguous() for k, v in self.adapter.state_dict().items()}
         (folder / "adapter").mkdir(exist_ok=True)
