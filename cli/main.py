@@ -28,6 +28,7 @@ from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.query import query
 from lclm_rag.cli.show import show
 from lclm_rag.cli.sync import sync
+from lclm_rag.cli.train import train
 from lclm_rag.cli.vacuum import vacuum
 from lclm_rag.cli.verify import verify
 from lclm_rag.cli.versions import versions
@@ -67,7 +68,7 @@ class _ToStderr(logging.Handler):
 
 for command in (
     *(build, add, sync, delete, query, show, chat, generate, mcp),
-    *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, demo, doctor),
+    *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)
 

@@ -19,12 +19,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
+from lclm_rag.errors import CheckpointError
 from lclm_rag.training.blocks import Block
 from lclm_rag.training.model import TrainedLCLM
 from lclm_rag.training.packing import group_by_budget, pack
 from lclm_rag.training.recipe import Recipe, Stage
 
-__all__ = ["Draw", "Progress", "compute_dtype", "train"]
+__all__ = ["Draw", "Progress", "append_line", "compute_dtype", "load_newest", "train"]
 
 Draw = Callable[[Stage, int, int, int], Sequence[Block]]
 """Stage, step in the stage, rank, number of processes → the blocks of that step for that process."""
@@ -138,13 +139,37 @@ def train(
                 progress, record = _step(model, stage, optimizer, draw, progress, processes)
                 done += 1
                 if processes.is_main_process:
-                    _log(folder, done, {"step": done, "stage": stage.name, **record})
+                    append_line(folder / "log.jsonl", {"step": done, "stage": stage.name, **record})
                 on_step(progress, record)
                 last = progress.step == stage.steps or done == stop_at
                 if done % recipe.save_every == 0 or last:
                     _save(folder, done, model, optimizer, progress, processes)
         if stop_at is not None and done >= stop_at:
             break
+    return progress
+
+
+def load_newest(folder: Path, model: TrainedLCLM, recipe: Recipe) -> Progress:
+    """Load the last state of a training.
+
+    Args:
+        folder: The folder of its states.
+        model: The model, as the recipe starts it; it gets the weights of the state.
+        recipe: The recipe.
+
+    Returns:
+        How far the training is.
+
+    Raises:
+        CheckpointError: When there is no state.
+    """
+    saved = _newest(folder)
+    if saved is None:
+        raise CheckpointError(f"{folder} has no state of a training.")
+    progress = _read_progress(saved)
+    for stage in recipe.stages[: progress.stage + 1]:
+        model.train_only(tuple(stage.rates), stage.lora)  # type: ignore[arg-type]
+    _load(saved, model, None)
     return progress
 
 
@@ -308,17 +333,22 @@ def _load(state: Path, model: TrainedLCLM, optimizer: torch.optim.Optimizer | No
         optimizer.state[parameter][kind] = there
 
 
-def _log(folder: Path, done: int, record: dict[str, Any]) -> None:
-    """Append a step's line; lines of steps that a killed run had done and not saved are replaced."""
-    path = folder / "log.jsonl"
-    if path.is_file() and _last_logged(path) >= done:
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < done]
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append a step's line to a log; lines of later steps, which a killed run had not saved, are replaced.
+
+    Args:
+        path: The log, of JSON lines.
+        record: The line, with `step`.
+    """
+    if path.is_file() and _last_step(path) >= record["step"]:
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
         path.write_text("".join(f"{line}\n" for line in kept))
     with path.open("a") as log:
         log.write(json.dumps(record) + "\n")
 
 
-def _last_logged(path: Path) -> int:
+def _last_step(path: Path) -> int:
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - 8192))
         lines = [line for line in log.read().splitlines() if line.endswith(b"}")]

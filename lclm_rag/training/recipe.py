@@ -90,12 +90,33 @@ class Recipe:
         stages: The stages, in order.
         seed: What order and choice of the data depend on.
         save_every: Steps between two saved states.
+        questions: A file of questions, as `lclm_rag.training.evaluate.read_questions` takes it, that are
+            answered during training; None for none.
+        evaluate_every: Steps between two evaluations; one more is made at the end of each stage.
+        max_tokens: The most tokens of an answer in an evaluation.
+        folder: The recipe's folder, from which its paths are seen.
     """
 
     start: str
     stages: tuple[Stage, ...]
     seed: int = 0
     save_every: int = 100
+    questions: str | None = None
+    evaluate_every: int = 500
+    max_tokens: int = 48
+    folder: Path = Path()
+
+    def place(self, name: str) -> str:
+        """A path of the recipe, seen from its folder; a hub id, or another path, stays as it is.
+
+        Args:
+            name: The name of a checkpoint, a data set or a file.
+
+        Returns:
+            The path or name.
+        """
+        beside = self.folder / name
+        return str(beside) if beside.exists() else name
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -119,7 +140,11 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"Recipe {path} has no stages.")
     try:
         made = [_made(Stage, {**stage, "data": tuple(stage.get("data", ()))}) for stage in stages]
-        recipe: Recipe = _made(Recipe, {**entries, "stages": tuple(made)})
+        places = {
+            "stages": tuple(made),
+            "folder": Path(entries.get("folder", path.parent)).resolve(),
+        }
+        recipe: Recipe = _made(Recipe, {**entries, **places})
     except (ValueError, TypeError) as error:
         raise ValueError(f"Recipe {path}: {error}") from error
     return recipe
