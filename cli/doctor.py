@@ -38,6 +38,8 @@ _OPTIONAL = {
     "ray": ("ray", "ray", "builds on many machines"),
     "matplotlib": ("matplotlib", "eval", "plots of lclm-rag eval"),
     "llmlingua": ("llmlingua", "llmlingua", "LLMLingua-2 in lclm-rag eval"),
+    "accelerate": ("accelerate", "train", "training on several devices"),
+    "gguf": ("gguf", "train", "training that starts from a GGUF file"),
     "lm_eval": ("lm-eval", "lm-eval", "tasks of the lm-evaluation-harness"),
 }
 
