@@ -47,7 +47,8 @@ def export(model: TrainedLCLM, out: str | Path, dtype: torch.dtype = torch.bfloa
         made.mkdir()
         for path in (start.path / "model_config.json", *start.path.glob("*.toml")):
             shutil.copyfile(path, made / path.name)
-        for source, name in ((start.encoder_folder, "encoder"), (start.decoder_folder, "decoder")):
+        parts = {"encoder": start.encoder_model_folder, "decoder": start.decoder_model_folder}
+        for name, source in parts.items():
             (made / name).mkdir()
             for path in source.iterdir():
                 is_weights = path.suffix == ".safetensors" or path.name.endswith(".index.json")

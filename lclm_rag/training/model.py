@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,6 +250,9 @@ class TrainedLCLM(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write the weights into a checkpoint folder that has everything else already.
 
+        Configuration files keep all but the dtype: transformers would refuse to write some, and an
+        evaluation has changed that of generation.
+
         Args:
             folder: A copy of the checkpoint that was started from.
             dtype: The dtype of the files.
@@ -256,13 +260,18 @@ class TrainedLCLM(nn.Module):
         from safetensors.torch import save_file
 
         for name, model in (("encoder", self.encoder), ("decoder", self.decoder)):
-            # Tensors that are tied stay so, and are written once.
-            converted: dict[int, torch.Tensor] = {}
+            # Of tensors that are tied, the first one is written: an embedding table, and no head.
+            tied: dict[int, str] = {}
             state = {
-                key: converted.setdefault(value.data_ptr(), value.to(dtype))
+                key: value.to(dtype).contiguous()
                 for key, value in _merged(model).items()
+                if tied.setdefault(value.data_ptr(), key) == key
             }
-            model.save_pretrained(folder / name, state_dict=state)
+            save_file(state, folder / name / "model.safetensors", {"format": "pt"})
+            config = json.loads((folder / name / "config.json").read_text("utf-8"))
+            config |= {"dtype": str(dtype).removeprefix("torch.")}
+            config.pop("torch_dtype", None)
+            (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         adapter = {k: v.to(dtype).contiguous() for k, v in self.adapter.state_dict().items()}
         (folder / "adapter").mkdir(exist_ok=True)
         save_file(adapter, folder / "adapter" / "adapter.safetensors")

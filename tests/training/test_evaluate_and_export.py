@@ -98,6 +98,10 @@ def test_what_was_trained_is_written_opened_and_used(
         kb.add([Document("a", "Velun lies by a lake.")])
         assert kb.frame.name == "chunks"
         assert kb.query("Where does Velun lie?").sources
+    for part in ("encoder", "decoder"):
+        for path in (model.checkpoint.path / part).iterdir():
+            if path.suffix != ".safetensors" and path.name != "config.json":
+                assert (written.path / part / path.name).read_bytes() == path.read_bytes()
     half = export(model, tmp_path / "half")
     weights = half.decoder_folder.glob("*.safetensors")
     assert sum(p.stat().st_size for p in weights) < 0.6 * sum(
