@@ -370,6 +370,13 @@ def test_a_step_depends_on_seed_and_number_alone(mixture: Mixture) -> None:
     other = Mixture(mixture.checkpoint, mixture.template, mixture.parts, 5, 10)
     assert other.blocks(7, 0, 1, 1000) != later
     assert all(len(blocks) == 10 for blocks in first)
+    random_ones = [
+        Mixture(mixture.checkpoint, mixture.template, mixture.parts[2:], seed, 1).blocks(
+            0, 0, 1, 99
+        )
+        for seed in (1, 2)
+    ]
+    assert random_ones[0] != random_ones[1]
 
 
 @given(step=st.integers(0, 10_000), world=st.integers(1, 13))
@@ -447,13 +454,16 @@ def test_what_cannot_be_cut_is_refused_and_counted(
 ) -> None:
     rows = [{"passages": ["Word " * n], "question": "Q?", "answer": "a"} for n in (5, 400)]
     source = Source.open(write_jsonl(tmp_path / "facts.jsonl", rows))
-    for objective, budget in (("answer", 90), ("distill", 200)):
+    for objective, budget in (("answer", 90), ("distill", 400)):
         mixture = Mixture(checkpoint, template, (Part(objective, source),), 0, 4)
         blocks = mixture.blocks(0, 0, 1, budget)
         assert len(blocks) == 2
         assert mixture.counts == {(objective, "refused"): 2}
         for block in blocks:
             assert max(len(block), len(block.teacher or ())) <= budget
+    # With a teacher, it is the teacher that is too long.
+    pasted = Mixture(checkpoint, template, (Part("answer", source),), 0, 4)
+    assert len(pasted.blocks(0, 0, 1, 400)) == 4
     # A text of which nothing fits is refused, too.
     texts = Source.open(write_jsonl(tmp_path / "texts.jsonl", numbered(1)))
     mixture = Mixture(checkpoint, template, (Part("reconstruct", texts),), 0, 1)
