@@ -1,0 +1,206 @@
+"""The data of the English recipe: prose is told from what is none, and answers stand in their passages."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lclm_rag.training.examples import Question, example_of
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_english_lclm"
+
+PARAGRAPH = (
+    "The harbour office is a small brick building beside the old crane. It was painted by Maria "
+    "Holm in 1987. To report a lost boat, call the night desk at once. If the bell rings twice, the "
+    'gate stays closed. Boats may not leave because the ice is too thick. Use --night to print "late '
+    'arrivals" into /var/harbour/list.txt every evening.'
+)
+OTHERS = [
+    "A gull is a bird that eats what fishermen leave. " * 3,
+    "To paint a boat, choose a dry day with little wind. " * 3,
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _example_on_the_path() -> Iterator[None]:
+    sys.path.insert(0, str(EXAMPLE))
+    yield
+    sys.path.remove(str(EXAMPLE))
+
+
+def _asked(rule: str, sentence: str) -> list[tuple[str, str]]:
+    from rules import GAPS, RULES
+
+    return [(asked.question, asked.answer) for asked in (RULES | GAPS)[rule](sentence)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence", "question", "answer"),
+    [
+        ("define", "A crane is a machine that lifts.", "What is a crane?", "a machine that lifts"),
+        ("define", "The Pen tool is used to draw lines.", "What is the Pen tool used for?", "to draw lines"),
+        ("called", "The first page is called the cover.", "What is the first page called?", "the cover"),
+        ("because", "The bus was late because it snowed hard.", "The bus was late. Why?", "it snowed hard"),
+        ("how", "To close the gate, pull the red lever.", "How do you close the gate?", "pull the red lever"),
+        (
+            "condition",
+            "If the bell rings twice, the gate stays closed.",
+            "What happens if the bell rings twice?",
+            "the gate stays closed",
+        ),
+        (
+            "condition",
+            "When you hear the bell, close the door.",
+            "What should you do when you hear the bell?",
+            "close the door",
+        ),
+        ("who", "Jonah built a hut on the hill.", "Who built a hut on the hill?", "Jonah"),
+        (
+            "option",
+            "Give --all to see files that have no name.",
+            "Which option is missing: Give ___ to see files that have no name.",
+            "--all",
+        ),
+    ],
+)  # fmt: skip
+def test_rules_ask_what_the_sentence_says(
+    rule: str, sentence: str, question: str, answer: str
+) -> None:
+    assert _asked(rule, sentence) == [(question, answer)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("define", "This is a function that returns nothing."),
+        ("define", "Happy is the man who waits."),
+        ("because", "They left not because they were tired."),
+        ("how", "To our surprise, the door was open."),
+        ("who", "Then came the king of the hills."),
+        ("number", "There are 3 cats and 3 dogs in the garden of the house."),
+    ],
+)
+def test_rules_leave_out_what_cannot_be_asked(rule: str, sentence: str) -> None:
+    assert _asked(rule, sentence) == []
+
+
+def test_questions_are_the_same_each_time_and_their_answers_stand_in_one_passage_only() -> None:
+    from questions import PER_PARAGRAPH, records
+
+    made = list(records(PARAGRAPH, "harbour", [PARAGRAPH, *OTHERS]))
+    assert made == list(records(PARAGRAPH, "harbour", [PARAGRAPH, *OTHERS]))
+    assert 1 < len(made) <= PER_PARAGRAPH
+    for record in made:
+        assert record["passages"][record["number"] - 1] == PARAGRAPH
+        assert [record["answer"] in p for p in record["passages"]].count(True) == 1
+        example = example_of(json.loads(json.dumps(record)))
+        assert isinstance(example, Question)
+        assert (example.answer, example.number) == (record["answer"], record["number"])
+
+
+def test_every_rule_answers_with_a_span() -> None:
+    from rules import GAPS, RULES, sentences
+
+    asked = [
+        one
+        for sentence in sentences(PARAGRAPH)
+        for rule in (RULES | GAPS).values()
+        for one in rule(sentence)
+    ]
+    assert len(asked) >= 8
+    for one in asked:
+        assert one.answer in PARAGRAPH
+        assert one.answer == one.answer.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "prose"),
+    [
+        (PARAGRAPH, True),
+        ("Too short to be a paragraph.", False),
+        (PARAGRAPH.lower(), False),
+        (PARAGRAPH[:-1], False),
+        ("Words. " * 201, False),
+        ("Der Hafen ist klein und wird im Winter nicht angefahren. " * 4, False),
+        ("The table has 1 2 3 4 5 6 7 8 9 0 + - * / % 11 12 13 14 15 16 17 18 19 20 21.", False),
+    ],
+)
+def test_paragraphs_of_prose_are_kept(text: str, prose: bool) -> None:
+    from paragraphs import is_prose
+
+    assert is_prose(text.strip()) == prose
+
+
+def test_long_paragraphs_are_cut_between_sentences_and_nothing_is_lost() -> None:
+    from paragraphs import LONGEST, pieces
+
+    text = " ".join(f"This is sentence number {n} of a long story." for n in range(60))
+    cut = pieces(text)
+    assert " ".join(cut) == text
+    assert all(LONGEST / 4 < len(each.split()) <= LONGEST for each in cut)
+
+
+def test_paragraphs_come_once() -> None:
+    from paragraphs import distinct
+
+    seen: set[str] = set()
+    assert [*distinct(["Git 2.1 is out.", "One more.", "Git 2.2 is out!"], seen)] == [
+        "Git 2.1 is out.",
+        "One more.",
+    ]
+    assert [*distinct(["One more.", "Another."], seen)] == ["Another."]
+
+
+def test_html_is_read_by_its_blocks(tmp_path: Path) -> None:
+    from readers import read_html
+
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<title>No</title><h1>No</h1><p>One &amp; <code>two</code>\n three.<pre>no</pre>"
+        "<ul><li>Four<li>Five</ul>no<script>no</script><div class='para'>Six</div><div>no</div>"
+    )
+    assert read_html(page) == ["One & two three.", "Four", "Five", "Six"]
+
+
+def test_scripture_is_read_from_its_blocks(tmp_path: Path) -> None:
+    from readers import read_scripture
+
+    texts = ["<title>No</title>In the <w>beginning</w>.<note>no</note>", "<div/>And <div/>then."]
+    packed = [zlib.compress(text.encode()) for text in texts]
+    starts = [0, len(packed[0])]
+    index = b"".join(
+        struct.pack("<III", start, len(data), 0) for start, data in zip(starts, packed, strict=True)
+    )
+    (tmp_path / "ot.bzs").write_bytes(index)
+    (tmp_path / "ot.bzz").write_bytes(b"".join(packed))
+    assert read_scripture(tmp_path / "ot.bzs") == ["In the beginning.", "And", "then."]
+
+
+def test_the_program_writes_what_training_reads(tmp_path: Path) -> None:
+    lines = [{"text": text, "source": "harbour"} for text in [PARAGRAPH, *OTHERS]]
+    written = "".join(json.dumps(line) + "\n" for line in lines)
+    for name in ("texts", "held_out"):
+        (tmp_path / f"{name}.jsonl").write_text(written)
+    program = [sys.executable, str(EXAMPLE / "questions.py"), "--work", str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    asked = (tmp_path / "questions.jsonl").read_text().splitlines()
+    assert f"\nquestions: {len(asked)}\n" in f"\n{done.stdout}"
+    assert all(isinstance(example_of(json.loads(line)), Question) for line in asked)
+
+
+def test_answers_of_the_evaluation_stand_in_its_passages() -> None:
+    lines = (EXAMPLE / "evaluation.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 60
+    assert len({record["genre"] for record in records}) == 20
+    for record in records:
+        (passage,) = record["passages"]
+        assert record["answers"][0] in passage, record["question"]
+        assert record["question"].endswith("?")
