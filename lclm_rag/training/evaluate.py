@@ -96,6 +96,7 @@ def evaluate(
         contain a right answer; and `positions`, those of the prompts, on average.
     """
     found = {}
+    model.write_memory_rows()
     with _plain_attention(model):
         decoder = TransformersDecoder(model.checkpoint, model.decoder)
         budget = decoder.context_length - max_tokens

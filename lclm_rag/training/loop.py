@@ -123,7 +123,7 @@ def train(
     done = sum(stage.steps for stage in recipe.stages[: progress.stage]) + progress.step
     for index, stage in enumerate(recipe.stages):
         # Stages that are done are prepared, too: LoRA weights that they added are there.
-        model.train_only(tuple(stage.rates), stage.lora)  # type: ignore[arg-type]
+        _set_trained(model, stage)
         if index < progress.stage:
             continue
         optimizer = _optimizer(model, stage)
@@ -168,7 +168,7 @@ def load_newest(folder: Path, model: TrainedLCLM, recipe: Recipe) -> Progress:
         raise CheckpointError(f"{folder} has no state of a training.")
     progress = _read_progress(saved)
     for stage in recipe.stages[: progress.stage + 1]:
-        model.train_only(tuple(stage.rates), stage.lora)  # type: ignore[arg-type]
+        _set_trained(model, stage)
     _load(saved, model, None)
     return progress
 
@@ -249,18 +249,25 @@ def _reduce_gradients(parameters: Iterable[torch.nn.Parameter], processes: Parti
         torch.distributed.all_reduce(parameter.grad)
 
 
+def _set_trained(model: TrainedLCLM, stage: Stage) -> None:
+    parts: Any = tuple(stage.rates)
+    lora: Any = stage.lora
+    model.train_only(parts, lora, embeddings=stage.embeddings)
+
+
 def _optimizer(model: TrainedLCLM, stage: Stage) -> torch.optim.AdamW:
     """AdamW with a group for each part, and for its matrices, which alone decay."""
     groups: list[dict[str, Any]] = []
-    for part in ("encoder", "adapter", "decoder"):
+    for part, rate in stage.rates.items():
         trained = [p for p in getattr(model, part).parameters() if p.requires_grad]
-        of_memory = part == "decoder" and part not in stage.rates
-        rate = stage.memory_rate if of_memory else stage.rates.get(part, 0.0)
         for matrices in (True, False):
             chosen = [p for p in trained if (p.ndim > 1) == matrices]
-            decay = stage.weight_decay if matrices and not of_memory else 0.0
+            decay = stage.weight_decay if matrices else 0.0
             if chosen:
                 groups.append({"params": chosen, "highest": rate, "weight_decay": decay})
+    if model.memory_rows.requires_grad:
+        rows = {"params": [model.memory_rows], "highest": stage.memory_rate, "weight_decay": 0.0}
+        groups.append(rows)
     return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
 
 

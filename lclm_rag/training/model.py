@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -81,9 +81,13 @@ class TrainedLCLM(nn.Module):
         self.decoder.config._attn_implementation = PACKED
         self.compute_dtype = dtype
         self.touched: set[str] = set()
-        self._hooks: list[Any] = []
         self.marker_id = marker_id(checkpoint)
         self.placeholder = checkpoint.placeholder_id
+        tokenizer, table = checkpoint.decoder_tokenizer, self.decoder.get_input_embeddings().weight
+        self._memory_ids = [tokenizer.token_to_id(token) for token in (MEMORY_START, MEMORY_END)]
+        # Apart from the table, which then needs neither gradient nor moments while the decoder stands still.
+        self.memory_rows = nn.Parameter(table.detach()[self._memory_ids].clone())
+        self.memory_rows.requires_grad_(False)
         self.eval()
 
     @property
@@ -145,7 +149,11 @@ class TrainedLCLM(nn.Module):
         Returns:
             [learned, vocabulary], float32.
         """
-        embeds = self.decoder.get_input_embeddings()(row.token_ids.to(self.device))
+        token_ids = row.token_ids.to(self.device)
+        embeds = self.decoder.get_input_embeddings()(token_ids)
+        if "memory_rows" in self.touched:
+            for memory_row, token_id in zip(self.memory_rows, self._memory_ids, strict=True):
+                embeds = embeds.where((token_ids != token_id)[:, None], memory_row.to(embeds.dtype))
         if row.windows is not None:
             latents = self.latents(row).to(embeds.dtype)
             embeds = embeds.index_copy(0, row.holes.to(self.device), latents)
@@ -182,16 +190,23 @@ class TrainedLCLM(nn.Module):
 
     # --- what is trained ----------------------------------------------------------------------------
 
-    def train_only(self, parts: Sequence[Part], lora: Mapping[Part, int] | None = None) -> None:
+    def train_only(
+        self,
+        parts: Sequence[Part],
+        lora: Mapping[Part, int] | None = None,
+        *,
+        embeddings: bool = True,
+    ) -> None:
         """Let gradients reach some parts, and the embeddings of the memory tokens in any case.
 
-        If the decoder is not among the parts, of its embedding table only the rows of `<|memory_start|>` and
-        `<|memory_end|>` get a gradient; the head is frozen with the table if the two are tied.
+        If the decoder's own weights are not trained, the rows of `<|memory_start|>` and `<|memory_end|>` are
+        trained in place of those of its embedding table.
 
         Args:
             parts: The parts.
             lora: The rank of LoRA weights that are trained in place of a part's own, by part; they are added
                 when they are first named.
+            embeddings: Whether the embedding tables of encoder and decoder are trained with them.
 
         Raises:
             ValueError: When there is no such part, or a part that has LoRA weights is to be trained without.
@@ -211,26 +226,27 @@ class TrainedLCLM(nn.Module):
             for name, parameter in model.named_parameters():
                 if part in lora and "lora_" in name:
                     parameter.requires_grad_(True)
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-        if "decoder" not in parts or "decoder" in lora:
-            table = self.decoder.get_input_embeddings().weight
-            table.requires_grad_(True)
-            self._hooks.append(table.register_hook(self._only_memory_rows))
+        if not embeddings:
+            for model in (self.encoder, self.decoder):
+                model.get_input_embeddings().requires_grad_(False)
+        whole = "decoder" in parts and "decoder" not in lora and embeddings
+        if whole:  # The table is trained from here on, with what the rows have learned.
+            self.write_memory_rows()
+            self.touched.discard("memory_rows")
+        self.memory_rows.requires_grad_(not whole)
         self.touched |= {name for name, p in self.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def write_memory_rows(self) -> None:
+        """Put the embeddings of the memory tokens that were trained apart into the decoder's table."""
+        if "memory_rows" in self.touched:
+            table = self.decoder.get_input_embeddings().weight
+            table[self._memory_ids] = self.memory_rows.to(table.dtype)
 
     def compressing_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that make latents: those of encoder and adapter."""
         yield from self.encoder.parameters()
         yield from self.adapter.parameters()
-
-    def _only_memory_rows(self, gradient: torch.Tensor) -> torch.Tensor:
-        tokenizer = self.checkpoint.decoder_tokenizer
-        rows = [tokenizer.token_to_id(token) for token in (MEMORY_START, MEMORY_END)]
-        kept = torch.zeros_like(gradient)
-        kept[rows] = gradient[rows]
-        return kept
 
     @contextmanager
     def gradient_checkpointing(self) -> Iterator[None]:
@@ -259,6 +275,7 @@ class TrainedLCLM(nn.Module):
         """
         from safetensors.torch import save_file
 
+        self.write_memory_rows()
         for name, model in (("encoder", self.encoder), ("decoder", self.decoder)):
             # Of tensors that are tied, the first one is written: an embedding table, and no head.
             tied: dict[int, str] = {}

@@ -65,7 +65,8 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, mixtures: Sequence[Mixture]) ->
     plans = []
     for stage, mixture in zip(recipe.stages, mixtures, strict=True):
         count = min(_SAMPLE, stage.steps)
-        sample = [b for step in range(count) for b in mixture.blocks(step, 0, 1, stage.positions)]
+        longest = stage.longest or stage.positions
+        sample = [b for step in range(count) for b in mixture.blocks(step, 0, 1, longest)]
         plans.append(_of_stage(stage, checkpoint, sample, stage.steps / count))
     return plans
 
@@ -131,8 +132,6 @@ def _weight_bytes(
             total += 16 * stage.lora[part] * shape.num_hidden_layers * rows
         elif part in stage.rates:
             total += 12 * (layers[part] + tables[part])
-    if "decoder" not in stage.rates or "decoder" in stage.lora:
-        total += 12 * tables["decoder"]  # The memory tokens' table has a gradient and moments.
     return total
 
 

@@ -25,11 +25,14 @@ class Stage:
         steps: How many steps it has.
         blocks: How many blocks are in a step, on all processes together.
         positions: The most decoder positions that are computed at once; a step of more is accumulated.
+        longest: The most decoder positions of a block; default: `positions`. Longer texts are cut, longer
+            questions and chats left out.
         memory_rate: The rate of the memory tokens' embeddings while the decoder is not trained.
         warmup: Steps in which the rate rises from 0.
         last_rate: The share of the highest rate at which the cosine ends.
         weight_decay: For matrices; nothing else decays.
         clip: The norm to which gradients are cut.
+        embeddings: Whether the embedding tables of encoder and decoder are trained with them.
         checkpointing: Whether activations are computed again instead of kept.
         lora: The rank of LoRA weights that are trained in place of a part's own, by part.
         data: What it learns from, as `lclm_rag.training.data` reads it.
@@ -40,11 +43,13 @@ class Stage:
     steps: int
     blocks: int
     positions: int = 16_384
+    longest: int | None = None
     memory_rate: float = 1e-3
     warmup: int = 50
     last_rate: float = 0.1
     weight_decay: float = 0.0
     clip: float = 1.0
+    embeddings: bool = True
     checkpointing: bool = False
     lora: Mapping[str, int] = field(default_factory=dict)
     data: tuple[Mapping[str, Any], ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lclm_rag.training.model import TrainedLCLM
 from lclm_rag.training.recipe import Recipe, Stage
 
 __all__ = ["carry_out", "mixtures", "open_model", "restored"]
+
+_log = logging.getLogger(__name__)
 
 
 def open_model(recipe: Recipe, device: str = "auto") -> TrainedLCLM:
@@ -107,6 +110,8 @@ def carry_out(
         on_step(progress, record)
         done = starts[progress.stage] + progress.step
         ends = progress.step == recipe.stages[progress.stage].steps
+        if ends or done % recipe.save_every == 0:
+            _tell_counts(recipe.stages[progress.stage], of_stage[progress.stage])
         due = done % recipe.evaluate_every == 0 or ends
         if questions is not None and due and PartialState().is_main_process:
             found = evaluate(model, template, questions, max_tokens=recipe.max_tokens)
@@ -139,9 +144,17 @@ def restored(recipe: Recipe, folder: Path, device: str = "cpu") -> tuple[Trained
 def _draw(recipe: Recipe, of_stage: Sequence[Mixture]) -> Draw:
     def draw(stage: Stage, step: int, rank: int, world: int) -> list[Block]:
         mixture = of_stage[recipe.stages.index(stage)]
-        return mixture.blocks(step, rank, world, stage.positions)
+        return mixture.blocks(step, rank, world, stage.longest or stage.positions)
 
     return draw
+
+
+def _tell_counts(stage: Stage, mixture: Mixture) -> None:
+    """Log what was cut and left out of the data since the last time."""
+    words = {"cut": "cut", "refused": "left out as too long", "bad": "left out as unreadable"}
+    for (objective, what), count in sorted(mixture.counts.items()):
+        _log.info("Stage %s: %s examples of %s %s.", stage.name, count, objective, words[what])
+    mixture.counts.clear()
 
 
 def _starts(recipe: Recipe) -> list[int]:

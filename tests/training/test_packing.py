@@ -95,13 +95,11 @@ def test_only_the_parts_that_are_trained_get_a_gradient(
     template = PromptTemplate.of(model.checkpoint)
     _, gradients = losses_and_gradients(model, [block(template, 1)])
     reached = {name.partition(".")[0] for name in gradients}
-    assert reached == {*parts, "decoder"}
-    if "decoder" not in parts:
-        ((name, gradient),) = [(n, g) for n, g in gradients.items() if n.startswith("decoder.")]
-        assert name.endswith("embed_tokens.weight")
-        rows = gradient.abs().sum(1).nonzero()[:, 0].tolist()
-        start, end = (template.special_id(t) for t in ("<|memory_start|>", "<|memory_end|>"))
-        assert sorted(rows) == sorted([start, end])
+    if "decoder" in parts:
+        assert reached == set(parts)
+    else:
+        assert reached == {*parts, "memory_rows"}
+        assert bool((gradients["memory_rows"].abs().sum(1) > 0).all())
 
 
 def test_the_first_losses_are_those_of_the_library(
