@@ -80,6 +80,9 @@ MAY_IMPORT = {
     "decoding": BASE | {"prompting", "compression"},
     "indexing": BASE | {"config", "storage", "store", "retrieval"},
     "ingestion": BASE | {"storage", "store", "chunking", "compression", "indexing"},
+    # No knowledge base: a model is made before there is one.
+    "training": BASE
+    | {"compression", "prompting", "decoding", "querying", "estimate", "evaluation"},
     "querying": BASE
     | {"config", "storage", "store", "retrieval", "prompting", "decoding", "indexing"},
 }
