@@ -95,7 +95,7 @@ def evaluate(
         For each context: `exact`, the share of answers that match; `contains`, the share of those that
         contain a right answer; and `positions`, those of the prompts, on average.
     """
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     model.write_memory_rows()
     with _plain_attention(model):
         decoder = TransformersDecoder(model.checkpoint, model.decoder)

@@ -84,7 +84,8 @@ class TrainedLCLM(nn.Module):
         self.marker_id = marker_id(checkpoint)
         self.placeholder = checkpoint.placeholder_id
         tokenizer, table = checkpoint.decoder_tokenizer, self.decoder.get_input_embeddings().weight
-        self._memory_ids = [tokenizer.token_to_id(token) for token in (MEMORY_START, MEMORY_END)]
+        marks = (MEMORY_START, MEMORY_END)
+        self._memory_ids = [int(tokenizer.token_to_id(token) or 0) for token in marks]
         # Apart from the table, which then needs neither gradient nor moments while the decoder stands still.
         self.memory_rows = nn.Parameter(table.detach()[self._memory_ids].clone())
         self.memory_rows.requires_grad_(False)
@@ -153,7 +154,8 @@ class TrainedLCLM(nn.Module):
         embeds = self.decoder.get_input_embeddings()(token_ids)
         if "memory_rows" in self.touched:
             for memory_row, token_id in zip(self.memory_rows, self._memory_ids, strict=True):
-                embeds = embeds.where((token_ids != token_id)[:, None], memory_row.to(embeds.dtype))
+                others = token_ids.ne(token_id)[:, None]
+                embeds = embeds.where(others, memory_row.to(embeds.dtype))
         if row.windows is not None:
             latents = self.latents(row).to(embeds.dtype)
             embeds = embeds.index_copy(0, row.holes.to(self.device), latents)

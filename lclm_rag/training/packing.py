@@ -76,7 +76,8 @@ def pack(
     objectives = [
         index for block in blocks for index in [names.index(block.objective)] * sum(block.learned)
     ]
-    taught, start = [], 0
+    taught: list[int] = []
+    start = 0
     for block in blocks:
         count = sum(block.learned)
         if block.teacher is not None:

@@ -145,6 +145,6 @@ def _activation_bytes(
     learned = sum(sum(block.learned) for block in sample) * share
     per_unit = 2 if stage.checkpointing else 34
     layers = decoder.transformer.num_hidden_layers * decoder.transformer.hidden_size
-    bytes_ = per_unit * layers * min(stage.positions, total)
+    bytes_: float = per_unit * layers * min(stage.positions, total)
     bytes_ += per_unit * lclm.encoder.num_hidden_layers * lclm.encoder.hidden_size * source
     return round(bytes_ + 8 * decoder.vocabulary * learned)
