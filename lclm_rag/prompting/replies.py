@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ __all__ = ["MARKS", "REQUESTS", "Reply", "mentioned", "parse_reply", "without_ma
 
 MARKS = ("ANSWER:", "FINAL:")
 """What frames have decoders write before an answer."""
-REQUESTS = ("<tool_call>", "EXPAND")
+REQUESTS = ("<tool_call", "<|tool_call", "<function_call", "EXPAND")
 """How requests for passages begin, in every frame."""
 
 
@@ -37,7 +38,8 @@ class Reply:
 
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
+_CALL = r"(?:tool|function)_calls?\|?>"
+_TOOL_CALL = re.compile(rf"<\|?{_CALL}(.*?)(?:<\|?/{_CALL}|(?=<\|?{_CALL})|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call|python)?\s*(\{.*?\}|\[.*?\])\s*```", re.DOTALL)
 _LABEL = (
     r"(?i:(?:passage|chunk|segment|document|doc|excerpt|section|item|memory|seg)s?[\s_]*"
@@ -52,14 +54,16 @@ _ITEMS = rf"{_ITEM}(?:[\s,;&#/+|]*(?:{_AND}[\s#\[(]*)*{_ITEM})*"
 # Matches "EXPAND: 3, 5", "expand(3)", "**EXPAND** [3] and [5]", "Expand chunks 3-5.", "EXPAND: seg_3": the
 # word, and numbers with what they are called. Only after a colon or a bracket may more words follow in the
 # line, and in lower case the word must begin the line: "They expand 3 stores" is no request.
-_PUT = r"[\s:*_`=(\[{#<>\"'\-–→]*(?:(?i:the|these|this)\b\s*)?"
+_PUT = r"[\s:*_`=(\[{#<>\"'\-–→]*(?:(?i:the|these|this|following)\b[\s:]*)*"
 _WHICH = rf"(?>{_ITEMS})|(?i:all)\b(?:\s*{_LABEL})?"
 _EXPAND = re.compile(
-    rf"(?<!\w)EXPAND\s*[*_`]*\s*[:(\[]{_PUT}(?P<called>{_WHICH})(?!\w)"
+    rf"(?:(?<!\w)EXPAND\s*[*_`]*\s*[:(\[]|(?<!\w)expand\(){_PUT}(?P<called>{_WHICH})(?!\w)"
     rf"|(?:^[\W_]*(?i:expand)|(?<!\w)EXPAND)\b{_PUT}(?P<listed>{_WHICH})"
     rf"(?=[\])}}>\s*_`.,;!]*(?:$|[^\w\s]))",
     re.MULTILINE,
 )
+_LABELLED = re.compile(rf"{_LABEL}[\s_#:\-]*\d+")
+_UNREADABLE = re.compile(r"^[\W_]*EXPAND\s*[*_`]*\s*[:：]", re.MULTILINE)
 _ANSWER = re.compile(
     r"(?:^[\W_]*(?i:final[ _]answer|answer|final)|(?<!\w)(?:FINAL[ _])?(?:ANSWER|FINAL))"
     r"\s*[*_`]*\s*(?::|-|–|=)[*_`]*",
@@ -87,7 +91,11 @@ def parse_reply(text: str, passages: int) -> Reply:
     requested = [(start, numbers) for start, _, numbers in calls if numbers]
     for match in _EXPAND.finditer(spoken):
         if not any(start <= match.start() < end for start, end, _ in calls):
-            requested.append((match.start(), _listed(match["called"] or match["listed"], passages)))
+            written = match["called"] or match["listed"]
+            if _LABELLED.match(written):  # "EXPAND: Chunk 7 (Tides), Chunk 9 (Bees)"
+                line = spoken[match.end() :].partition("\n")[0]
+                written += ", " + ", ".join(_LABELLED.findall(line))
+            requested.append((match.start(), _listed(written, passages)))
     answers = [(m.start(), m.end()) for m in _ANSWER.finditer(spoken)]
     last_asked = max((start for start, _ in requested), default=-1)
     last_answer = max(answers, default=(-1, 0))
@@ -99,6 +107,8 @@ def parse_reply(text: str, passages: int) -> Reply:
         answer = (
             (answer[last_answer[1] :] if answers else answer).strip().removesuffix("**").strip()
         )
+        if not answers and _UNREADABLE.search(answer):
+            return Reply((), (), "", unreadable=True)
         return Reply((), (), answer, unreadable=bool(calls) and not answer)
     # Calls in a row, "EXPAND(3) EXPAND(5)", are one request; an answer between them begins a new one.
     since = max((start for start, _ in answers if start < last_asked), default=-1)
@@ -130,6 +140,8 @@ def _tool_calls(text: str) -> list[tuple[int, int, list[int]]]:
         for match in _FENCED.finditer(text):
             if (numbers := _json_numbers(match[1])) is not None:
                 found.append((match.start(), match.end(), numbers))
+    if not found and text[:2] == "{'" and (numbers := _json_numbers(text)) is not None:
+        found.append((0, len(text), numbers))
     if not found and text[:1] in ("{", "["):
         start = 0
         while text[start : start + 1] in ("{", "["):
@@ -157,13 +169,18 @@ def _json_numbers(written: str) -> list[int] | None:
     try:
         value = json.loads(written)
     except ValueError:
-        return None
-    calls = value if isinstance(value, list) else [value]
+        try:
+            value = ast.literal_eval(written.strip())  # As Python writes it.
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    calls = value if isinstance(value, list) and value else [value]
     numbers: list[int] = []
     for call in calls:
         if not isinstance(call, dict):
             return None
         call = call["function"] if isinstance(call.get("function"), dict) else call
+        if call and set(call) <= {"segment_id", "segment_ids", "passages"}:
+            call = {"name": "expand", "arguments": call}  # Only what it asks for.
         name = call.get("name", call.get("tool"))
         if not isinstance(name, str):
             return None

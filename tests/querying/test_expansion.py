@@ -311,6 +311,12 @@ def test_a_chat_template_without_tools_is_named(string_kb: KnowledgeBase) -> Non
         ('expand(segment_id="seg_3")', (3,)),
         ("<tool_call>\n<function=expand>\n<parameter=segment_id>\nseg_3\n</parameter>\n</function>", (3,)),
         ('<expand segment_id="seg_3"/>', (3,)),
+        ("EXPAND: Chunk 7 (Tides), Chunk 3 (Bees)", (7, 3)),
+        ("EXPAND the following chunks: 7, 3", (7, 3)),
+        ("function_call: expand(segment_id='seg_7')", (7,)),
+        ('{"segment_id": "seg_7"}', (7,)),
+        ("{'name': 'expand', 'arguments': {'segment_id': 'seg_7'}}", (7,)),
+        ('<|tool_call|>{"name": "expand", "arguments": {"id": 7}}', (7,)),
     ],
 )  # fmt: skip
 def test_wishes_in_the_forms_that_decoders_write(written: str, numbers: tuple[int, ...]) -> None:
@@ -334,6 +340,9 @@ def test_wishes_in_the_forms_that_decoders_write(written: str, numbers: tuple[in
         ("FINAL: AB-1234", "AB-1234"),
         ("Final answer: AB-1234", "AB-1234"),
         ('{"answer": 3}', '{"answer": 3}'),
+        ("[]", "[]"),
+        ("{}", "{}"),
+        ("The function expand(x) doubles 3.", "The function expand(x) doubles 3."),
     ],
 )  # fmt: skip
 def test_answers_in_the_forms_that_decoders_write(written: str, answer: str) -> None:
