@@ -7,6 +7,7 @@ nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,24 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lclm_rag.errors import CheckpointError
 
-__all__ = ["PACKED", "PackedEncoder", "packing", "register"]
+__all__ = ["PACKED", "PackedEncoder", "Seen", "packing", "register"]
 
 PACKED = "lclm_packed"
 """The name under which transformers knows the packed attention, once it is registered."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What windows see that begin alike, and share their beginning.
+
+    Attributes:
+        places: int64 [seen]: the places in the row that each window sees, window after window; the last ones
+            are its own.
+        lengths: How many places each window sees.
+    """
+
+    places: torch.Tensor
+    lengths: Sequence[int]
 
 
 def register() -> None:
@@ -28,7 +43,13 @@ def register() -> None:
 
 
 def packing(
-    lengths: Sequence[int], longest: int, device: torch.device, dtype: torch.dtype, *, causal: bool
+    lengths: Sequence[int],
+    longest: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    causal: bool,
+    seen: Seen | None = None,
 ) -> dict[str, Any]:
     """Say how a row is packed: the arguments that a model of transformers hands on to the packed attention.
 
@@ -38,20 +59,33 @@ def packing(
         device: Where the model is.
         dtype: The dtype of its weights.
         causal: Whether a position sees only those before it.
+        seen: What each window sees; None if each sees itself.
 
     Returns:
         The arguments.
     """
+    shared: dict[str, Any] = {}
+    if seen is not None:
+        shared = {"seen": seen.places.to(device), "max_length_k": max(seen.lengths)}
     if _has_kernel(device, dtype):
-        ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).pin_memory()
-        ends = ends.to(device, non_blocking=True)
-        return {"cu_seq_lens_q": ends, "max_length_q": longest, "causal": causal}
+        if seen is not None:
+            shared["cu_seq_lens_k"] = _ends(seen.lengths, device)
+        ends = _ends(lengths, device)
+        return {"cu_seq_lens_q": ends, "max_length_q": longest, "causal": causal, **shared}
+    if seen is not None:
+        shared["seen_lengths"] = torch.tensor(seen.lengths)
     # As a tensor, because torch.compile would compile again for each new list of numbers.
     return {
         "window_lengths": torch.tensor(lengths),
         "max_length_q": longest,
         "causal": causal,
+        **shared,
     }
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).pin_memory()
+    return ends.to(device, non_blocking=True)
 
 
 def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -170,6 +204,10 @@ def _attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
     window_lengths: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
+    seen_lengths: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_k: int = 0,
     causal: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -186,13 +224,20 @@ def _attention(
                 f"{max_length_q}; that is not supported with encoder_mask_type bidirectional."
             )
         sliding_window = None
+    if seen is not None:
+        key, value = key.index_select(2, seen), value.index_select(2, seen)
     if cu_seq_lens_q is not None:
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-        out = _flash(q, k, v, scaling, sliding_window, cu_seq_lens_q, max_length_q, causal)
+        ends = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
+        longest = (max_length_q, max_length_k or max_length_q)
+        out = _flash(q, k, v, scaling, sliding_window, ends, longest, causal)
         return out[None], None
     if window_lengths is None:
         raise ValueError("packed attention needs to know where the windows end")
-    out = _window_by_window(query, key, value, scaling, sliding_window, window_lengths, causal)
+    if seen_lengths is None:
+        seen_lengths = window_lengths
+    lengths = (window_lengths, seen_lengths)
+    out = _window_by_window(query, key, value, scaling, sliding_window, lengths, causal)
     return out.transpose(1, 2), None
 
 
@@ -203,11 +248,11 @@ def _window_by_window(
     value: torch.Tensor,
     scaling: float | None,
     sliding_window: int | None,
-    lengths: torch.Tensor,
+    lengths: tuple[torch.Tensor, torch.Tensor],
     causal: bool,
 ) -> torch.Tensor:
-    sizes = lengths.tolist()
-    parts = [each.split(sizes, 2) for each in (query, key, value)]
+    own, seen = (each.tolist() for each in lengths)
+    parts = [query.split(own, 2), key.split(seen, 2), value.split(seen, 2)]
     windows = [
         _one_window(q, k, v, scaling, sliding_window, causal)
         for q, k, v in zip(*parts, strict=True)
@@ -223,16 +268,20 @@ def _one_window(
     sliding_window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    """Attention in one window; [1, heads, positions, head_dim] → the same shape."""
-    length = query.shape[2]
-    if sliding_window is None or length <= sliding_window:
+    """Attention in one window, whose own positions are the last that it sees.
+
+    [1, heads, positions, head_dim] → the same shape.
+    """
+    own, length = query.shape[2], key.shape[2]
+    if own == length and (sliding_window is None or length <= sliding_window):
         return scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scaling, enable_gqa=True
         )
-    seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    return scaled_dot_product_attention(
-        query, key, value, seen.triu(1 - sliding_window), scale=scaling, enable_gqa=True
-    )
+    before = length - own
+    seen = torch.ones(own, length, dtype=torch.bool, device=query.device).tril(before)
+    if sliding_window is not None:
+        seen = seen.triu(before + 1 - sliding_window)
+    return scaled_dot_product_attention(query, key, value, seen, scale=scaling, enable_gqa=True)
 
 
 def _flash(
@@ -241,11 +290,15 @@ def _flash(
     value: torch.Tensor,
     scaling: float | None,
     sliding_window: int | None,
-    ends: torch.Tensor,
-    longest: int,
+    ends: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
     causal: bool,
 ) -> torch.Tensor:
-    """Flash attention; [positions, heads, head_dim] → the same. ends: int32 [windows + 1], from 0."""
+    """Flash attention; [positions, heads, head_dim] → the same.
+
+    Of the windows, and of what they see: ends, int32 [windows + 1], from 0; and the most positions. Where a
+    window sees more than itself, the kernel takes its own positions as the last ones.
+    """
     # The kernel itself is called: `torch.nn.attention.varlen`, which wraps it, has a different signature in
     # each of torch 2.10, 2.11 and 2.12, and does not exist in 2.9. The kernel takes grouped heads directly.
     remaining = None if sliding_window is None else sliding_window - 1
@@ -253,10 +306,8 @@ def _flash(
         query,
         key,
         value,
-        ends,
-        ends,
-        longest,
-        longest,
+        *ends,
+        *longest,
         0.0,  # dropout
         causal,
         False,  # no mask for debugging

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from lclm_rag.prompting.template import PromptTemplate
 
@@ -20,6 +21,9 @@ class Block:
             position, memory spans and what a user says are not learned.
         memories: Encoder token ids of each memory span, in their order.
         objective: The name of the objective that made it; losses are reported by it.
+        tails: The lengths of the last parts, if each of these sees itself and all that is before the first of
+            them, but not the others: as if each were a block of its own with the same beginning, which is
+            computed once. Empty for a plain sequence.
         teacher: For distillation: the same sequence with its memories as text. It learns as many tokens, in
             the same order; the decoder's own distribution over them is the target. None learns the tokens.
     """
@@ -28,6 +32,7 @@ class Block:
     learned: tuple[bool, ...]
     memories: tuple[tuple[int, ...], ...]
     objective: str
+    tails: tuple[int, ...] = ()
     teacher: Block | None = None
 
     def __post_init__(self) -> None:
@@ -35,11 +40,23 @@ class Block:
             raise ValueError("A block says of each of its tokens whether it is learned.")
         if self.learned and self.learned[0]:
             raise ValueError("The first token of a block has nothing before it to be learned from.")
+        if self.tails and (sum(self.tails) >= len(self.token_ids) or min(self.tails) < 1):
+            raise ValueError(
+                "The tails of a block need something before them, and at least a token."
+            )
+        if any(self.learned[start] for start in self.starts[1:]):
+            raise ValueError("The first token of a tail is not learned: it is given.")
         if self.teacher is not None and sum(self.teacher.learned) != sum(self.learned):
             raise ValueError("A block and its teacher must learn as many tokens.")
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the block begins, and each of its tails."""
+        context = len(self.token_ids) - sum(self.tails)
+        return [0, *accumulate(self.tails[:-1], initial=context)] if self.tails else [0]
 
 
 @dataclass
@@ -58,6 +75,7 @@ class BlockBuilder:
     _token_ids: list[int] = field(default_factory=list)
     _learned: list[bool] = field(default_factory=list)
     _memories: list[tuple[int, ...]] = field(default_factory=list)
+    _tails: list[int] = field(default_factory=list)
 
     def given(self, token_ids: Sequence[int]) -> BlockBuilder:
         """Append tokens that are not learned."""
@@ -78,6 +96,11 @@ class BlockBuilder:
         self._memories.append(tuple(token_ids))
         return self.given(self.template.memory_span(-(-len(token_ids) // self.ratio)))
 
+    def tail(self) -> BlockBuilder:
+        """Begin a tail, which sees what was appended before the first one, and itself."""
+        self._tails.append(len(self._token_ids))
+        return self
+
     def block(self, teacher: Block | None = None) -> Block:
         """The block so far.
 
@@ -89,6 +112,7 @@ class BlockBuilder:
             tuple(self._learned),
             tuple(self._memories),
             self.objective,
+            tuple(end - start for start, end in pairwise([*self._tails, len(self._token_ids)])),
             teacher,
         )
 

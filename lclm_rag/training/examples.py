@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLUMNS", "Chat", "Example", "MarkedText", "Question", "Text", "example_of"]
+__all__ = ["COLUMNS", "Ask", "Chat", "Example", "MarkedText", "Questions", "Text", "example_of"]
 
-COLUMNS = "text passages question answer number messages tools compression_prompt target".split()
+COLUMNS = "text passages question answer number questions messages tools compression_prompt target".split()
 """The fields that are read of a record."""
 
 _ONLY_TEXT = "NA_string_only"
@@ -23,21 +23,33 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about passages, and its answer.
+class Ask:
+    """A question, and its answer.
 
     Attributes:
-        passages: The passages, in their order in the prompt. A knowledge base puts passages in the order of
-            documents, not of relevance, and so should a data set.
         question: The question.
         answer: The answer, or the reply that is distilled; learned as it is written, spaces included.
         number: Which passage is to be asked for, from 1; None answers without.
     """
 
-    passages: tuple[str, ...]
     question: str
     answer: str
     number: int | None = None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Passages, and what is asked about them.
+
+    Attributes:
+        passages: The passages, in their order in the prompt. A knowledge base puts passages in the order of
+            documents, not of relevance, and so should a data set.
+        asks: The questions, at least one. Each is a prompt of its own; what they have in common, which is all
+            but question and answer, is computed once.
+    """
+
+    passages: tuple[str, ...]
+    asks: tuple[Ask, ...]
 
 
 @dataclass(frozen=True)
@@ -62,14 +74,15 @@ class MarkedText:
     text: str
 
 
-Example = Text | Question | Chat | MarkedText
+Example = Text | Questions | Chat | MarkedText
 
 
 def example_of(record: Mapping[str, Any]) -> Example:
     """Read a record.
 
-    A record has `text`; or `passages`, `question`, `answer` and perhaps `number`; or `messages` and perhaps
-    `tools`, both also as JSON in a text. The rows of leonli66/stage3-final-mixture-20260910-raw are either
+    A record has `text`; or `passages`, `question`, `answer` and perhaps `number`, or in their place
+    `questions`, a list of objects that have these three; or `messages` and perhaps `tools`, both also as JSON
+    in a text. The rows of leonli66/stage3-final-mixture-20260910-raw are either
     like the last, or have `compression_prompt` (messages) and `target` (the last turn of the assistant, which
     alone is learned; "NA_string_only" if the first message is a text without a chat).
 
@@ -87,14 +100,13 @@ def example_of(record: Mapping[str, Any]) -> Example:
         given = () if tools is None else _dicts(tools, "tools")
         return Chat(_dicts(record["messages"], "messages"), given)
     if record.get("passages") is not None:
-        passages, number = record["passages"], record.get("number")
+        passages, questions = record["passages"], record.get("questions")
         if not isinstance(passages, list) or not all(isinstance(p, str) for p in passages):
             raise ValueError("passages is not a list of texts.")
-        whole = isinstance(number, int) and not isinstance(number, bool)
-        if number is not None and not (whole and 1 <= number <= len(passages)):
-            raise ValueError(f"number is {number!r}; the passages are 1 to {len(passages)}.")
-        asked, answer = _text(record, "question"), _text(record, "answer")
-        return Question(tuple(passages), asked, answer, number)
+        asked = (dict(record),) if questions is None else _dicts(questions, "questions")
+        if not asked:
+            raise ValueError("questions is an empty list.")
+        return Questions(tuple(passages), tuple(_ask(each, len(passages)) for each in asked))
     if record.get("compression_prompt") is not None:
         prompt = _dicts(record["compression_prompt"], "compression_prompt")
         if record.get("target") == _ONLY_TEXT:
@@ -104,6 +116,14 @@ def example_of(record: Mapping[str, Any]) -> Example:
     if record.get("text") is None:
         raise ValueError("It has neither text, nor passages, nor messages.")
     return Text(_text(record, "text"))
+
+
+def _ask(record: Mapping[str, Any], passages: int) -> Ask:
+    number = record.get("number")
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if number is not None and not (whole and 1 <= number <= passages):
+        raise ValueError(f"number is {number!r}; the passages are 1 to {passages}.")
+    return Ask(_text(record, "question"), _text(record, "answer"), number)
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:

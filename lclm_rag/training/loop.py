@@ -126,9 +126,9 @@ def train(
         _set_trained(model, stage)
         if index < progress.stage:
             continue
-        optimizer = _optimizer(model, stage)
+        optimizers = _optimizers(model, stage)
         if saved is not None:
-            _load(saved, model, optimizer if progress.step else None)
+            _load(saved, model, optimizers if progress.step else ())
             saved = None
         if index > progress.stage:
             progress = _with(progress, stage=index, step=0)
@@ -136,14 +136,14 @@ def train(
             if stage.checkpointing:
                 context.enter_context(model.gradient_checkpointing())
             while progress.step < stage.steps and (stop_at is None or done < stop_at):
-                progress, record = _step(model, stage, optimizer, draw, progress, processes)
+                progress, record = _step(model, stage, optimizers, draw, progress, processes)
                 done += 1
                 if processes.is_main_process:
                     append_line(folder / "log.jsonl", {"step": done, "stage": stage.name, **record})
                 on_step(progress, record)
                 last = progress.step == stage.steps or done == stop_at
                 if done % recipe.save_every == 0 or last:
-                    _save(folder, done, model, optimizer, progress, processes)
+                    _save(folder, done, model, optimizers, progress, processes)
         if stop_at is not None and done >= stop_at:
             break
     return progress
@@ -169,14 +169,14 @@ def load_newest(folder: Path, model: TrainedLCLM, recipe: Recipe) -> Progress:
     progress = _read_progress(saved)
     for stage in recipe.stages[: progress.stage + 1]:
         _set_trained(model, stage)
-    _load(saved, model, None)
+    _load(saved, model, ())
     return progress
 
 
 def _step(
     model: TrainedLCLM,
     stage: Stage,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     draw: Draw,
     progress: Progress,
     processes: PartialState,
@@ -193,8 +193,9 @@ def _step(
     )
     learned, compressed = reduce(counts, "sum").tolist()
     share = stage.rate(progress.step)
-    for group in optimizer.param_groups:
-        group["lr"] = group["highest"] * share
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * share
     sums = _Sums()
     for group_of_blocks in group_by_budget(blocks, stage.positions):
         batch = pack(group_of_blocks, model.checkpoint.config, model.placeholder, model.marker_id)
@@ -214,9 +215,10 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
     # The norm is the same on all processes, so all of them leave the step out or none.
     finite = bool(norm.isfinite())
-    if finite:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
     record = {
         "objectives": sums.figures(),
@@ -255,20 +257,33 @@ def _set_trained(model: TrainedLCLM, stage: Stage) -> None:
     model.train_only(parts, lora, embeddings=stage.embeddings)
 
 
-def _optimizer(model: TrainedLCLM, stage: Stage) -> torch.optim.AdamW:
-    """AdamW with a group for each part, and for its matrices, which alone decay."""
-    groups: list[dict[str, Any]] = []
+def _optimizers(model: TrainedLCLM, stage: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW with a group for each part and for the matrices of its layers, or Muon for these."""
+    by_adam: list[dict[str, Any]] = []
+    by_muon: list[dict[str, Any]] = []
     for part, rate in stage.rates.items():
-        trained = [p for p in getattr(model, part).parameters() if p.requires_grad]
-        for matrices in (True, False):
-            chosen = [p for p in trained if (p.ndim > 1) == matrices]
-            decay = stage.weight_decay if matrices else 0.0
-            if chosen:
-                groups.append({"params": chosen, "highest": rate, "weight_decay": decay})
+        module = getattr(model, part)
+        tables = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
+        trained = [p for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
+        of_matrices = {id(p) for p in matrices}
+        others = [p for p in trained if id(p) not in of_matrices]
+        decay = stage.weight_decay
+        if part in stage.muon:
+            by_muon.append({"params": matrices, "highest": stage.muon[part], "weight_decay": decay})
+        else:
+            by_adam.append({"params": matrices, "highest": rate, "weight_decay": decay})
+        by_adam.append({"params": others, "highest": rate, "weight_decay": 0.0})
     if model.memory_rows.requires_grad:
         rows = {"params": [model.memory_rows], "highest": stage.memory_rate, "weight_decay": 0.0}
-        groups.append(rows)
-    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
+        by_adam.append(rows)
+    adam, muon = ([g for g in groups if g["params"]] for groups in (by_adam, by_muon))
+    optimizers: list[torch.optim.Optimizer] = []
+    if adam:
+        optimizers.append(torch.optim.AdamW(adam, lr=1.0, betas=(0.9, 0.95)))
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=1.0))
+    return optimizers
 
 
 # --- states -----------------------------------------------------------------------------------------
@@ -294,7 +309,7 @@ def _save(
     folder: Path,
     done: int,
     model: TrainedLCLM,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     progress: Progress,
     processes: PartialState,
 ) -> None:
@@ -311,6 +326,7 @@ def _save(
     names = {id(p): name for name, p in model.named_parameters()}
     moments = {
         f"{names[id(p)]}/{key}": torch.as_tensor(value).contiguous()
+        for optimizer in optimizers
         for p, values in optimizer.state.items()
         for key, value in values.items()
     }
@@ -323,7 +339,8 @@ def _save(
             shutil.rmtree(older)
 
 
-def _load(state: Path, model: TrainedLCLM, optimizer: torch.optim.Optimizer | None) -> None:
+def _load(state: Path, model: TrainedLCLM, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Load the weights, and what optimizers keep; without these, the weights alone."""
     from safetensors.torch import load_file
 
     parameters = dict(model.named_parameters())
@@ -331,13 +348,19 @@ def _load(state: Path, model: TrainedLCLM, optimizer: torch.optim.Optimizer | No
         with torch.no_grad():
             parameters[name].copy_(value)
         model.touched.add(name)
-    if optimizer is None:
+    if not optimizers:
         return
+    owner = {
+        id(p): optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     for key, value in load_file(state / "optimizer.safetensors").items():
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
         there = value if kind == "step" else value.to(parameter.device)
-        optimizer.state[parameter][kind] = there
+        owner[id(parameter)].state[parameter][kind] = there
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

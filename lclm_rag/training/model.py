@@ -165,7 +165,14 @@ class TrainedLCLM(nn.Module):
             use_cache=False,
             # A token is expected from the position before it.
             logits_to_keep=row.learned.to(self.device) - 1,
-            **packing(row.lengths, max(row.lengths), self.device, self.compute_dtype, causal=True),
+            **packing(
+                row.lengths,
+                max(row.lengths),
+                self.device,
+                self.compute_dtype,
+                causal=True,
+                seen=row.seen,
+            ),
         ).logits[0]
         return expected.float()
 

@@ -16,7 +16,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.prompting.template import PromptTemplate
 from lclm_rag.training.blocks import Block
 from lclm_rag.training.chats import messages
-from lclm_rag.training.examples import Chat, MarkedText, Question, Text
+from lclm_rag.training.examples import Chat, MarkedText, Questions, Text
 from lclm_rag.training.prompts import REPEAT, answer, copy_random, distill, expand, reconstruct
 from lclm_rag.training.texts import continue_text, interleave, marked_text
 
@@ -49,11 +49,17 @@ class Objective:
     make: Callable[[Checkpoint, PromptTemplate, Any, random.Random], Block]
 
 
-def _mixed(c: Checkpoint, t: PromptTemplate, q: Question, rng: random.Random) -> Block:
-    """One or two passages are text, the others memories."""
-    count = min(len(q.passages), rng.randint(1, 2))
-    pasted = rng.sample(range(1, len(q.passages) + 1), count)
-    return answer(c, t, q.passages, q.question, q.answer, pasted, "answer_mixed")
+def _text(c: Checkpoint, t: PromptTemplate, q: Questions, rng: random.Random) -> Block:
+    """All passages are text."""
+    return answer(c, t, q, range(1, len(q.passages) + 1), "answer_text")
+
+
+def _mixed(c: Checkpoint, t: PromptTemplate, q: Questions, rng: random.Random) -> Block:
+    """One or two passages are text, the others memories: some that are to be asked for, if there are any."""
+    named = sorted({ask.number for ask in q.asks if ask.number is not None})
+    among = named or range(1, len(q.passages) + 1)
+    pasted = rng.sample(among, min(len(among), rng.randint(1, 2)))
+    return answer(c, t, q, pasted, "answer_mixed")
 
 
 def _chat(c: Checkpoint, t: PromptTemplate, e: Chat | MarkedText, rng: random.Random) -> Block:
@@ -65,19 +71,13 @@ OBJECTIVES: dict[str, Objective] = {
     "continue": Objective((Text,), lambda c, t, e, rng: continue_text(c, t, e.text, rng)),
     "interleave": Objective((Text,), lambda c, t, e, rng: interleave(c, t, e.text, rng)),
     "copy_random": Objective((), lambda c, t, e, rng: copy_random(c, t, rng)),
-    "answer": Objective(
-        (Question,), lambda c, t, e, rng: answer(c, t, e.passages, e.question, e.answer)
-    ),
-    "answer_mixed": Objective((Question,), _mixed),
-    "distill": Objective(
-        (Question,), lambda c, t, e, rng: distill(c, t, e.passages, e.question, e.answer)
-    ),
-    "expand": Objective(
-        (Question,), lambda c, t, e, rng: expand(c, t, e.passages, e.question, e.answer, e.number)
-    ),
-    "messages": Objective(
-        (Chat, MarkedText),
-        _chat,
-    ),
+    "copy_random_text": Objective((), lambda c, t, e, rng: copy_random(c, t, rng, pasted=True)),
+    "answer": Objective((Questions,), lambda c, t, e, rng: answer(c, t, e)),
+    "answer_text": Objective((Questions,), _text),
+    "answer_mixed": Objective((Questions,), _mixed),
+    "distill": Objective((Questions,), lambda c, t, e, rng: distill(c, t, e)),
+    "expand": Objective((Questions,), lambda c, t, e, rng: expand(c, t, e)),
+    "messages": Objective((Chat, MarkedText), _chat),
 }
-"""The objectives, by the names that data sets of a recipe give. "answer_mixed" pastes one or two passages."""
+"""The objectives, by the names that data sets of a recipe give. "answer_mixed" pastes one or two passages;
+those that end in "_text" paste all of them, so that a decoder learns to read before there are latents."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 
 from lclm_rag.checkpoint import ModelConfig
+from lclm_rag.compression.attention import Seen
 from lclm_rag.compression.windows import Windows, cut_windows, places
 from lclm_rag.training.blocks import Block
 
@@ -22,8 +24,10 @@ class Row:
 
     Attributes:
         token_ids: int64 [positions].
-        positions: int64 [positions], each position's place in its block.
-        lengths: The number of positions of each block.
+        positions: int64 [positions], each position's place in its block; those of a tail go on where what it
+            sees ends.
+        lengths: The number of positions of each sequence: a block, or what is before its tails, or a tail.
+        seen: What each sequence sees if blocks have tails; None if each sees itself.
         learned: int64 [learned]: where the learned tokens are.
         holes: int64 [latents]: where latents take the place of token embeddings.
         windows: What the encoder reads for these latents; None if there are none.
@@ -33,6 +37,7 @@ class Row:
     token_ids: torch.Tensor
     positions: torch.Tensor
     lengths: list[int]
+    seen: Seen | None
     learned: torch.Tensor
     holes: torch.Tensor
     windows: Windows | None
@@ -114,12 +119,42 @@ def group_by_budget(blocks: Sequence[Block], budget: int) -> list[list[Block]]:
     return groups
 
 
+def _sequences(
+    blocks: Sequence[Block],
+) -> tuple[list[int], np.ndarray[Any, np.dtype[np.int64]], Seen | None]:
+    """The length of each sequence, each position's place, and what each sequence sees."""
+    lengths: list[int] = []
+    before: list[int] = []
+    keys: list[range] = []
+    start = 0
+    for block in blocks:
+        context = len(block) - sum(block.tails)
+        lengths += [context, *block.tails]
+        before += [0, *[context] * len(block.tails)]
+        keys.append(range(start, start + context))
+        for first, length in zip(block.starts[1:], block.tails, strict=True):
+            keys += [
+                range(start, start + context),
+                range(start + first, start + first + length),
+            ]
+        start += len(block)
+    shifts = np.repeat(np.array(before, np.int64), lengths)
+    positions = places(np.array(lengths, np.int64)) + shifts
+    if not any(before):
+        return lengths, positions, None
+    seen = Seen(
+        torch.tensor([*chain.from_iterable(keys)]),
+        [length + context for length, context in zip(lengths, before, strict=True)],
+    )
+    return lengths, positions, seen
+
+
 def _row(
     blocks: Sequence[Block], config: ModelConfig, placeholder: int, marker_id: int | None
 ) -> Row:
     token_ids = torch.tensor(list(chain.from_iterable(b.token_ids for b in blocks)))
     learned = torch.tensor(list(chain.from_iterable(b.learned for b in blocks)))
-    lengths = [len(block) for block in blocks]
+    lengths, places_, seen = _sequences(blocks)
     memories = [memory for block in blocks for memory in block.memories]
     holes = (token_ids == placeholder).nonzero()[:, 0]
     counts = [-(-len(memory) // config.compression_ratio) for memory in memories]
@@ -129,8 +164,9 @@ def _row(
         )
     return Row(
         token_ids=token_ids,
-        positions=torch.from_numpy(places(np.array(lengths, np.int64))),
+        positions=torch.from_numpy(places_),
         lengths=lengths,
+        seen=seen,
         learned=learned.nonzero()[:, 0],
         holes=holes,
         windows=cut_windows(memories, config, marker_id) if memories else None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
 from lclm_rag.querying.expansion import Given, next_messages, tool_offered
 from lclm_rag.training.blocks import Block, BlockBuilder
+from lclm_rag.training.examples import Ask, Questions
 
 __all__ = ["REPEAT", "answer", "copy_random", "distill", "expand", "reconstruct"]
 
@@ -34,7 +36,7 @@ def reconstruct(checkpoint: Checkpoint, template: PromptTemplate, text: str) -> 
         The block.
     """
     bodies = _bodies(checkpoint, template, [text])
-    builder = _asked(checkpoint, template, "reconstruct", bodies, REPEAT)
+    builder = _shown(checkpoint, template, "reconstruct", bodies).given(_asked(template, REPEAT))
     return _replied(template, builder, text).block()
 
 
@@ -44,6 +46,8 @@ def copy_random(
     rng: random.Random,
     shortest: int = 8,
     longest: int = 40,
+    *,
+    pasted: bool = False,
 ) -> Block:
     """Learn to give back random tokens, which no sense helps to guess: names are copied because of it.
 
@@ -53,6 +57,7 @@ def copy_random(
         rng: Draws the tokens.
         shortest: Fewest tokens.
         longest: Most tokens.
+        pasted: Whether they are pasted, and no memory.
 
     Returns:
         The block.
@@ -64,86 +69,78 @@ def copy_random(
     if not common:
         raise ValueError("The tokenizers of encoder and decoder have no token in common.")
     drawn = [rng.choice(common) for _ in range(rng.randint(shortest, longest))]
-    before, after = (
-        plain_ids(checkpoint.encoder_tokenizer, words)
-        for words in template.frame.memory.split("{text}")
-    )
-    memory = [*before, *(read for _, read in drawn), *after]
-    builder = _asked(checkpoint, template, "copy_random", [(True, memory)], REPEAT)
-    return builder.said([*(said for said, _ in drawn), template.end_of_turn]).block()
+    words = [said for said, _ in drawn]
+    if pasted:
+        body, name = (False, words), "copy_random_text"
+    else:
+        before, after = (
+            plain_ids(checkpoint.encoder_tokenizer, part)
+            for part in template.frame.memory.split("{text}")
+        )
+        body, name = (True, [*before, *(read for _, read in drawn), *after]), "copy_random"
+    builder = _shown(checkpoint, template, name, [body]).given(_asked(template, REPEAT))
+    return builder.said([*words, template.end_of_turn]).block()
 
 
 def answer(
     checkpoint: Checkpoint,
     template: PromptTemplate,
-    passages: Sequence[str],
-    question: str,
-    answer: str,
+    questions: Questions,
     pasted: Collection[int] = (),
     objective: str = "answer",
 ) -> Block:
-    """Learn the answer to a question about passages, in the prompt that a knowledge base would make.
+    """Learn the answers to questions about passages, in the prompts that a knowledge base would make.
 
     Args:
         checkpoint: The checkpoint.
         template: The template of the decoder's prompts.
-        passages: The passages, in the order of their keys.
-        question: The question.
-        answer: The answer.
+        questions: The passages, in the order of their keys, and the questions.
         pasted: The numbers, from 1, of passages that are text and no memory.
         objective: By what name losses are reported.
 
     Returns:
         The block.
     """
-    bodies = _bodies(checkpoint, template, passages, pasted)
-    builder = _asked(checkpoint, template, objective, bodies, question)
-    return _replied(template, builder, answer).block()
+    bodies = _bodies(checkpoint, template, questions.passages, pasted)
+    builder = _shown(checkpoint, template, objective, bodies)
+    for ask in _each(questions, builder):
+        _replied(template, builder.given(_asked(template, ask.question)), ask.answer)
+    return builder.block()
 
 
 def distill(
     checkpoint: Checkpoint,
     template: PromptTemplate,
-    passages: Sequence[str],
-    question: str,
-    reply: str,
+    questions: Questions,
 ) -> Block:
     """Learn to reply from memories as the decoder does from the same passages as text.
 
     Args:
         checkpoint: The checkpoint.
         template: The template of the decoder's prompts.
-        passages: The passages, in the order of their keys.
-        question: The question.
-        reply: What the decoder replied to the prompt with pasted passages.
+        questions: The passages, in the order of their keys, and questions with what the decoder replied to
+            the prompts with pasted passages.
 
     Returns:
-        The block, with that prompt as its teacher.
+        The block, with these prompts as its teacher.
     """
-    everything = range(1, len(passages) + 1)
-    teacher = answer(checkpoint, template, passages, question, reply, everything, "distill")
-    bodies = _bodies(checkpoint, template, passages)
-    builder = _asked(checkpoint, template, "distill", bodies, question)
-    return _replied(template, builder, reply).block(teacher)
+    everything = range(1, len(questions.passages) + 1)
+    teacher = answer(checkpoint, template, questions, everything, "distill")
+    return replace(answer(checkpoint, template, questions, (), "distill"), teacher=teacher)
 
 
 def expand(
     checkpoint: Checkpoint,
     template: PromptTemplate,
-    passages: Sequence[str],
-    question: str,
-    answer: str,
-    number: int | None,
+    questions: Questions,
 ) -> Block:
     """Learn to ask for a passage verbatim and to answer from it, in the chat of `expand="model"`.
 
     Args:
         checkpoint: The checkpoint.
         template: The template of the decoder's prompts, without an offer.
-        passages: The passages, in the order of their keys.
-        question: The question.
-        answer: The answer; "ANSWER: " is put before it, or "FINAL: " if passages are asked for by a tool.
-        number: Which passage is asked for, from 1; None answers at once.
+        questions: The passages, in the order of their keys, and the questions. "ANSWER: " is put before
+            answers, or "FINAL: " if passages are asked for by a tool.
 
     Returns:
         The block.
@@ -152,29 +149,33 @@ def expand(
         ValueError: When there is no such passage, or the frame does not allow what is to be learned.
         CheckpointError: When the decoder's chat template does not take the turns.
     """
-    frame = template.frame
+    frame, passages = template.frame, questions.passages
     offering = template.offering(checkpoint, tool_offered(frame, "model"))
     bodies = _bodies(checkpoint, template, passages)
-    builder = _asked(checkpoint, offering, "expand", bodies, question)
-    if number is None:
-        if frame.expansion.must_expand:
-            raise ValueError(
-                f"In the frame {frame.name} a passage is asked for first: give number."
-            )
-    elif not 1 <= number <= len(passages):
-        raise ValueError(f"There is no passage {number}; there are {len(passages)}.")
-    elif frame.expansion.rounds < 2:
-        raise ValueError(f"In the frame {frame.name} no passage can be asked for.")
-    else:
-        left = frame.expansion.rounds - 1
-        given = Given(((number, passages[number - 1]),), (), question, left, left == 1)
-        asked = next_messages(frame, given, by_tool=bool(offering.tools))
-        request = offering.markup_ids(_request(offering, number))
-        turn = next_turn(checkpoint, offering, SoftPrompt([]), request, asked).token_ids
-        # The request and the end of its turn, and then what it gets.
-        builder.said(turn[: len(request) + 1]).given(turn[len(request) + 1 :])
+    builder = _shown(checkpoint, offering, "expand", bodies)
     mark = "FINAL: " if offering.tools else "ANSWER: "
-    return _replied(offering, builder, mark + answer).block()
+    for ask in _each(questions, builder):
+        builder.given(_asked(offering, ask.question))
+        if ask.number is None:
+            if frame.expansion.must_expand:
+                raise ValueError(
+                    f"In the frame {frame.name} a passage is asked for first: give number."
+                )
+        elif not 1 <= ask.number <= len(passages):
+            raise ValueError(f"There is no passage {ask.number}; there are {len(passages)}.")
+        elif frame.expansion.rounds < 2:
+            raise ValueError(f"In the frame {frame.name} no passage can be asked for.")
+        else:
+            left = frame.expansion.rounds - 1
+            passage = (ask.number, passages[ask.number - 1])
+            given = Given((passage,), (), ask.question, left, left == 1)
+            asked = next_messages(frame, given, by_tool=bool(offering.tools))
+            request = offering.markup_ids(_request(offering, ask.number))
+            turn = next_turn(checkpoint, offering, SoftPrompt([]), request, asked).token_ids
+            # The request and the end of its turn, and then what it gets.
+            builder.said(turn[: len(request) + 1]).given(turn[len(request) + 1 :])
+        _replied(offering, builder, mark + ask.answer)
+    return builder.block()
 
 
 # --- parts ------------------------------------------------------------------------------------------
@@ -199,28 +200,36 @@ def _bodies(
     return bodies
 
 
-def _asked(
-    checkpoint: Checkpoint,
-    template: PromptTemplate,
-    objective: str,
-    bodies: Sequence[_Body],
-    question: str,
+def _shown(
+    checkpoint: Checkpoint, template: PromptTemplate, objective: str, bodies: Sequence[_Body]
 ) -> BlockBuilder:
-    """The frame's prompt, up to where the reply begins."""
+    """The frame's prompt, up to where the question begins."""
     ratio = checkpoint.config.compression_ratio
     builder = BlockBuilder(template, ratio, objective)
-    ends = template.ends(question)
     spans = [
         template.memory_span(-(-len(ids) // ratio)) if compressed else ids
         for compressed, ids in bodies
     ]
-    context, starts = template.context(ends, spans)
+    context, starts = template.context(template.start, spans)
     done = 0
     for (compressed, ids), span, start in zip(bodies, spans, starts, strict=True):
         builder.given(context[done:start])
         builder = builder.memory(ids) if compressed else builder.given(ids)
         done = start + len(span)
-    return builder.given(context[done:] + ends.after)
+    return builder.given(context[done:])
+
+
+def _each(questions: Questions, builder: BlockBuilder) -> Iterator[Ask]:
+    """The questions; if there are several, a tail is begun for each."""
+    for ask in questions.asks:
+        if len(questions.asks) > 1:
+            builder.tail()
+        yield ask
+
+
+def _asked(template: PromptTemplate, question: str) -> list[int]:
+    """What comes behind the passages, up to where the reply begins."""
+    return list(template.ends(question).after)
 
 
 def _replied(template: PromptTemplate, builder: BlockBuilder, words: str) -> BlockBuilder:

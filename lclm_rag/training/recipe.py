@@ -30,7 +30,9 @@ class Stage:
         memory_rate: The rate of the memory tokens' embeddings while the decoder is not trained.
         warmup: Steps in which the rate rises from 0.
         last_rate: The share of the highest rate at which the cosine ends.
-        weight_decay: For matrices; nothing else decays.
+        weight_decay: For the matrices of layers; nothing else decays.
+        muon: The highest rate at which Muon trains the matrices of a part's layers, by part; the rest of the
+            part, and all of a part that is not named, is trained by AdamW at its rate in `rates`.
         clip: The norm to which gradients are cut.
         embeddings: Whether the embedding tables of encoder and decoder are trained with them.
         checkpointing: Whether activations are computed again instead of kept.
@@ -48,6 +50,7 @@ class Stage:
     warmup: int = 50
     last_rate: float = 0.1
     weight_decay: float = 0.0
+    muon: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     embeddings: bool = True
     checkpointing: bool = False
@@ -55,18 +58,20 @@ class Stage:
     data: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for entry in ("rates", "lora"):
+        if not self.rates:
+            raise ValueError(f"Stage {self.name} trains nothing: give rates.")
+        for entry in ("rates", "lora", "muon"):
             unknown = sorted(getattr(self, entry).keys() - set(get_args(Part)))
             if unknown:
                 raise ValueError(
                     f"Stage {self.name}: {entry} names {unknown[0]!r}; parts are "
                     f"{', '.join(get_args(Part))}."
                 )
-        if not self.rates:
-            raise ValueError(f"Stage {self.name} trains nothing: give rates.")
-        untrained = sorted(self.lora.keys() - self.rates.keys())
-        if untrained:
-            raise ValueError(f"Stage {self.name}: lora of {untrained[0]}, which has no rate.")
+            untrained = sorted(getattr(self, entry).keys() - self.rates.keys())
+            if untrained:
+                raise ValueError(
+                    f"Stage {self.name}: {entry} of {untrained[0]}, which has no rate."
+                )
         for entry in ("steps", "blocks", "positions"):
             if getattr(self, entry) < 1:
                 raise ValueError(f"Stage {self.name}: {entry} must be at least 1.")

@@ -67,6 +67,29 @@ def test_a_packed_block_gives_the_loss_and_the_gradient_that_it_gives_alone(
         torch.testing.assert_close(gradient, expected, atol=2e-4, rtol=1e-3, msg=name)
 
 
+def test_tails_give_the_losses_and_gradients_of_blocks_that_begin_alike(
+    model: TrainedLCLM,
+) -> None:
+    """A context is computed once for all that is asked about it, and nothing else differs."""
+    template = PromptTemplate.of(model.checkpoint)
+
+    def asked(*tails: int, tail: bool) -> Block:
+        built = BlockBuilder(template, 4, "asked").given([5, 6, 7]).memory(range(30, 53))
+        built.given([8]).memory(range(60, 70)).given([9, 10])
+        for n in tails:
+            built = built.tail() if tail else built
+            built.given([11 + n, 12]).said([40 + n] * (1 + n)).given([13]).said([41])
+        return built.block()
+
+    plain = block(template, 2)
+    shared, gradients = losses_and_gradients(model, [plain, asked(2, 0, 1, tail=True), plain])
+    apart = [plain, *(asked(n, tail=False) for n in (2, 0, 1)), plain]
+    expected, each = losses_and_gradients(model, apart)
+    torch.testing.assert_close(shared, expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, each[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
 def test_gradient_reaches_every_part_and_every_latent(model: TrainedLCLM) -> None:
     template = PromptTemplate.of(model.checkpoint)
     _, gradients = losses_and_gradients(model, [block(template, 2)])
@@ -165,10 +188,12 @@ def test_blocks_are_shared_out_by_their_positions(template: PromptTemplate) -> N
     [
         ((1, 2), (False,), "of each of its tokens"),
         ((1, 2), (True, False), "nothing before it"),
+        ((1, 2, 3, 4), (False, False, True, True), "first token of a tail"),
+        ((1, 2, 3), (False, False, False), "need something before them"),
     ],
 )
 def test_a_block_that_cannot_be_is_refused(
     token_ids: tuple[int, ...], learned: tuple[bool, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Block(token_ids, learned, (), "x")
+        Block(token_ids, learned, (), "x", (2, 1) if len(token_ids) > 2 else ())

@@ -23,7 +23,7 @@ from lclm_rag.prompting import PromptTemplate
 from lclm_rag.training import sources
 from lclm_rag.training.blocks import Block
 from lclm_rag.training.data import Mixture, Part, read_mixture
-from lclm_rag.training.examples import Chat, MarkedText, Question, Text, example_of
+from lclm_rag.training.examples import Ask, Chat, MarkedText, Questions, Text, example_of
 from lclm_rag.training.shuffling import Order, permuted
 from lclm_rag.training.sources import Source
 from support.corpus_files import write_jsonl
@@ -72,16 +72,19 @@ def test_any_record_is_read_directly(tmp_path: Path, name: str) -> None:
 def test_the_three_kinds_of_records(tmp_path: Path, name: str) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     tools = [{"type": "function", "function": {"name": "f"}}]
+    several = [{"question": "Q?", "answer": "a", "number": 1}, {"question": "R?", "answer": "b"}]
     rows: list[dict[str, Any]] = [
         {"text": "One."},
         {"passages": ["A", "B"], "question": "Q?", "answer": " a ", "number": 2},
+        {"passages": ["A", "B"], "questions": several},
         {"messages": turns, "tools": tools},
         {"messages": turns},
     ]
     WRITERS[name](tmp_path / name, pa.Table.from_pylist(rows, schema_of(rows)))
-    assert list(map(Source.open(tmp_path / name).__getitem__, range(4))) == [
+    assert list(map(Source.open(tmp_path / name).__getitem__, range(5))) == [
         Text("One."),
-        Question(("A", "B"), "Q?", " a ", 2),
+        Questions(("A", "B"), (Ask("Q?", " a ", 2),)),
+        Questions(("A", "B"), (Ask("Q?", "a", 1), Ask("R?", "b"))),
         Chat(tuple(turns), tuple(tools)),
         Chat(tuple(turns)),
     ]

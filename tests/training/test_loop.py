@@ -48,15 +48,17 @@ def figures(line: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")}
 
 
+@pytest.mark.parametrize("muon", [{}, {"encoder": 0.02, "decoder": 0.01}])
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
-    tmp_path: Path, make_checkpoint: MakeCheckpoint
+    tmp_path: Path, make_checkpoint: MakeCheckpoint, muon: dict[str, float]
 ) -> None:
-    """Bit for bit, across the end of a stage."""
+    """Bit for bit, across the end of a stage, with AdamW and with Muon."""
     start = make_checkpoint()
-    whole, progress = run(start, tmp_path / "whole")
+    recipe = replace(RECIPE, stages=(RECIPE.stages[0], replace(RECIPE.stages[1], muon=muon)))
+    whole, progress = run(start, tmp_path / "whole", recipe)
     assert (progress.stage, progress.step, progress.skipped) == (1, 5, 0)
     for stop in (1, 3, 4, 8):
-        parted, progress = run(start, tmp_path / "parted", stop_at=stop)
+        parted, progress = run(start, tmp_path / "parted", recipe, stop_at=stop)
     assert (progress.stage, progress.step) == (1, 5)
     for name, expected in weights(whole).items():
         assert torch.equal(weights(parted)[name], expected), name
@@ -274,6 +276,7 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
         ("adapter = 1e-3", "adaptor = 1e-3", "rates names 'adaptor'"),
         ("blocks = 64", "blocks = 0", "blocks must be at least 1"),
         ("[stages.lora]\ndecoder", "[stages.lora]\nhead", "lora names 'head'"),
+        ("[stages.lora]\ndecoder = 64", "[stages.muon]\nhead = 0.1", "muon names 'head'"),
         ("start =", "start", "cannot be read"),
     ],
 )
