@@ -38,6 +38,7 @@ from lclm_rag.store import CODECS, CodecName
 from support.checkpoints import MakeCheckpoint
 
 
+@pytest.mark.slow
 def test_questions_are_answered_from_latents_nearly_as_well_as_from_text(
     knowledge_base: KnowledgeBase, questions: list[FactQuestion]
 ) -> None:
@@ -103,6 +104,7 @@ def test_filters_reach_the_engine(knowledge_base: KnowledgeBase, sheets: list[Fa
     assert sheets[0].kind not in {hit.metadata["kind"] for hit in others}
 
 
+@pytest.mark.slow
 def test_space_and_codec_do_not_change_the_answers(
     tmp_path: Path, sheets: list[FactSheet], decoder: TransformersDecoder
 ) -> None:

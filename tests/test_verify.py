@@ -472,6 +472,7 @@ def _hold(path: Path, ready, done) -> None:  # type: ignore[no-untyped-def]
         done.wait()
 
 
+@pytest.mark.slow
 def test_repair_waits_for_no_other_writer(run: Run, kb: Path, corpus: list[Document]) -> None:
     _flip_in_row(kb, corpus[3].id, "latents")
     context = multiprocessing.get_context("spawn")

@@ -139,8 +139,8 @@ def expand(
     Args:
         checkpoint: The checkpoint.
         template: The template of the decoder's prompts, without an offer.
-        questions: The passages, in the order of their keys, and the questions. "ANSWER: " is put before
-            answers, or "FINAL: " if passages are asked for by a tool.
+        questions: The passages, in the order of their keys, and the questions. In place of spaces that
+            answers begin with, "ANSWER: " is put there, or "FINAL: " if passages are asked for by a tool.
 
     Returns:
         The block.
@@ -174,7 +174,7 @@ def expand(
             turn = next_turn(checkpoint, offering, SoftPrompt([]), request, asked).token_ids
             # The request and the end of its turn, and then what it gets.
             builder.said(turn[: len(request) + 1]).given(turn[len(request) + 1 :])
-        _replied(offering, builder, mark + ask.answer)
+        _replied(offering, builder, mark + ask.answer.lstrip())
     return builder.block()
 
 

@@ -519,6 +519,7 @@ def test_delete_takes_ids_or_a_filter(run: Run, tmp_path: Path) -> None:
     assert (code, "matches the filter" in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_build_with_a_bad_record_keeps_what_it_compressed(run: Run, tmp_path: Path) -> None:
     path, kb = tmp_path / "a.jsonl", tmp_path / "kb"
     good = [json.dumps({"id": f"d{i}", "text": f"Text number {i}. " * 40}) for i in range(600)]

@@ -108,6 +108,7 @@ def test_contexts_are_measured_on_the_same_questions(
     assert report["store"]["bytes"] > report["store"]["source_tokens"]
 
 
+@pytest.mark.slow
 def test_every_frame_is_asked_beside_the_others(
     tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:
@@ -185,6 +186,7 @@ def test_answers_are_those_of_query(
         assert entry["positions"] == answer.usage.positions
 
 
+@pytest.mark.slow
 def test_needles_are_asked_of_whole_documents(
     tmp_path: Path, knowledge_base: KnowledgeBase
 ) -> None:
@@ -272,6 +274,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_is_counted(
 # --- what others offer ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_process_decodes_the_same_from_an_uncut_cache(
     tmp_path: Path, knowledge_base: KnowledgeBase, eval_set: EvalSet
 ) -> None:

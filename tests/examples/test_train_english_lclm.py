@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lclm_rag.training.examples import Question, example_of
+from lclm_rag.training.examples import Questions, example_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_english_lclm"
 
@@ -101,8 +101,9 @@ def test_questions_are_the_same_each_time_and_their_answers_stand_in_one_passage
         assert record["passages"][record["number"] - 1] == PARAGRAPH
         assert [record["answer"] in p for p in record["passages"]].count(True) == 1
         example = example_of(json.loads(json.dumps(record)))
-        assert isinstance(example, Question)
-        assert (example.answer, example.number) == (record["answer"], record["number"])
+        assert isinstance(example, Questions)
+        (ask,) = example.asks
+        assert (ask.answer, ask.number) == (record["answer"], record["number"])
 
 
 def test_every_rule_answers_with_a_span() -> None:
@@ -192,7 +193,7 @@ def test_the_program_writes_what_training_reads(tmp_path: Path) -> None:
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     asked = (tmp_path / "questions.jsonl").read_text().splitlines()
     assert f"\nquestions: {len(asked)}\n" in f"\n{done.stdout}"
-    assert all(isinstance(example_of(json.loads(line)), Question) for line in asked)
+    assert all(isinstance(example_of(json.loads(line)), Questions) for line in asked)
 
 
 def test_answers_of_the_evaluation_stand_in_its_passages() -> None:

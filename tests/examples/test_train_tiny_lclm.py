@@ -1,143 +1,104 @@
-"""The training recipe asks exactly what the library will ask."""
+"""The bundled checkpoint's recipe: its data say what the library will ask, and one command trains it."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
+from lclm_rag import Document, KnowledgeBase, Sampling
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.prompting import PromptTemplate, SoftPrompt, next_turn
-from lclm_rag.prompting.replies import parse_reply
-from lclm_rag.prompting.template import plain_ids
-from lclm_rag.querying.expansion import Given, next_messages
+from lclm_rag.prompting import PromptTemplate
+from lclm_rag.training.examples import Questions, example_of
+from lclm_rag.training.objectives import answer, expand
+from lclm_rag.training.recipe import read_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_tiny_lclm"
+BUNDLED_FILES = ("model_config.json", "encoder/config.json", "decoder/config.json")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _example_on_the_path() -> object:
-    sys.path.insert(0, str(EXAMPLE))
-    yield
-    sys.path.remove(str(EXAMPLE))
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    program = [sys.executable, str(EXAMPLE / "data.py"), "--work", str(folder), "--records", "20"]
+    subprocess.run(program, check=True)
+    return folder
 
 
-@pytest.mark.parametrize("latents", [True, False])
-def test_a_block_is_computed_as_the_plain_prompt_would_be(
-    template: PromptTemplate, latents: bool
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_answers_stand_in_the_passages_and_strings_in_those_that_are_named(data: Path) -> None:
+    for count in (1, 2, 4, 8):
+        for name in ("sheets", "strings"):
+            made = records(data / f"{name}-{count}.jsonl")
+            assert len(made) == 20
+            for record in made:
+                assert len(record["passages"]) == count
+                assert record["questions"]
+                for ask in record["questions"]:
+                    found = ask["answer"].strip()
+                    assert any(found in passage for passage in record["passages"]), ask
+                    if "number" in ask:
+                        assert found in record["passages"][ask["number"] - 1]
+    named = [
+        ask for r in records(data / "strings-8.jsonl") for ask in r["questions"] if "number" in ask
+    ]
+    assert named
+
+
+def test_held_out_names_are_not_trained_on(data: Path) -> None:
+    trained = {
+        passage
+        for path in data.glob("s*-?.jsonl")
+        for r in records(path)
+        for passage in r["passages"]
+    }
+    asked = records(data / "questions.jsonl")
+    assert len(asked) == 100
+    for record in asked:
+        assert not trained & set(record["passages"])
+        assert record["answers"][0] in " ".join(record["passages"])
+
+
+def test_its_prompts_are_those_of_a_knowledge_base(
+    data: Path, checkpoint: Checkpoint, template: PromptTemplate
 ) -> None:
-    """Nothing of the answer, and nothing of another question, is seen before its time."""
-    from data import make_batch
-    from model import TinyLCLM
-    from tokenizer import train_tokenizer
-
-    torch.manual_seed(0)
-    model = TinyLCLM(train_tokenizer(500)).eval()
-    batch = make_batch(
-        template, 4, seed=1, contexts=2, documents=2, questions=3, latents=latents, task="questions"
-    )
-    with torch.no_grad():
-        states = model.answer_states(batch)
-        embed = model.decoder.get_input_embeddings()
-        context = embed(batch.context_ids)
-        if latents:
-            compressed = model.compress(batch.document_ids, batch.document_lengths)
-            holes = (batch.context_ids == model.placeholder)[..., None]
-            context = context.masked_scatter(holes, compressed)
-        states = states.view(*batch.block_ids.shape, -1)
-        for c in range(2):
-            before = context[c, : batch.context_lengths[c]]
-            for b in range(batch.block_ids.shape[1]):
-                length = int((batch.labels[c, b] >= 0).nonzero().max()) + 1
-                plain = torch.cat([before, embed(batch.block_ids[c, b, :length])])[None]
-                expected = model.decoder.model(inputs_embeds=plain).last_hidden_state[
-                    0, len(before) :
-                ]
-                torch.testing.assert_close(states[c, b, :length], expected, atol=1e-4, rtol=1e-3)
+    """Several questions, several passages: the tokens that the library has for each question alone."""
+    record = next(r for r in records(data / "strings-2.jsonl") if len(r["questions"]) > 1)
+    example = example_of(record)
+    assert isinstance(example, Questions)
+    for block in (answer(checkpoint, template, example), expand(checkpoint, template, example)):
+        assert len(block.tails) == len(example.asks)
+        assert len(block.memories) == 2
 
 
-def test_training_prompts_are_the_assemblers(template: PromptTemplate) -> None:
-    from data import draw_contexts, make_batch
-
-    batch = make_batch(
-        template, 4, seed=3, contexts=1, documents=2, questions=1, latents=False, task="repeat"
-    )
-    import random
-
-    rng = random.Random(3)
-    (sheets,) = draw_contexts(rng.getrandbits(60), 1, 2)
-    bodies = [plain_ids(template.inert, sheet.document.text) for sheet in sheets]
-    assert batch.context_ids[0].tolist() == template.context(template.start, bodies)[0]
-    number = rng.randrange(2)
-    asked = template.ends(f"Repeat passage {number + 1}.").after
-    assert batch.block_ids[0, 0, : len(asked)].tolist() == asked
-    learned = [i for i in batch.labels[0, 0].tolist() if i >= 0]
-    assert template.inert.decode(learned).strip() == sheets[number].document.text
-
-
-def test_a_skimming_block_is_the_librarys_chat(
-    checkpoint: Checkpoint, template: PromptTemplate
+@pytest.mark.slow
+def test_one_command_trains_a_checkpoint_of_the_bundled_shape(
+    data: Path, checkpoint: Checkpoint
 ) -> None:
-    """Question, wish, passage verbatim, answer: as `KnowledgeBase.query(expand="model")` goes on."""
-    from expansion_data import between_turns, make_expansion_batch
-
-    batch = make_expansion_batch(
-        template,
-        between_turns(template),
-        4,
-        seed=2,
-        contexts=1,
-        documents=3,
-        questions=4,
-        style="skim",
-    )
-    offered = template.offering(checkpoint, None)
-    context = batch.context_ids[0].tolist()
-    header = offered.context(offered.start, [])[0]
-    assert context[: len(header)] == header
-    chats = 0
-    for block, labels in zip(batch.block_ids[0].tolist(), batch.labels[0].tolist(), strict=True):
-        length = max(i for i, label in enumerate(labels) if label >= 0) + 1
-        said = [label for label in labels if label >= 0]
-        words = template.inert.decode(said, skip_special_tokens=False)
-        if not words.startswith("EXPAND: "):
-            assert words.startswith("ANSWER: ")
-            continue
-        chats += 1
-        number = parse_reply(words.partition("<|im_end|>")[0], 3).numbers[0]
-        wish = [*plain_ids(template.inert, f"EXPAND: {number}"), template.end_of_turn]
-        start = labels.index(wish[0]) + 1
-        first = SoftPrompt(context + block[:start])
-        shown = template.inert.decode(block, skip_special_tokens=False)
-        passage = shown.partition(f"[{number}] ")[2].partition("\n")[0]
-        question = shown.partition("Question: ")[2].partition("<|im_end|>")[0]
-        given = Given(((number, passage),), (), question, left=2, last=False)
-        turn = next_messages(template.frame, given, by_tool=False)
-        grown = next_turn(checkpoint, template, first, wish, turn).token_ids
-        assert (context + block[:length])[: len(grown)] == grown
-        answer = said[len(wish) :]
-        assert (context + block[:length] + [said[-1]])[len(grown) :] == answer
-    assert chats >= 1
-
-
-def test_training_resumes_where_it_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two runs of one step each end where one run of two steps does."""
-    import train
-
-    monkeypatch.setattr(train, "CONTEXTS", dict.fromkeys((1, 2, 4, 8), 1))
-
-    def state(folder: Path, stops: list[int]) -> dict[str, torch.Tensor]:
-        from safetensors.torch import load_file
-
-        for stop in stops:
-            train.train(folder, folder / "out", steps_b=1, max_level_a=1, stop_at=stop)
-        return load_file(folder / "state.safetensors")
-
-    once, twice = state(tmp_path / "once", [2]), state(tmp_path / "twice", [1, 2])
-    assert once.keys() == twice.keys()
-    for name, tensor in once.items():
-        torch.testing.assert_close(tensor, twice[name], msg=name)
+    """A step of each stage; then a knowledge base is built with what came of it."""
+    asked = (data / "questions.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (data / "questions.jsonl").write_text("".join(asked[:2]), "utf-8")
+    program = [sys.executable, str(EXAMPLE / "train.py"), "--work", str(data), "--steps", "1"]
+    subprocess.run(program, check=True)
+    made = data / "latents"
+    for name in BUNDLED_FILES:
+        ours, theirs = (
+            json.loads((folder / name).read_text()) for folder in (made, checkpoint.path)
+        )
+        for setting in theirs.keys() & ours.keys() - {"transformers_version", "dtype"}:
+            assert ours[setting] == theirs[setting], (name, setting)
+    stages = [line["stage"] for line in records(data / "latents-run" / "log.jsonl")]
+    assert stages == [stage.name for stage in read_recipe(data / "latents.toml").stages]
+    with KnowledgeBase.create(data / "kb", str(made)) as kb:
+        kb.add([Document("a", "Ada Lovelace has the badge BX-17.")])
+        assert kb.query("Which badge?", 1, sampling=Sampling(max_tokens=4)).sources
+    # What is done is not done again.
+    again = subprocess.run(program, check=True, capture_output=True, text=True)
+    assert "lclm-rag train" not in again.stdout

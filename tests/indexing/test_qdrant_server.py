@@ -110,6 +110,7 @@ def test_another_process_sees_the_newest_version(kb: KnowledgeBase, elsewhere: E
     assert sorted(seen) == ["Glaciers carve valleys.", BEES.text]
 
 
+@pytest.mark.slow
 def test_a_reader_follows_what_another_process_writes(
     kb: KnowledgeBase, elsewhere: Elsewhere
 ) -> None:

@@ -126,6 +126,7 @@ def test_only_auto_asks_once_more(
     assert answer.grounding.missing == ("ZZ-99Q-1",)
 
 
+@pytest.mark.slow
 def test_codes_and_ids_come_back_exactly(
     string_kb: KnowledgeBase, string_questions: list[FactQuestion]
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_wish_for_which_there_is_no_room_is_told(string_kb: KnowledgeBase) -> 
     assert "There is no room for passage" in words(kb, decoder.prompts[1])
 
 
+@pytest.mark.slow
 def test_the_bundled_decoder_asks_where_it_must_and_reads_what_it_is_given(
     string_kb: KnowledgeBase, string_questions: list[FactQuestion], string_sheets: list[FactSheet]
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_folder_that_cannot_be_written_is_read_without_a_lease(tmp_path: Path)
         subprocess.run(["umount", tmp_path], check=True)
 
 
+@pytest.mark.slow
 def test_many_small_inserts_do_not_leave_many_fragments(tmp_path: Path) -> None:
     LatentStore.create(tmp_path, layout())
     for i in range(150):

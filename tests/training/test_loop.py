@@ -67,6 +67,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     assert [line["step"] for line in logs[0]] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_last_state(
     tmp_path: Path, make_checkpoint: MakeCheckpoint
 ) -> None:
@@ -92,6 +93,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(training_run.__file__).parents[1])}
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(
     tmp_path: Path, make_checkpoint: MakeCheckpoint
 ) -> None:
