@@ -28,6 +28,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.cli.progress import stdout
 from lclm_rag.compression import Compressor
 from lclm_rag.compression.windows import cut_windows
+from lclm_rag.estimate.matrix_rate import matrix_product_rate
 from lclm_rag.estimate.shapes import TransformerShape
 
 SHAPES = {"30m": THIRTY_MILLION, "published": PUBLISHED}
@@ -132,16 +133,6 @@ def make_texts(
         texts.append(" " + " ".join(random.choice(words, count)))
         tokens -= count
     return texts
-
-
-def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large product of two matrices: the best of some."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(8):
-        best = min(best, seconds(lambda: a @ a, device))
-    return 2 * size**3 / best
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:

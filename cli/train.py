@@ -155,17 +155,28 @@ def run(
 
 @train.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw the curves, too: a .png, .svg or .pdf file (needs lclm-rag[eval]).",
+)
 @as_json
-def status(folder: Path, as_json: bool) -> None:
+def status(folder: Path, plot: Path | None, as_json: bool) -> None:
     """Show how far a run is: steps, losses, and the answers of its evaluations.
 
     \b
-    Example:
+    Examples:
       lclm-rag train status runs/mine
+      lclm-rag train status runs/mine --plot curves.png
     """
     from lclm_rag.training.status import read_status
 
     found = read_status(_recipe(folder / RECIPE), folder)
+    if plot is not None:
+        from lclm_rag.training.plots import draw_curves
+
+        draw_curves(folder, plot)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -174,6 +185,10 @@ def status(folder: Path, as_json: bool) -> None:
         f"{found['source_tokens']:,} source tokens compressed, {found['learned_tokens']:,} tokens learned in "
         f"{found['seconds'] / 3600:.1f} hours; {found['skipped']} steps were not finite"
     )
+    rate = f"{found['tokens_per_second']:,.0f} tokens a second"
+    if found["matrix_share"] is not None:
+        rate += f", {100 * found['matrix_share']:.0f}% of the rate of a large matrix product"
+    click.echo(rate)
     for name, figures in found["objectives"].items():
         click.echo(f"  {name:14s} loss {figures['loss']:.3f}, {100 * figures['right']:.1f}% right")
     for record in found["evaluations"]:

@@ -20,7 +20,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
 from lclm_rag.errors import CheckpointError
+from lclm_rag.estimate.matrix_rate import matrix_product_rate
 from lclm_rag.training.blocks import Block
+from lclm_rag.training.flops import Shapes, training_flops
 from lclm_rag.training.model import TrainedLCLM
 from lclm_rag.training.packing import group_by_budget, pack
 from lclm_rag.training.recipe import Recipe, Stage
@@ -109,7 +111,8 @@ def train(
         model: The model, as the recipe starts it.
         recipe: The recipe.
         draw: Gives the blocks of each step.
-        folder: Where states and the log (`log.jsonl`, a line for each step) are kept.
+        folder: Where states and the log (`log.jsonl`, a line for each step) are kept; `matrix_share` is what
+            a step computes in a second, as a share of what a large matrix product does.
         stop_at: End after so many steps in all, with a saved state; None trains to the end of the recipe.
         on_step: Called after each step with the progress and the step's line of the log.
 
@@ -121,6 +124,7 @@ def train(
     saved = _newest(folder)
     progress = Progress() if saved is None else _read_progress(saved)
     done = sum(stage.steps for stage in recipe.stages[: progress.stage]) + progress.step
+    matrix_rate = matrix_product_rate(model.device, model.compute_dtype, tries=3)
     for index, stage in enumerate(recipe.stages):
         # Stages that are done are prepared, too: LoRA weights that they added are there.
         _set_trained(model, stage)
@@ -136,7 +140,9 @@ def train(
             if stage.checkpointing:
                 context.enter_context(model.gradient_checkpointing())
             while progress.step < stage.steps and (stop_at is None or done < stop_at):
-                progress, record = _step(model, stage, optimizers, draw, progress, processes)
+                progress, record = _step(
+                    model, stage, optimizers, draw, progress, processes, matrix_rate
+                )
                 done += 1
                 if processes.is_main_process:
                     append_line(folder / "log.jsonl", {"step": done, "stage": stage.name, **record})
@@ -180,6 +186,7 @@ def _step(
     draw: Draw,
     progress: Progress,
     processes: PartialState,
+    matrix_rate: float,
 ) -> tuple[Progress, dict[str, Any]]:
     started = time.perf_counter()
     blocks = draw(stage, progress.step, processes.process_index, processes.num_processes)
@@ -187,11 +194,12 @@ def _step(
         [
             sum(sum(block.learned) for block in blocks),
             sum(len(memory) for block in blocks for memory in block.memories),
+            training_flops(Shapes.of(model.checkpoint), stage, blocks),
         ],
         device=model.device,
         dtype=torch.int64,
     )
-    learned, compressed = reduce(counts, "sum").tolist()
+    learned, compressed, flops = reduce(counts, "sum").tolist()
     share = stage.rate(progress.step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -226,6 +234,7 @@ def _step(
         "norm": round(float(norm), 5) if finite else None,
         "source_tokens": compressed,
         "tokens_per_second": round((learned + compressed) / seconds, 1),
+        "matrix_share": round(flops / seconds / matrix_rate / processes.num_processes, 4),
         "seconds": round(seconds, 3),
     }
     return (

@@ -9,6 +9,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.estimate.shapes import DecoderShape, LclmShape
 from lclm_rag.training.blocks import Block
 from lclm_rag.training.data import Mixture
+from lclm_rag.training.flops import Shapes, training_flops
 from lclm_rag.training.model import PARTS
 from lclm_rag.training.recipe import Recipe, Stage
 
@@ -46,8 +47,7 @@ class StagePlan:
 def plan(recipe: Recipe, checkpoint: Checkpoint, mixtures: Sequence[Mixture]) -> list[StagePlan]:
     """Estimate what each stage takes, from the blocks of its first steps.
 
-    A forward pass is counted as in `lclm_rag.estimate`. A backward pass takes twice that for a part that is
-    trained, and once for one that gradients only pass through. Activations are counted as 34 bytes for each
+    FLOPs are counted as in `training_flops`. Activations are counted as 34 bytes for each
     position and unit of width in each layer, as in Megatron's account (Korthikanti et al. 2022), or 2 with
     checkpointing, and the logits of learned tokens as 8 bytes each.
 
@@ -74,36 +74,18 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, mixtures: Sequence[Mixture]) ->
 def _of_stage(
     stage: Stage, checkpoint: Checkpoint, sample: Sequence[Block], times: float
 ) -> StagePlan:
-    lclm, decoder = LclmShape.of(checkpoint), DecoderShape.of(checkpoint)
-    window = checkpoint.config.encoder_window_size
+    shapes = Shapes.of(checkpoint)
     source = sum(len(memory) for block in sample for memory in block.memories)
-    positions = sum(map(len, sample))
-    taught = [block.teacher for block in sample if block.teacher is not None]
     learned = sum(sum(block.learned) for block in sample)
-    latents = -(-source // checkpoint.config.compression_ratio)
-    encoding = lclm.encoder.flops(source, source * min(window, 256)) + lclm.adapter_flops(
-        latents, 0
-    )
-    pairs = sum(len(block) ** 2 // 2 for block in sample)
-    decoding = decoder.transformer.flops(positions, pairs) + decoder.output_flops * learned
-    teaching = decoder.transformer.flops(
-        sum(map(len, taught)), sum(len(block) ** 2 // 2 for block in taught)
-    )
-    compressing = {"encoder", "adapter"} & stage.rates.keys()
-    # The memory tokens are trained in any case, so gradients pass through the decoder.
-    passes = 3 if "decoder" in stage.rates and "decoder" not in stage.lora else 2
-    encoder_passes = 3 if "encoder" in stage.rates else (2 if compressing else 1)
-    flops = encoding * encoder_passes + decoding * passes + teaching
-    again = encoding + decoding if stage.checkpointing else 0
     return StagePlan(
         name=stage.name,
         steps=stage.steps,
         source_tokens=round(source * times),
-        positions=round(positions * times),
+        positions=round(sum(map(len, sample)) * times),
         learned_tokens=round(learned * times),
-        flops=round((flops + again) * times),
-        weight_bytes=_weight_bytes(stage, checkpoint, lclm, decoder),
-        activation_bytes=_activation_bytes(stage, lclm, decoder, sample),
+        flops=round(training_flops(shapes, stage, sample) * times),
+        weight_bytes=_weight_bytes(stage, checkpoint, shapes.lclm, shapes.decoder),
+        activation_bytes=_activation_bytes(stage, shapes.lclm, shapes.decoder, sample),
     )
 
 

@@ -77,8 +77,13 @@ def test_a_run_goes_on_and_becomes_a_checkpoint(run: Run, tmp_path: Path, recipe
     assert (found["step"], found["steps"], found["stage"], found["skipped"]) == (6, 6, "all", 0)
     assert set(found["objectives"]) == {"reconstruct", "answer", "copy_random"}
     assert [record["step"] for record in found["evaluations"]] == [3, 6]
-    code, shown, _ = run("train", "status", out)
+    assert 0 < found["matrix_share"] < 1
+    code, shown, _ = run("train", "status", out, "--plot", tmp_path / "curves.png")
     assert (code, shown.splitlines()[0]) == (0, "6 of 6 steps, in stage all")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    code, _, error = run("train", "status", out, "--plot", tmp_path / "curves.txt")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "a plot is a .png, .svg or .pdf file" in error
     code, shown, _ = run("train", "evaluate", out, tmp_path / "questions.jsonl", "--json")
     assert json.loads(shown)["latents"]["exact"] == 1.0
     code, shown, _ = run("train", "export", out, tmp_path / "checkpoint")

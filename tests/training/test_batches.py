@@ -11,8 +11,10 @@ import torch
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.prompting import PromptTemplate
 from lclm_rag.training.blocks import Block, BlockBuilder
+from lclm_rag.training.flops import Shapes, training_flops
 from lclm_rag.training.model import PARTS, Part, TrainedLCLM
 from lclm_rag.training.packing import group_by_budget, pack
+from lclm_rag.training.recipe import Stage
 from support.checkpoints import MakeCheckpoint
 
 CPU = torch.device("cpu")
@@ -173,6 +175,28 @@ def test_a_teacher_is_followed_and_gets_no_gradient(make_checkpoint: MakeCheckpo
     same = replace(teacher, teacher=teacher)
     losses, _ = losses_and_gradients(model, [same])
     torch.testing.assert_close(losses, torch.zeros(6), atol=1e-5, rtol=0)
+
+
+def test_the_flops_of_blocks(make_checkpoint: MakeCheckpoint) -> None:
+    """Six for each matrix parameter and position if all is trained; what is shared is counted once."""
+    opened = Checkpoint.open(make_checkpoint())
+    shapes, template = Shapes.of(opened), PromptTemplate.of(opened)
+    everything = Stage("all", dict.fromkeys(PARTS, 1.0), 1, 1)
+    plain = BlockBuilder(template, 4, "x").given([5]).said([6] * 19).block()
+    layers = shapes.decoder.transformer
+    matrices = 6 * layers.matrix_parameters * 20
+    attention = 12 * layers.num_hidden_layers * layers.num_attention_heads * layers.head_dim * 200
+    output = 3 * shapes.decoder.output_flops * 19
+    assert training_flops(shapes, everything, [plain]) == matrices + attention + output
+    one = block(template, 2)
+    adapter = Stage("adapter", {"adapter": 1.0}, 1, 1)
+    flops = [training_flops(shapes, stage, [one]) for stage in (adapter, everything)]
+    assert flops[0] < flops[1] < 2 * flops[0]
+    context = BlockBuilder(template, 4, "x").memory(range(100))
+    shared = context.tail().given([5]).said([6]).tail().given([5]).said([6]).block()
+    alone = BlockBuilder(template, 4, "x").memory(range(100)).given([5]).said([6]).block()
+    once, twice = (training_flops(shapes, everything, each) for each in ([shared], [alone] * 2))
+    assert once < 0.6 * twice
 
 
 def test_blocks_are_shared_out_by_their_positions(template: PromptTemplate) -> None:

@@ -45,7 +45,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def figures(line: dict[str, Any]) -> dict[str, Any]:
     """Of a line of the log, what does not depend on the clock."""
-    return {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")}
+    clocked = ("seconds", "tokens_per_second", "matrix_share")
+    return {k: v for k, v in line.items() if k not in clocked}
 
 
 @pytest.mark.parametrize("muon", [{}, {"encoder": 0.02, "decoder": 0.01}])
