@@ -18,7 +18,7 @@ from lclm_rag.training.blocks import Block
 from lclm_rag.training.chats import messages
 from lclm_rag.training.examples import Chat, MarkedText, Questions, Text
 from lclm_rag.training.prompts import REPEAT, answer, copy_random, distill, expand, reconstruct
-from lclm_rag.training.texts import continue_text, interleave, marked_text
+from lclm_rag.training.texts import continue_text, distill_text, interleave, marked_text
 
 __all__ = [
     "OBJECTIVES",
@@ -28,6 +28,7 @@ __all__ = [
     "continue_text",
     "copy_random",
     "distill",
+    "distill_text",
     "expand",
     "interleave",
     "marked_text",
@@ -62,6 +63,10 @@ def _mixed(c: Checkpoint, t: PromptTemplate, q: Questions, rng: random.Random) -
     return answer(c, t, q, pasted, "answer_mixed")
 
 
+def _distill(c: Checkpoint, t: PromptTemplate, e: Questions | Text, rng: random.Random) -> Block:
+    return distill(c, t, e) if isinstance(e, Questions) else distill_text(c, t, e.text, rng)
+
+
 def _chat(c: Checkpoint, t: PromptTemplate, e: Chat | MarkedText, rng: random.Random) -> Block:
     return messages(c, t, e) if isinstance(e, Chat) else marked_text(c, t, e.text)
 
@@ -75,7 +80,7 @@ OBJECTIVES: dict[str, Objective] = {
     "answer": Objective((Questions,), lambda c, t, e, rng: answer(c, t, e)),
     "answer_text": Objective((Questions,), _text),
     "answer_mixed": Objective((Questions,), _mixed),
-    "distill": Objective((Questions,), lambda c, t, e, rng: distill(c, t, e)),
+    "distill": Objective((Questions, Text), _distill),
     "expand": Objective((Questions,), lambda c, t, e, rng: expand(c, t, e)),
     "messages": Objective((Chat, MarkedText), _chat),
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lclm_rag.checkpoint import MEMORY_END, MEMORY_START, Checkpoint
 from lclm_rag.prompting.template import PromptTemplate, plain_ids
 from lclm_rag.training.blocks import Block, BlockBuilder
 from lclm_rag.training.chats import check_marks
 
-__all__ = ["continue_text", "interleave", "marked_text", "stretch"]
+__all__ = ["continue_text", "distill_text", "interleave", "marked_text", "stretch"]
 
 
 def continue_text(
@@ -28,9 +29,31 @@ def continue_text(
     Returns:
         The block.
     """
-    cuts = _cuts(text)
-    cut = cuts[rng.randint(len(cuts) // 4, len(cuts) * 3 // 4 - (len(cuts) > 1))]
-    return _alternating(checkpoint, template, "continue", [text[:cut], text[cut:]], True)
+    return _alternating(checkpoint, template, "continue", _in_two(text, rng), True)
+
+
+def distill_text(
+    checkpoint: Checkpoint, template: PromptTemplate, text: str, rng: random.Random
+) -> Block:
+    """Learn to go on after a compressed beginning as the decoder does after the beginning as text.
+
+    This needs neither questions nor answers: an encoder learns to read somebody's own corpus by it.
+
+    Args:
+        checkpoint: The checkpoint.
+        template: The template of the decoder's prompts.
+        text: The text.
+        rng: As for `continue_text`.
+
+    Returns:
+        The block, with the plain text as its teacher.
+    """
+    beginning, rest = _in_two(text, rng)
+    ratio = checkpoint.config.compression_ratio
+    teacher = BlockBuilder(template, ratio, "distill").given(plain_ids(template.inert, beginning))
+    taught = teacher.said(plain_ids(template.inert, rest)).block()
+    block = _alternating(checkpoint, template, "distill", [beginning, rest], True)
+    return replace(block, teacher=taught)
 
 
 def interleave(
@@ -122,6 +145,13 @@ def _alternating(
             builder.given(ids[: index == 0]).said(ids[index == 0 :])
         compressed = not compressed
     return builder.block()
+
+
+def _in_two(text: str, rng: random.Random) -> tuple[str, str]:
+    """A beginning, of a quarter to three quarters of the words, and the rest."""
+    cuts = _cuts(text)
+    cut = cuts[rng.randint(len(cuts) // 4, len(cuts) * 3 // 4 - (len(cuts) > 1))]
+    return text[:cut], text[cut:]
 
 
 def _cuts(text: str) -> list[int]:

@@ -37,6 +37,7 @@ from lclm_rag.training.objectives import (
     continue_text,
     copy_random,
     distill,
+    distill_text,
     expand,
     interleave,
     marked_text,
@@ -331,6 +332,23 @@ def test_a_text_goes_on_where_its_memory_ends(text: str, seed: int) -> None:
     latents = -(-len(read) // checkpoint.config.compression_ratio)
     assert list(block.token_ids[: latents + 2]) == template.memory_span(latents)
     assert all(block.learned[latents + 2 :])
+
+
+@given(text=st.one_of(WORDS, st.just(TEXT)), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_a_text_teaches_how_it_goes_on(text: str, seed: int) -> None:
+    """What follows the memory is what follows the plain text, token by token."""
+    checkpoint = Checkpoint.open()
+    template = PromptTemplate.of(checkpoint)
+    block = distill_text(checkpoint, template, text, random.Random(seed))
+    plain = continue_text(checkpoint, template, text, random.Random(seed))
+    assert (block.token_ids, block.learned) == (plain.token_ids, plain.learned)
+    assert block.memories == plain.memories
+    teacher = block.teacher
+    assert teacher is not None
+    assert teacher.memories == ()
+    assert whole(checkpoint, teacher) == text
+    assert said(checkpoint, teacher) == said(checkpoint, block)
 
 
 @given(text=st.one_of(WORDS, st.just(TEXT)), seed=st.integers(0, 2**32))
