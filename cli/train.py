@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +79,23 @@ def train() -> None:
     is_flag=True,
     help="Begin with latents that are nearly the decoder's own token embeddings.",
 )
-def start(decoder: str, out: Path, **settings: Any) -> None:
+@click.pass_context
+def start(context: click.Context, decoder: str, out: Path, **settings: Any) -> None:
     """Make a checkpoint of a DECODER to train from: a folder, a hub id or a GGUF file.
+
+    If DECODER is the folder of a checkpoint, its parts are kept, and only --ratio can be another one.
 
     \b
     Examples:
       lclm-rag train start Qwen/Qwen3-4B-Instruct-2507 start/ --encoder Qwen/Qwen3-Embedding-0.6B --ratio 16
       lclm-rag train start SmolLM2-135M-Instruct.Q8_0.gguf start/ --ratio 2 --identity
+      lclm-rag train start checkpoint-4x/ start-8x/ --ratio 8
     """
+    from lclm_rag.checkpoint import BUNDLED
+
+    if decoder == BUNDLED or (Path(decoder).expanduser() / "model_config.json").is_file():
+        _start_with_ratio(context, decoder, out, settings["ratio"])
+        return
     from lclm_rag.training.start import start_checkpoint
 
     made = start_checkpoint(decoder, out, **settings)
@@ -252,6 +262,24 @@ def export(folder: Path, out: Path, dtype: str) -> None:
     click.echo(f"  lclm-rag build notes/ --kb kb/ --checkpoint {made.path}")
 
 
+def _start_with_ratio(context: click.Context, checkpoint: str, out: Path, ratio: int) -> None:
+    from lclm_rag.training.ratio import change_ratio
+
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    others = sorted(given - {"decoder", "out", "ratio"})
+    if others:
+        raise click.UsageError(
+            f"{checkpoint} is a checkpoint: of its settings, only --ratio can be another one, not "
+            f"--{others[0]}."
+        )
+    made = change_ratio(checkpoint, out, ratio)
+    click.echo(f"{out}: {checkpoint} with a latent for {made.config.compression_ratio} tokens.")
+
+
 def _recipe(path: Path) -> Recipe:
     try:
         from lclm_rag.training.recipe import read_recipe
@@ -266,18 +294,33 @@ def _recipe(path: Path) -> Recipe:
 
 
 def _keep_recipe(recipe: Path, out: Path) -> None:
-    """Put a copy of the recipe into the run's folder; another recipe than that of the run is refused."""
+    """Put a copy of the recipe into the run's folder. It may change, but not in what was begun."""
     kept = out / RECIPE
-    if not kept.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        text = recipe.read_text("utf-8")
-        if "folder" not in text:
-            text = f"folder = {json.dumps(str(recipe.parent.resolve()))}\n{text}"
-        kept.write_text(text, "utf-8")
-    elif _recipe(kept) != _recipe(recipe):
-        raise click.ClickException(
-            f"{out} is a run of another recipe, which it keeps as {RECIPE}; use that, or another --out."
-        )
+    if kept.exists():
+        if kept.samefile(recipe):
+            return
+        from lclm_rag.training.loop import stages_begun
+
+        count = stages_begun(out)
+        old, new = (_begun(_recipe(path), count) for path in (kept, recipe))
+        if old != new:
+            raise click.ClickException(
+                f"{out} is a run of another recipe, which it keeps as {RECIPE}: start, seed and stages that "
+                "were begun must stay. Use that recipe, or another --out."
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    text = recipe.read_text("utf-8")
+    if _recipe(recipe).folder == recipe.parent.resolve():
+        text = f"folder = {json.dumps(str(recipe.parent.resolve()))}\n{text}"
+    # Under torchrun all processes do it.
+    written = out / f"{RECIPE}.{os.getpid()}"
+    written.write_text(text, "utf-8")
+    written.replace(kept)
+
+
+def _begun(recipe: Recipe, stages: int) -> tuple[Any, ...]:
+    """What decides the steps of a recipe's first stages."""
+    return (recipe.place(recipe.start), recipe.seed, recipe.folder, recipe.stages[:stages])
 
 
 def _show_plan(recipe: Recipe, gpu: str, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import CheckpointError
 from lclm_rag.prompting import PromptPassage, PromptTemplate, assemble
 from lclm_rag.training.model import TrainedLCLM
+from lclm_rag.training.placing import new_folder
 from lclm_rag.types import PassageKey
 
 __all__ = ["export"]
@@ -36,15 +36,8 @@ def export(model: TrainedLCLM, out: str | Path, dtype: torch.dtype = torch.bfloa
         CheckpointError: When `out` is not empty, or the checkpoint that was written gives latents or an
             answer that is not finite.
     """
-    out = Path(out).expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} is not an empty folder; name a new one.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     start = model.checkpoint
-    # Beside it, so that it is there as a whole or not at all.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
-        made = Path(place) / "checkpoint"
-        made.mkdir()
+    with new_folder(Path(out).expanduser()) as made:
         for path in (start.path / "model_config.json", *start.path.glob("*.toml")):
             shutil.copyfile(path, made / path.name)
         parts = {"encoder": start.encoder_model_folder, "decoder": start.decoder_model_folder}
@@ -60,9 +53,6 @@ def export(model: TrainedLCLM, out: str | Path, dtype: torch.dtype = torch.bfloa
                     shutil.copyfile(path, made / name / path.name)
         model.save(made, dtype)
         _ask(Checkpoint.open(made))
-        if out.exists():
-            out.rmdir()
-        made.rename(out)
     return Checkpoint.open(out)
 
 

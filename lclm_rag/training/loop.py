@@ -27,7 +27,15 @@ from lclm_rag.training.model import TrainedLCLM
 from lclm_rag.training.packing import group_by_budget, pack
 from lclm_rag.training.recipe import Recipe, Stage
 
-__all__ = ["Draw", "Progress", "append_line", "compute_dtype", "load_newest", "train"]
+__all__ = [
+    "Draw",
+    "Progress",
+    "append_line",
+    "compute_dtype",
+    "load_newest",
+    "stages_begun",
+    "train",
+]
 
 Draw = Callable[[Stage, int, int, int], Sequence[Block]]
 """Stage, step in the stage, rank, number of processes → the blocks of that step for that process."""
@@ -153,6 +161,19 @@ def train(
         if stop_at is not None and done >= stop_at:
             break
     return progress
+
+
+def stages_begun(folder: Path) -> int:
+    """Count the stages of which a training has a state.
+
+    Args:
+        folder: The folder of its states.
+
+    Returns:
+        The number of stages, the one that the last state is in included; 0 if there is no state.
+    """
+    saved = _newest(folder)
+    return 0 if saved is None else _read_progress(saved).stage + 1
 
 
 def load_newest(folder: Path, model: TrainedLCLM, recipe: Recipe) -> Progress:

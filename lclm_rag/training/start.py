@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from lclm_rag.errors import CheckpointError
 from lclm_rag.prompting.frames import FRAMES, load_frame
 from lclm_rag.prompting.template import PromptTemplate
 from lclm_rag.torch_setup import load_transformers_model, resolve_dtype
+from lclm_rag.training.placing import new_folder
 from lclm_rag.training.start_source import model_folder
 from lclm_rag.training.start_tokens import name_memory_tokens, take_tokenizer
 from lclm_rag.training.start_weights import (
@@ -111,14 +111,8 @@ def start_checkpoint(
     if identity:
         _check_identity(config, encoder)
     named = None if frame is None else load_frame(frame).name
-    out = Path(out).expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} is not an empty folder; name a new one.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, so that it is there as a whole or not at all.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
-        made = Path(place) / "checkpoint"
-        (made / "adapter").mkdir(parents=True)
+    with new_folder(Path(out).expanduser()) as made:
+        (made / "adapter").mkdir()
         settings = {name: value for name, value in asdict(config).items() if name != "frame"}
         if named is not None:
             path = Path(named).expanduser()
@@ -129,9 +123,6 @@ def start_checkpoint(
         with _seeded(), _without_progress():
             _write_parts(made, decoder, encoder, layers, config, identity, dtype)
         PromptTemplate.of(Checkpoint.open(made))
-        if out.exists():
-            out.rmdir()
-        made.rename(out)
     return Checkpoint.open(out)
 
 

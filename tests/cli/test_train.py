@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.compression import Compressor
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from support.commands import Run
 
@@ -109,7 +111,7 @@ def test_a_dry_run_says_what_it_takes_and_trains_nothing(
     assert (code, "Unknown GPU 'H1000'" in error) == (2, True)
 
 
-def test_another_recipe_in_the_same_folder_is_refused(
+def test_a_recipe_may_change_but_not_in_what_was_begun(
     run: Run, tmp_path: Path, recipe: Path
 ) -> None:
     out = tmp_path / "run"
@@ -118,6 +120,36 @@ def test_another_recipe_in_the_same_folder_is_refused(
     code, _, error = run("train", "run", recipe, "--out", out)
     assert (code, error.count("\n")) == (1, 1)
     assert "is a run of another recipe" in error
+    # What is yet to come may be another, from here or from the run's own copy.
+    recipe.write_text(RECIPE.replace("1e-6", "2e-6").replace("evaluate_every = 3", "save_every = 1", 1)
+                      .replace("save_every = 2\n", ""))  # fmt: skip
+    for given, stop in ((recipe, "2"), (out / "recipe.toml", "4")):
+        code, _, _ = run("train", "run", given, "--out", out, "--device", "cpu", "--stop-at", stop)
+        assert code == 0
+    kept = (out / "recipe.toml").read_text()
+    assert kept.count("folder = ") == 1
+    assert "2e-6" in kept
+    recipe.write_text(RECIPE)
+    assert run("train", "run", recipe, "--out", out)[0] == 1
+
+
+def test_a_checkpoint_starts_again_at_another_ratio(
+    run: Run, tmp_path: Path, sheets: list[FactSheet]
+) -> None:
+    code, shown, _ = run("train", "start", "bundled", tmp_path / "8x", "--ratio", "8")
+    assert (code, "with a latent for 8 tokens" in shown) == (0, True)
+    text = sheets[0].document.text
+    (eight,) = Compressor.from_pretrained(tmp_path / "8x", "cpu").compress([text])
+    (four,) = Compressor.from_pretrained("bundled", "cpu").compress([text])
+    assert len(eight) == -(-len(four) // 2)
+    code, _, error = run("train", "start", "bundled", tmp_path / "8", "--ratio", "7")
+    assert (code, "divisor of the window of 1024 tokens" in error) == (1, True)
+    code, _, error = run("train", "start", "bundled", tmp_path / "8", "--layers", "2")
+    assert (code, "only --ratio can be another one, not --layers" in error) == (2, True)
+    config = Checkpoint.open(tmp_path / "8x").path / "model_config.json"
+    config.write_text(config.read_text().replace('"mean"', '"concat"'))
+    assert run("train", "start", tmp_path / "8x", tmp_path / "8", "--ratio", "2")[0] == 1
+    assert not (tmp_path / "8").exists()
 
 
 @pytest.mark.parametrize(

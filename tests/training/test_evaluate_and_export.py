@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import CheckpointError, CorpusError
+from lclm_rag.evaluation.datasets.exact_strings import with_exact_strings
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.prompting import PromptTemplate
 from lclm_rag.training.evaluate import Question, evaluate, read_questions
 from lclm_rag.training.export import export
 from lclm_rag.training.model import TrainedLCLM
+from lclm_rag.training.recipe import Recipe, Stage
+from lclm_rag.training.run import carry_out
 from support.checkpoints import MakeCheckpoint
 from support.training_run import RECIPE, run
 
@@ -110,6 +114,29 @@ def test_what_was_trained_is_written_opened_and_used(
     )
     with pytest.raises(CheckpointError, match="not an empty folder"):
         export(model, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_to_read_a_corpus_without_questions(
+    tmp_path: Path, sheets: list[FactSheet]
+) -> None:
+    """By distillation: the decoder stays as it is, and what follows a memory comes nearer to its text's."""
+    rng = random.Random(0)
+    texts = [with_exact_strings(sheet, rng).document.text for sheet in sheets]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text(lines)
+    part = {"objective": "distill", "source": "texts.jsonl"}
+    rates = {"encoder": 3e-4, "adapter": 1e-3}
+    stage = Stage("domain", rates, steps=100, blocks=6, warmup=10, data=(part,))
+    model = carry_out(Recipe("bundled", (stage,), folder=tmp_path), tmp_path / "run", device="cpu")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["objectives"]["distill"]["loss"] for line in log]
+    assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
+    assert {name.partition(".")[0] for name in model.touched} == {
+        "encoder",
+        "adapter",
+        "memory_rows",
+    }
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_put_in_place(
