@@ -79,8 +79,7 @@ def train() -> None:
     is_flag=True,
     help="Begin with latents that are nearly the decoder's own token embeddings.",
 )
-@click.pass_context
-def start(context: click.Context, decoder: str, out: Path, **settings: Any) -> None:
+def start(decoder: str, out: Path, **settings: Any) -> None:
     """Make a checkpoint of a DECODER to train from: a folder, a hub id or a GGUF file.
 
     If DECODER is the folder of a checkpoint, its parts are kept, and only --ratio can be another one.
@@ -94,7 +93,7 @@ def start(context: click.Context, decoder: str, out: Path, **settings: Any) -> N
     from lclm_rag.checkpoint import BUNDLED
 
     if decoder == BUNDLED or (Path(decoder).expanduser() / "model_config.json").is_file():
-        _start_with_ratio(context, decoder, out, settings["ratio"])
+        _start_with_ratio(decoder, out, settings["ratio"])
         return
     from lclm_rag.training.start import start_checkpoint
 
@@ -262,9 +261,10 @@ def export(folder: Path, out: Path, dtype: str) -> None:
     click.echo(f"  lclm-rag build notes/ --kb kb/ --checkpoint {made.path}")
 
 
-def _start_with_ratio(context: click.Context, checkpoint: str, out: Path, ratio: int) -> None:
+def _start_with_ratio(checkpoint: str, out: Path, ratio: int) -> None:
     from lclm_rag.training.ratio import change_ratio
 
+    context = click.get_current_context()
     given = {
         name
         for name in context.params
