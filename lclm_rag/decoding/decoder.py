@@ -198,9 +198,7 @@ def all_answered(results: Sequence[Completion | PromptError]) -> list[Completion
 
 def end_token_ids(checkpoint: Checkpoint) -> list[int]:
     """The tokens that end an answer: the end of the turn, and those of the decoder's generation config."""
-    ends = checkpoint.generation_config.get("eos_token_id")
-    configured = [ends] if isinstance(ends, int) else list(ends or [])
-    return sorted({PromptTemplate.of(checkpoint).end_of_turn, *configured})
+    return sorted(PromptTemplate.of(checkpoint).end_tokens)
 
 
 def vllm_sampling(sampling: Sampling, ends: list[int]) -> dict[str, Any]:

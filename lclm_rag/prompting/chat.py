@@ -101,7 +101,7 @@ def next_turn(
     roles = [*template.roles, "assistant", *(role for role, _ in messages)]
     around = render_chat(checkpoint, roles, template.tools)[-len(messages) - 1 :]
     ending = template.markup_ids(around[0])
-    ids = list(reply[:-1] if reply and reply[-1] == ending[0] else reply) + ending
+    ids = list(reply[:-1] if reply and reply[-1] in template.end_tokens else reply) + ending
     for (_, words), closing in zip(messages, around[1:], strict=True):
         ids += plain_ids(template.inert, words) + template.markup_ids(closing)
     return replace(prompt, token_ids=prompt.token_ids + ids)

@@ -64,6 +64,8 @@ class PromptTemplate:
         between_turns: Its text between the words of the system turn and those of the user's turn; "" if there
             is no system turn.
         closing: Its text after the words of the user's turn.
+        end_tokens: The tokens that end the decoder's turn: first that of the chat template, such as
+            `<|im_end|>`, then others that its generation_config.json names.
         frame: The words around passages and question.
         instruction: The instruction; "" for none.
         system: The words of the system turn; "" for none.
@@ -74,6 +76,7 @@ class PromptTemplate:
     inert: Tokenizer
     opening: str
     closing: str
+    end_tokens: tuple[int, ...]
     frame: Frame
     instruction: str
     system: str = ""
@@ -107,6 +110,7 @@ class PromptTemplate:
             inert=checkpoint.inert_decoder_tokenizer,
             opening="",
             closing="",
+            end_tokens=_end_tokens(checkpoint),
             frame=frame,
             instruction=frame.instruction if instruction is None else instruction,
             system=frame.system.strip(),
@@ -196,8 +200,8 @@ class PromptTemplate:
 
     @property
     def end_of_turn(self) -> int:
-        """The token that ends a turn, such as `<|im_end|>` in Qwen's format."""
-        return self._end[0]
+        """The token with which the chat template ends the decoder's turn."""
+        return self.end_tokens[0]
 
     @cached_property
     def _end(self) -> list[int]:
@@ -278,8 +282,36 @@ class PromptTemplate:
         return ids, starts
 
 
+def _end_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The tokens that end the decoder's turn, that of the chat template first.
+
+    Between an answer and its end there may be other tokens: " </s>" is how Llama 2 ends a turn.
+    """
+    tokenizer, chat_tokenizer = checkpoint.decoder_tokenizer, checkpoint.chat_tokenizer
+    *_, ending = render_chat(checkpoint, ["user", "assistant"], replying=False)
+    added = tokenizer.get_added_tokens_decoder()
+    written = [i for i in tokenizer.encode(ending, add_special_tokens=False).ids if i in added]
+    special = [i for i in written if added[i].special]
+    plain = [i for i in written if added[i].content.strip()]
+    configured = checkpoint.generation_config.get("eos_token_id")
+    others = [configured] if isinstance(configured, int) else list(configured or [])
+    if chat_tokenizer.eos_token_id is not None and not (special or plain or others):
+        others.append(chat_tokenizer.eos_token_id)
+    ends = tuple(dict.fromkeys([*(special[:1] or plain[:1]), *others]))
+    if not ends:
+        raise CheckpointError(
+            f"Nothing says which token ends an answer of the decoder in {checkpoint.decoder_folder}: set "
+            "eos_token_id in its generation_config.json."
+        )
+    return ends
+
+
 def render_chat(
-    checkpoint: Checkpoint, roles: Sequence[str], tools: Sequence[dict[str, Any]] = ()
+    checkpoint: Checkpoint,
+    roles: Sequence[str],
+    tools: Sequence[dict[str, Any]] = (),
+    *,
+    replying: bool = True,
 ) -> list[str]:
     """Render what the chat template of a checkpoint's decoder writes around the words of messages.
 
@@ -287,10 +319,10 @@ def render_chat(
         checkpoint: The checkpoint.
         roles: The role of each message.
         tools: Tools that the chat template describes to the decoder, in the format of OpenAI's API.
+        replying: Whether the decoder is to reply next, so that the text goes on up to where that begins.
 
     Returns:
-        The text before the first message's words, between each two, and after the last up to where the answer
-        begins.
+        The text before the first message's words, between each two, and after the last.
 
     Raises:
         CheckpointError: When there is no chat template, or it does not show each message exactly once and in
@@ -304,7 +336,7 @@ def render_chat(
     turns = " → ".join(roles)
     try:
         rest = tokenizer.apply_chat_template(
-            messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+            messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=replying
         )
     except Exception as error:  # Templates raise what they like, through jinja2.
         raise CheckpointError(
