@@ -7,6 +7,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from lclm_rag.prompting.thinking import spoken
+
 __all__ = ["MARKS", "REQUESTS", "Reply", "mentioned", "parse_reply", "without_mark"]
 
 MARKS = ("ANSWER:", "FINAL:")
@@ -37,7 +39,10 @@ class Reply:
         return bool(self.numbers or self.unknown or self.unreadable)
 
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+# Full-width forms are read as the letters, digits and signs that they stand for; places stay the same.
+_NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {
+    ord(wide): narrow for wide, narrow in zip("、。【】〔〕「」　", ',.[][]"" ', strict=True)
+}
 _CALL = r"(?:tool|function)_calls?\|?>"
 _TOOL_CALL = re.compile(rf"<\|?{_CALL}(.*?)(?:<\|?/{_CALL}|(?=<\|?{_CALL})|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call|python)?\s*(\{.*?\}|\[.*?\])\s*```", re.DOTALL)
@@ -63,7 +68,7 @@ _EXPAND = re.compile(
     re.MULTILINE,
 )
 _LABELLED = re.compile(rf"{_LABEL}[\s_#:\-]*\d+")
-_UNREADABLE = re.compile(r"^[\W_]*EXPAND\s*[*_`]*\s*[:：]", re.MULTILINE)
+_UNREADABLE = re.compile(r"^[\W_]*EXPAND\s*[*_`]*\s*:", re.MULTILINE)
 _ANSWER = re.compile(
     r"(?:^[\W_]*(?i:final[ _]answer|answer|final)|(?<!\w)(?:FINAL[ _])?(?:ANSWER|FINAL))"
     r"\s*[*_`]*\s*(?::|-|–|=)[*_`]*",
@@ -76,8 +81,8 @@ def parse_reply(text: str, passages: int) -> Reply:
 
     Decoders write "EXPAND: 3, 5", "expand(3)", "**EXPAND:** chunks 3-5", "EXPAND: seg_3", or a tool call as
     JSON, with or without `<tool_call>`; and an answer after "ANSWER:" or "FINAL:", or without either.
-    Thoughts in `<think>` do not count. If there are several of these, the last one counts. Anything else is
-    an answer. A tool call is never part of an answer.
+    Thoughts do not count, and full-width signs are as good as others. If there are several of these, the last
+    one counts. Anything else is an answer. A tool call is never part of an answer.
 
     Args:
         text: The reply.
@@ -86,28 +91,29 @@ def parse_reply(text: str, passages: int) -> Reply:
     Returns:
         The passages that it asks for, or its answer.
     """
-    spoken = _THOUGHT.sub("", text).strip()
-    calls = _tool_calls(spoken)
+    said = spoken(text).strip()
+    narrow = said.translate(_NARROW)
+    calls = _tool_calls(said)
     requested = [(start, numbers) for start, _, numbers in calls if numbers]
-    for match in _EXPAND.finditer(spoken):
+    for match in _EXPAND.finditer(narrow):
         if not any(start <= match.start() < end for start, end, _ in calls):
             written = match["called"] or match["listed"]
             if _LABELLED.match(written):  # "EXPAND: Chunk 7 (Tides), Chunk 9 (Bees)"
-                line = spoken[match.end() :].partition("\n")[0]
+                line = narrow[match.end() :].partition("\n")[0]
                 written += ", " + ", ".join(_LABELLED.findall(line))
             requested.append((match.start(), _listed(written, passages)))
-    answers = [(m.start(), m.end()) for m in _ANSWER.finditer(spoken)]
+    answers = [(m.start(), m.end()) for m in _ANSWER.finditer(narrow)]
     last_asked = max((start for start, _ in requested), default=-1)
     last_answer = max(answers, default=(-1, 0))
     if last_asked < 0 or last_answer[0] > last_asked:
-        answer = spoken
+        answer = said
         for start, end, _ in reversed(calls):
             if start >= last_answer[1]:
                 answer = answer[:start] + answer[end:]
         answer = (
             (answer[last_answer[1] :] if answers else answer).strip().removesuffix("**").strip()
         )
-        if not answers and _UNREADABLE.search(answer):
+        if not answers and _UNREADABLE.search(answer.translate(_NARROW)):
             return Reply((), (), "", unreadable=True)
         return Reply((), (), answer, unreadable=bool(calls) and not answer)
     # Calls in a row, "EXPAND(3) EXPAND(5)", are one request; an answer between them begins a new one.
@@ -118,10 +124,11 @@ def parse_reply(text: str, passages: int) -> Reply:
 
 
 def without_mark(text: str) -> str:
-    """An answer without the mark before it, such as "FINAL:"."""
-    text = text.strip()
+    """An answer without thoughts, and without the mark before it, such as "FINAL:"."""
+    text = spoken(text).strip()
     for mark in MARKS:
-        text = text.removeprefix(mark)
+        if text.translate(_NARROW).startswith(mark):
+            text = text[len(mark) :]
     return text.strip()
 
 
