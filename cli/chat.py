@@ -12,6 +12,7 @@ from lclm_rag.cli.options import (
     expand_option,
     frame_option,
     kb_option,
+    order_option,
     parsed_filter,
     retrieval_options,
     sampling_options,
@@ -25,6 +26,7 @@ __all__ = ["chat"]
 @retrieval_options
 @expand_option
 @frame_option
+@order_option
 @sampling_options
 @decoder_options
 def chat(
@@ -33,6 +35,7 @@ def chat(
     filters: tuple[str, ...],
     expand: Any,
     frame: Any,
+    order: Any,
     decoder: str,
     decoder_options: dict[str, Any],
     device: str,
@@ -61,6 +64,7 @@ def chat(
     with KnowledgeBase.open(
         kb,
         frame=frame,
+        order=order,
         decoder=decoder,
         decoder_options=decoder_options,
         device=device,

@@ -24,6 +24,7 @@ __all__ = [
     "filter_option",
     "frame_option",
     "kb_option",
+    "order_option",
     "parsed_filter",
     "retrieval_options",
     "sampling_options",
@@ -169,6 +170,15 @@ frame_option = click.option(
     metavar="NAME|FILE.toml",
     help="The words around passages and question: numbered, card, block, chunks, segments, or a file of your "
     "own.  [default: the knowledge base's; when it is built, the one that the checkpoint names]",
+)
+
+
+order_option = click.option(
+    "--order",
+    type=click.Choice(["key", "best_first", "best_last"]),
+    default="key",
+    show_default=True,
+    help="The order of passages in the prompt: by document, which a prefix cache likes best, or by rank.",
 )
 
 

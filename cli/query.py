@@ -15,6 +15,7 @@ from lclm_rag.cli.options import (
     expand_option,
     frame_option,
     kb_option,
+    order_option,
     parsed_filter,
     retrieval_options,
     sampling_options,
@@ -34,6 +35,7 @@ __all__ = ["answer_lines", "query"]
 @retrieval_options
 @expand_option
 @frame_option
+@order_option
 @sampling_options
 @decoder_options
 @click.option(
@@ -52,6 +54,7 @@ def query(
     filters: tuple[str, ...],
     expand: Any,
     frame: Any,
+    order: Any,
     context: Any,
     decoder: str,
     decoder_options: dict[str, Any],
@@ -81,6 +84,7 @@ def query(
         kb,
         version=version,
         frame=frame,
+        order=order,
         decoder=decoder,
         decoder_options=decoder_options,
         device=device,

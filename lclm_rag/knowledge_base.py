@@ -24,9 +24,11 @@ from lclm_rag.prompting import (
     ChatMessage,
     Context,
     Frame,
+    Order,
     PromptPassage,
     PromptTemplate,
     SoftPrompt,
+    check_order,
     frame_of,
     load_frame,
 )
@@ -85,6 +87,7 @@ class KnowledgeBase:
         store: LatentStore,
         *,
         frame: Frame | None = None,
+        order: Order = "key",
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -101,6 +104,7 @@ class KnowledgeBase:
             checkpoint: The checkpoint that the latents were made with.
             store: The latent store, open at the version to read.
             frame: Used in place of the frame in `settings`.
+            order: The order of passages in prompts.
             decoder: "transformers", "vllm", the URL of a vLLM server, or a `Decoder`. The caller closes a
                 `Decoder` that it passes.
             decoder_options: Keyword arguments for `load_decoder`, if the decoder is given by name.
@@ -123,6 +127,7 @@ class KnowledgeBase:
             frame_of(checkpoint) if settings.frame is None else load_frame(settings.frame)
         )
         self.frame = frame or self.stored_frame
+        self.order = order
         self._templates: dict[Frame, PromptTemplate] = {}
         if self.frame.memory != self.stored_frame.memory:
             _log.warning(
@@ -157,6 +162,7 @@ class KnowledgeBase:
         embedder: str | None = None,
         qdrant_url: str | None = None,
         collection: str | None = None,
+        order: Order = "key",
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -185,6 +191,7 @@ class KnowledgeBase:
             qdrant_url: URL of a Qdrant server that holds the passage index. Default: an embedded index in the
                 folder.
             collection: Name of the collection on the Qdrant server. Default: "lclm-" and the folder's name.
+            order: As for `open`.
             decoder: As for `open`.
             decoder_options: As for `open`.
             device: As for `open`.
@@ -204,7 +211,7 @@ class KnowledgeBase:
             LockedError: When another process is making a knowledge base there and is not done after `wait`
                 seconds.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When `codec`, `space`, `passage_tokens`, `frame` or the URL is not valid.
+            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `order` or the URL is not valid.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.store import CODECS, Layout
@@ -218,6 +225,7 @@ class KnowledgeBase:
             raise ValueError(f"Unknown space {space!r}; use encoder or decoder.")
         if passage_tokens is not None and passage_tokens < 1:
             raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
+        check_order(order)
         opened = Checkpoint.open(checkpoint)
         chosen = None if frame is None else load_frame(frame)
         settings = Settings(
@@ -243,6 +251,7 @@ class KnowledgeBase:
             settings,
             opened,
             store,
+            order=order,
             decoder=decoder,
             decoder_options=decoder_options,
             device=device,
@@ -261,6 +270,7 @@ class KnowledgeBase:
         version: int | None = None,
         checkpoint: str | Path | None = None,
         frame: str | Path | Frame | None = None,
+        order: Order = "key",
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -281,6 +291,9 @@ class KnowledgeBase:
                 was created.
             frame: Words around passages and question to use now, in place of those that the knowledge base
                 was created with; as for `create`.
+            order: The order of passages in prompts: "key", by document and place in it, so that the same
+                passages give the same prefix, which an engine has in its cache; "best_first"; "best_last"; or
+                "given", which differs from "best_first" only for passages that a caller picks.
             decoder: "transformers", "vllm", the URL of a vLLM server, or a `Decoder`. The caller closes a
                 `Decoder` that it passes.
             decoder_options: Keyword arguments for `load_decoder`, such as {"tensor_parallel_size": 2}.
@@ -300,12 +313,13 @@ class KnowledgeBase:
                 server, which shows the newest version only.
             StoreError: When there is no such version, or the store cannot be read.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When `frame` or the URL is not valid.
+            ValueError: When `frame`, `order` or the URL is not valid.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.indexing.lost import lost_version
         from lclm_rag.store import LatentStore
 
+        check_order(order)
         folder = open_folder(path)
         settings = read_settings(folder)
         opened = Checkpoint.open(checkpoint or settings.checkpoint)
@@ -329,6 +343,7 @@ class KnowledgeBase:
             opened,
             store,
             frame=None if frame is None else load_frame(frame),
+            order=order,
             decoder=decoder,
             decoder_options=decoder_options,
             device=device,
@@ -417,6 +432,7 @@ class KnowledgeBase:
         options = {
             "checkpoint": self.checkpoint.lasting_name,
             "frame": None if self.frame == self.stored_frame else self.frame,
+            "order": self.order,
             "decoder": self._decoder_name,
             "decoder_options": self._decoder_options,
             "device": self.device,
@@ -996,6 +1012,7 @@ class KnowledgeBase:
         question: str = "",
         expand: Expand = "never",
         max_tokens: int = 256,
+        order: Order | None = None,
     ) -> AssembledPrompt:
         """Assemble the prompt of a chat around passages that the caller has picked.
 
@@ -1010,13 +1027,14 @@ class KnowledgeBase:
             expand: Which passages go in verbatim instead of as latents, as for `query`; "auto" goes by
                 `question` alone, "model" and "tool" are refused.
             max_tokens: Positions to leave for the answer.
+            order: The order of the passages in the prompt; default: `self.order`.
 
         Returns:
             The prompt, with the keys of the passages that are in it and of those that did not fit.
 
         Raises:
-            ValueError: When there are no messages, PASSAGES does not occur exactly once, or `expand` is not
-                valid here.
+            ValueError: When there are no messages, PASSAGES does not occur exactly once, or `expand` or
+                `order` is not valid here.
             ContextLengthError: When the messages alone, or with the best passage, do not fit into the
                 context.
             CheckpointError: When the decoder's chat template does not take these roles in this order.
@@ -1024,7 +1042,13 @@ class KnowledgeBase:
         """
         builder = self.prompt_builder(self.decoder.space)
         return builder.build_chat(
-            messages, passages, self.store, question=question, expand=expand, max_tokens=max_tokens
+            messages,
+            passages,
+            self.store,
+            question=question,
+            expand=expand,
+            max_tokens=max_tokens,
+            order=order,
         )
 
     def query(
@@ -1264,6 +1288,7 @@ class KnowledgeBase:
             space,
             resolve_dtype(self.dtype, self.device),
             hashlib.sha256(self._lasting_path.encode()).hexdigest(),
+            self.order,
             lambda latents, counts: self.adapter.project(latents, counts),
         )
 

@@ -36,6 +36,7 @@ from lclm_rag.connectors.llama_index.nodes import (
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
 from lclm_rag.connectors.llama_index.retriever import LatentRetriever
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
+from lclm_rag.prompting import Order
 from lclm_rag.querying.expansion import Expand
 from lclm_rag.types import DEFAULT_TOP_K
 
@@ -203,6 +204,7 @@ class LatentIndex(BaseManagedIndex):
         streaming: bool = False,
         verbose: bool = False,
         expand: Expand = "auto",
+        order: Order | None = None,
     ) -> LatentQueryEngine:
         """A query engine over the knowledge base.
 
@@ -214,10 +216,12 @@ class LatentIndex(BaseManagedIndex):
             text_qa_template: As for `LatentSynthesizer`.
             response_mode: Only "compact" or "simple_summarize"; both mean one pass.
             response_synthesizer: Replaces the `LatentSynthesizer`. As in LlamaIndex, it brings its own llm,
-                text_qa_template and streaming, and also its own expand: these arguments are then ignored.
+                text_qa_template and streaming, and also its own expand and order: these arguments are then
+                ignored.
             streaming: Whether answers are streamed.
             verbose: Whether the retriever prints what it does.
             expand: As for `LatentSynthesizer`.
+            order: As for `LatentSynthesizer`.
 
         Raises:
             ValueError: When `response_mode` needs several passes, `llm` is not a `LatentLLM`, or an argument
@@ -237,6 +241,7 @@ class LatentIndex(BaseManagedIndex):
                 streaming,
                 self._callback_manager,
                 expand=expand,
+                order=order,
             ),
             list(node_postprocessors or []),
             self._callback_manager,

@@ -34,7 +34,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore
 from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling, SoftPrompt
 from lclm_rag.connectors.llama_index.nodes import known_key
 from lclm_rag.decoding import Decoder, all_answered, astripped, load_decoder, stripped
-from lclm_rag.prompting import PromptPassage, PromptTemplate, chat_ids
+from lclm_rag.prompting import Order, PromptPassage, PromptTemplate, chat_ids
 from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentLLM"]
@@ -61,7 +61,8 @@ class LatentLLM(LLM):
     It takes chats of text, from agents, chat engines and other synthesizers. With `nodes=`, one message of
     the chat must contain `PASSAGES`; the nodes go in at that place, as latents if the knowledge base knows
     them, else as text. `expand=` and `question=`, as for `KnowledgeBase.stream`, put the best of them in
-    verbatim. The response's `raw` reports how each node was used, and the usage.
+    verbatim; `order=`, as for `KnowledgeBase.open`, is their order in the prompt. The response's `raw`
+    reports how each node was used, and the usage.
 
     Every call can override `max_tokens`, `temperature`, `top_p` and `seed`.
 
@@ -164,8 +165,8 @@ class LatentLLM(LLM):
 
         Args:
             messages: The chat, text only.
-            **kwargs: nodes, question and expand, as the class describes them; max_tokens, temperature, top_p
-                and seed for this call.
+            **kwargs: nodes, question, expand and order, as the class describes them; max_tokens,
+                temperature, top_p and seed for this call.
 
         Returns:
             The answer; `raw` has the usage, the finish reason and what became of each node.
@@ -295,6 +296,7 @@ class LatentLLM(LLM):
         seed: int | None = None,
         question: str = "",
         expand: Expand = "never",
+        order: Order | None = None,
     ) -> _Prepared:
         sampling = Sampling(
             max_tokens=self.max_tokens if max_tokens is None else max_tokens,
@@ -313,7 +315,12 @@ class LatentLLM(LLM):
         by_node = _passages_of(nodes, self._kb)
         passages = list(by_node.values())
         assembled = self._kb.assemble_chat(
-            chat, passages, question=question, expand=expand, max_tokens=sampling.max_tokens
+            chat,
+            passages,
+            question=question,
+            expand=expand,
+            max_tokens=sampling.max_tokens,
+            order=order,
         )
         used, as_latents = set(assembled.used), {span.key for span in assembled.prompt.spans}
         placed: dict[str, list[str]] = {"latents": [], "text": [], "left_out": []}
@@ -329,11 +336,7 @@ class LatentLLM(LLM):
 
 
 def _passages_of(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, PromptPassage]:
-    """The passage of each node id, best first.
-
-    In the prompt they stand in the order of their documents, whatever their rank, so that the same nodes give
-    the same prefix.
-    """
+    """The passage of each node id, as the nodes are listed, with keys in the order of their documents."""
     best_first = {scored.node.node_id: scored.node for scored in nodes}
     reading_order = sorted(
         best_first.values(),

@@ -15,7 +15,7 @@ from llama_index.core.schema import NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from lclm_rag.connectors.llama_index.llm import LatentLLM
-from lclm_rag.prompting import PASSAGES
+from lclm_rag.prompting import PASSAGES, Order
 from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentSynthesizer"]
@@ -39,6 +39,8 @@ class LatentSynthesizer(BaseSynthesizer):
         expand: Which of the known nodes go in verbatim, as for `KnowledgeBase.stream`: "auto", the best one
             if the question asks for an exact string; "never"; "always"; or a number, so many of the best.
             They are listed under "text".
+        order: The order of the nodes in the prompt, as for `KnowledgeBase.open`; "given" keeps that of
+            postprocessors such as LongContextReorder. Default: that of the knowledge base.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class LatentSynthesizer(BaseSynthesizer):
         callback_manager: CallbackManager | None = None,
         empty_response: str | None = None,
         expand: Expand = "auto",
+        order: Order | None = None,
     ) -> None:
         super().__init__(
             llm=llm,
@@ -57,7 +60,7 @@ class LatentSynthesizer(BaseSynthesizer):
             empty_response=empty_response,
         )
         self._latent_llm = llm
-        self._expand = expand
+        self._expand, self._order = expand, order
         self._text_qa_template = text_qa_template or _default_template(llm)
 
     @classmethod
@@ -78,6 +81,7 @@ class LatentSynthesizer(BaseSynthesizer):
             callback_manager=self._callback_manager,
             empty_response=self._empty_response,
             expand=self._expand,
+            order=self._order,
         )
 
     def _get_prompts(self) -> PromptDictType:
@@ -178,7 +182,12 @@ class LatentSynthesizer(BaseSynthesizer):
         )
 
     def _chat_options(self, question: str, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
-        return {"nodes": nodes, "question": question, "expand": self._expand}
+        return {
+            "nodes": nodes,
+            "question": question,
+            "expand": self._expand,
+            "order": self._order,
+        }
 
     def _messages(self, query_str: str, template_values: dict[str, Any]) -> Any:
         if PASSAGES in query_str:

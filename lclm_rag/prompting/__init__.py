@@ -3,8 +3,10 @@
 from lclm_rag.prompting.assembler import (
     AssembledPrompt,
     Context,
+    Order,
     PromptPassage,
     assemble,
+    check_order,
     positions,
 )
 from lclm_rag.prompting.chat import PASSAGES, ChatMessage, chat_ends, chat_ids, next_turn
@@ -20,6 +22,7 @@ __all__ = [
     "Context",
     "Expansion",
     "Frame",
+    "Order",
     "PromptEnds",
     "PromptPassage",
     "PromptTemplate",
@@ -28,6 +31,7 @@ __all__ = [
     "assemble",
     "chat_ends",
     "chat_ids",
+    "check_order",
     "frame_of",
     "load_frame",
     "next_turn",

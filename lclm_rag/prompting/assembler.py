@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lclm_rag.checkpoint import Space
 from lclm_rag.errors import ContextLengthError
@@ -15,10 +15,36 @@ from lclm_rag.types import PassageKey
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AssembledPrompt", "Context", "PromptPassage", "assemble", "positions"]
+__all__ = [
+    "AssembledPrompt",
+    "Context",
+    "Order",
+    "PromptPassage",
+    "assemble",
+    "check_order",
+    "positions",
+]
 
 Context = Literal["latents", "text", "none"]
 """What a question is answered from: passages as latents, the same pasted, or nothing (closed book)."""
+
+Order = Literal["key", "best_first", "best_last", "given"]
+"""The order of passages in a prompt: by document and place in it, so that the same passages give the same
+prefix whatever the question; by rank; or as a caller lists those that it has picked. Retrieved passages are
+listed best first."""
+
+
+def check_order(order: str) -> None:
+    """Check that there is such an order.
+
+    Args:
+        order: The order.
+
+    Raises:
+        ValueError: When there is none.
+    """
+    if order not in get_args(Order):
+        raise ValueError(f"Unknown order {order!r}; use {', '.join(get_args(Order))}.")
 
 
 @dataclass(frozen=True)
@@ -64,11 +90,9 @@ def assemble(
     budget: int,
     space: Space = "decoder",
     cache_salt: str = "",
+    order: Order = "key",
 ) -> AssembledPrompt:
-    """Build a prompt: passages in the order of their keys, between what comes before and after them.
-
-    The order in the prompt does not depend on the passages' rank, so that the same set of passages gives the
-    same prefix.
+    """Build a prompt: passages, between what comes before and after them.
 
     Args:
         template: The fixed parts of the prompt.
@@ -77,6 +101,7 @@ def assemble(
         budget: Most positions in the prompt.
         space: The space of the passages' latents.
         cache_salt: As in `SoftPrompt`.
+        order: The order of the passages in the prompt.
 
     Returns:
         The prompt, with the keys of the passages that are in it and of those that did not fit.
@@ -105,10 +130,14 @@ def assemble(
             f"Passage {passages[0].key} takes {len(bodies[0])} positions, more than the {room} that the "
             "question leaves. Raise the budget, or build the knowledge base with smaller passages."
         )
-    order = sorted(range(taken), key=lambda i: passages[i].key)
-    context, starts = template.context(ends, [bodies[i] for i in order])
+    places = list(range(taken))
+    if order == "key":
+        places.sort(key=lambda i: passages[i].key)
+    elif order == "best_last":
+        places.reverse()
+    context, starts = template.context(ends, [bodies[i] for i in places])
     spans, latents = [], []
-    for i, start in zip(order, starts, strict=True):
+    for i, start in zip(places, starts, strict=True):
         found = passages[i].latents
         if found is not None:
             # The span's first position comes after <|memory_start|>.
@@ -116,7 +145,7 @@ def assemble(
             latents.append(found)
     return AssembledPrompt(
         prompt=SoftPrompt(context + ends.after, tuple(latents), tuple(spans), space, cache_salt),
-        used=tuple(passages[i].key for i in order),
+        used=tuple(passages[i].key for i in places),
         left_out=tuple(p.key for p in passages[taken:]),
     )
 

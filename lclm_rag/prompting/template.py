@@ -144,6 +144,20 @@ class PromptTemplate:
             return replace(self, system=(self.system + offer).strip())._rendered(checkpoint)
         return replace(self, instruction=(self.instruction + offer).strip())
 
+    def closed_book(self, checkpoint: Checkpoint) -> PromptTemplate:
+        """Ask without passages: leave out what the frame says of them.
+
+        Args:
+            checkpoint: The template's checkpoint.
+
+        Returns:
+            The same template, with no instruction but one that is not the frame's own.
+        """
+        own = "" if self.instruction == self.frame.instruction else self.instruction
+        frame = replace(self.frame, header="")
+        plain = replace(self, frame=frame, instruction=own, system="")
+        return plain._rendered(checkpoint) if self.system else plain
+
     def _rendered(self, checkpoint: Checkpoint) -> PromptTemplate:
         """The same template with what the chat template writes around its turns."""
         *opening, closing = render_chat(checkpoint, self.roles, self.tools)

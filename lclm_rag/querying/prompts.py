@@ -16,12 +16,14 @@ from lclm_rag.errors import NoPassagesError
 from lclm_rag.prompting import (
     AssembledPrompt,
     ChatMessage,
+    Order,
     PromptEnds,
     PromptPassage,
     PromptTemplate,
     SoftPrompt,
     assemble,
     chat_ends,
+    check_order,
     positions,
 )
 from lclm_rag.querying.expansion import EXPANDED_FIRST, Expand, check_expand, tool_offered
@@ -49,6 +51,7 @@ class QueryPrompt:
         template: The fixed parts of the prompt.
         ends: What comes before and after the passages.
         budget: Most decoder positions in the prompt.
+        order: The order of the passages in the prompt.
         skimmed: The prompt with nothing expanded.
         assembled: The prompt to decode.
         load: Seconds that decoding the latents took.
@@ -63,6 +66,7 @@ class QueryPrompt:
     template: PromptTemplate
     ends: PromptEnds
     budget: int
+    order: Order
     skimmed: AssembledPrompt
     assembled: AssembledPrompt
     load: float
@@ -105,7 +109,7 @@ class QueryPrompt:
         """
         started = time.perf_counter()
         assembled, taken, no_room = _expanded(
-            self.template, self.used, self.ends, self.budget, self.skimmed, keys
+            self.template, self.used, self.ends, self.budget, self.order, self.skimmed, keys
         )
         return replace(
             self,
@@ -127,6 +131,7 @@ class PromptBuilder:
         space: The space in which the decoder prefers latents.
         dtype: The dtype that stored latents are decoded to.
         cache_salt: As in `SoftPrompt`; one for each knowledge base.
+        order: The order of passages in prompts.
         project: Maps latents, with the number of each passage, from encoder space to decoder space.
     """
 
@@ -136,6 +141,7 @@ class PromptBuilder:
     space: Space
     dtype: torch.dtype
     cache_salt: str
+    order: Order
     project: Project = field(repr=False)
 
     def require_room(self, query: Query) -> None:
@@ -181,8 +187,10 @@ class PromptBuilder:
         ]
         loaded = time.perf_counter()
         template, budget = self._template(query.expand), self._budget(query.sampling)
+        if query.context == "none":
+            template = template.closed_book(self.checkpoint)
         ends = template.ends(query.question)
-        skimmed = assemble(template, passages, ends, budget, space, self.cache_salt)
+        skimmed = assemble(template, passages, ends, budget, space, self.cache_salt, self.order)
         prompt = QueryPrompt(
             query=query,
             retrieved=retrieved,
@@ -190,6 +198,7 @@ class PromptBuilder:
             template=template,
             ends=ends,
             budget=budget,
+            order=self.order,
             skimmed=skimmed,
             assembled=skimmed,
             load=loaded - started,
@@ -211,6 +220,7 @@ class PromptBuilder:
         question: str,
         expand: Expand,
         max_tokens: int,
+        order: Order | None = None,
     ) -> AssembledPrompt:
         """Build the prompt of a chat around passages that the caller has picked.
 
@@ -221,6 +231,7 @@ class PromptBuilder:
             question: What `expand="auto"` judges by.
             expand: Which passages go in verbatim; not "model" or "tool".
             max_tokens: Positions to leave for the answer.
+            order: The order of the passages in the prompt; None is that of other prompts.
 
         Returns:
             The prompt, with the keys of the passages that are in it and of those that did not fit.
@@ -237,14 +248,16 @@ class PromptBuilder:
         ends = chat_ends(self.checkpoint, self.template, messages)
         loaded, space = self._loaded(passages, store)
         budget = self.context_length - max_tokens
-        skimmed = assemble(self.template, loaded, ends, budget, space, self.cache_salt)
+        order = order or self.order
+        check_order(order)
+        skimmed = assemble(self.template, loaded, ends, budget, space, self.cache_salt, order)
         keys = set(skimmed.used)
         used = [p for p in loaded if p.key in keys]
         ranked = [p.key for p in used if p.latents is not None]
         best = ranked[: _expanded_first(question, expand, len(ranked))]
         if not best:
             return skimmed
-        return _expanded(self.template, used, ends, budget, skimmed, best)[0]
+        return _expanded(self.template, used, ends, budget, order, skimmed, best)[0]
 
     def _loaded(
         self, passages: Sequence[PromptPassage], store: LatentStore
@@ -299,6 +312,7 @@ def _expanded(
     used: Sequence[PromptPassage],
     ends: PromptEnds,
     budget: int,
+    order: Order,
     skimmed: AssembledPrompt,
     keys: Sequence[PassageKey],
 ) -> tuple[AssembledPrompt, tuple[PassageKey, ...], tuple[PassageKey, ...]]:
@@ -322,7 +336,7 @@ def _expanded(
                 no_room.append(passage.key)
         kept.append(passage)
     first = skimmed.prompt
-    assembled = assemble(template, kept, ends, budget, first.space, first.cache_salt)
+    assembled = assemble(template, kept, ends, budget, first.space, first.cache_salt, order)
     return replace(assembled, left_out=skimmed.left_out), tuple(taken), tuple(no_room)
 
 

@@ -128,6 +128,8 @@ def _prompt(
         PromptPassage(PassageKey(f"{number:06}", 0), text, vectors)
         for number, (text, vectors) in enumerate(zip(passages, latents, strict=True))
     ]
+    if not passages:
+        template = template.closed_book(model.checkpoint)
     return assemble(template, given, template.ends(question.question), budget).prompt
 
 

@@ -257,6 +257,30 @@ def test_postprocessors_work_and_the_order_of_nodes_does_not_change_the_prompt(
         )
 
 
+def test_the_order_of_a_postprocessor_is_kept_where_it_is_asked_for(
+    index: LatentIndex, questions: list[FactQuestion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kb, question = index.knowledge_base, questions[2].question
+    prompts = []
+    assembled = kb.assemble_chat
+
+    def assemble_chat(*args: Any, **kwargs: Any) -> Any:
+        prompts.append(assembled(*args, **kwargs))
+        return prompts[-1]
+
+    monkeypatch.setattr(kb, "assemble_chat", assemble_chat)
+    for processors in ([], [Reversed()]):
+        for order in (None, "given"):
+            index.as_query_engine(
+                similarity_top_k=4, node_postprocessors=processors, order=order
+            ).query(question)
+    plain, given, again, turned = ([key.ordinal for key in made.used] for made in prompts)
+    assert plain == again == [0, 1, 2, 3]
+    assert given == turned[::-1] != plain
+    with pytest.raises(ValueError, match="Unknown order 'worst_first'"):
+        index.as_query_engine(order="worst_first").query(question)
+
+
 def test_what_the_store_does_not_know_goes_in_as_text_and_the_response_says_so(
     index: LatentIndex, sheets: list[FactSheet]
 ) -> None:
