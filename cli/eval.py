@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.options import CODECS, as_json, decoder_options
+from lclm_rag.cli.options import CODECS, as_json, decoder_options, order_option
 
 if TYPE_CHECKING:
     from lclm_rag.evaluation.contexts import EvalContext
@@ -112,6 +112,7 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
     metavar="A.json B.json",
     help="Compare two reports, question by question.",
 )
+@order_option
 @decoder_options
 @as_json
 def evaluate(
@@ -262,7 +263,8 @@ def _opened(
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.storage import open_folder
 
-    how = {name: options[name] for name in ("decoder", "decoder_options", "device", "dtype")}
+    names = ("order", "decoder", "decoder_options", "device", "dtype")
+    how = {name: options[name] for name in names}
     if questions.name.endswith(".jsonl") and kb is not None:
         return KnowledgeBase.open(kb, **how)
     folder = out / "kb"

@@ -119,6 +119,7 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
         "dtype": str(resolve_dtype(kb.dtype, kb.device)).removeprefix("torch."),
         "codec": layout.codec,
         "space": layout.space,
+        "order": kb.order,
         "passage_tokens": kb.settings.passage_tokens,
         "contextual_headers": kb.settings.contextual_headers,
         "frame": kb.frame.name,
