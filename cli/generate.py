@@ -14,10 +14,9 @@ from lclm_rag.cli.options import (
     decoder_options,
     sampling_options,
 )
-from lclm_rag.errors import PromptError
 
 if TYPE_CHECKING:
-    from lclm_rag.decoding import Completion
+    from lclm_rag.decoding import Outcome
 
 __all__ = ["generate"]
 
@@ -57,15 +56,15 @@ def generate(
       lclm-rag generate --prompt "<|memory_start|>The mayor of Velun is Gedul Gizel.<|memory_end|> Who is the mayor of Velun?"
       lclm-rag generate --checkpoint latent-context/0.6b-4b-LCLM-16x --prompts-jsonl in.jsonl --out out.jsonl --decoder vllm
 
-    A prompt that the decoder cannot take gets "error" in place of "response". The others are answered, and
-    the exit code is 3.
+    A prompt that the decoder cannot take or fails on gets "error" in place of "response". The others are
+    answered, and the exit code is 3.
     """  # noqa: E501
     if (prompt is None) == (prompts_jsonl is None):
         raise click.UsageError("Give either --prompt or --prompts-jsonl.")
     records = [{"prompt": prompt}] if prompts_jsonl is None else _read_prompts(prompts_jsonl)
     from lclm_rag.checkpoint import BUNDLED, Checkpoint
     from lclm_rag.compression import Compressor
-    from lclm_rag.decoding import Sampling, all_answered, load_decoder
+    from lclm_rag.decoding import Completion, Sampling, all_answered, load_decoder
     from lclm_rag.generation import generate as complete
 
     if checkpoint is None:
@@ -75,11 +74,11 @@ def generate(
     with closing(load_decoder(decoder, opened, device, dtype, **decoder_options)) as loaded:
         compressor = Compressor.from_pretrained(opened, device, dtype)
         results = complete(prompts, compressor, loaded, Sampling(**sampling))
-    refused = [number for number, result in enumerate(results) if isinstance(result, PromptError)]
-    for number in refused:
+    failed = [n for n, result in enumerate(results) if not isinstance(result, Completion)]
+    for number in failed:
         click.echo(f"Error: prompt {number + 1}: {results[number]}", err=True)
     if prompts_jsonl is None and out is None:
-        if refused:
+        if failed:
             return EXIT_FAILED
         click.echo(all_answered(results)[0].text)
         return 0
@@ -91,11 +90,11 @@ def generate(
         click.echo("\n".join(lines))
     else:
         out.write_text("\n".join(lines) + "\n", "utf-8")
-    return EXIT_IN_PART if refused else 0
+    return EXIT_IN_PART if failed else 0
 
 
-def _response(result: Completion | PromptError) -> dict[str, str]:
-    if isinstance(result, PromptError):
+def _response(result: Outcome) -> dict[str, str]:
+    if isinstance(result, Exception):
         return {"error": str(result)}
     return {"response": result.text}
 

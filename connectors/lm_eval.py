@@ -41,7 +41,7 @@ from lclm_rag.compression import Compressor
 from lclm_rag.compression.batching import batches_by_size
 from lclm_rag.decoding import Decoder, Sampling, load_decoder
 from lclm_rag.decoding.decoder import check_prompt
-from lclm_rag.errors import LclmRagError, PromptError
+from lclm_rag.errors import DecoderError, LclmRagError, PromptError
 from lclm_rag.prompting import Context, PromptTemplate, SoftPrompt, Span
 from lclm_rag.prompting.markup import MarkupPrompt
 from lclm_rag.prompting.template import plain_ids
@@ -183,6 +183,7 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
             PromptError: Before anything is generated, when it is not clear which part of a request is its
                 context, a request does not fit into the decoder's context, or a generation argument is not
                 supported. The message names task and document.
+            DecoderError: When the decoder fails. The harness's cache has the answers until then.
         """
         ways = [_generation(request, self.max_gen_toks) for request in requests]
         self._check(requests, [sampling.max_tokens for sampling, _ in ways])
@@ -190,12 +191,18 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
         with tqdm(total=len(requests), desc="Running generate_until requests") as progress:
             for batch in _batches([sampling for sampling, _ in ways], self.batch_size):
                 prompts = self._prompts([requests[i] for i in batch])
-                completions = self.decoder.complete(prompts, ways[batch[0]][0])
-                for i, completion in zip(batch, completions, strict=True):
-                    if isinstance(completion, PromptError):
-                        raise _named(requests[i], completion)
-                    answers[i] = _cut_at_stop(completion.text, ways[i][1])
-                    self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+                outcomes = self.decoder.complete(prompts, ways[batch[0]][0])
+                failures: list[LclmRagError] = []
+                for i, outcome in zip(batch, outcomes, strict=True):
+                    if isinstance(outcome, PromptError):
+                        failures.append(_named(requests[i], outcome))
+                    elif isinstance(outcome, DecoderError):
+                        failures.append(outcome)
+                    else:
+                        answers[i] = _cut_at_stop(outcome.text, ways[i][1])
+                        self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+                if failures:  # Now that the answers of the others are in the harness's cache.
+                    raise failures[0]
                 progress.update(len(batch))
         return [answers[i] for i in range(len(requests))]
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from lclm_rag.checkpoint import Space
 from lclm_rag.compression import Compressor
-from lclm_rag.decoding import Completion, Decoder, Sampling
-from lclm_rag.errors import PromptError
+from lclm_rag.decoding import Decoder, Outcome, Sampling
 from lclm_rag.prompting import PromptTemplate, SoftPrompt
 from lclm_rag.prompting.markup import parse_markup
 
@@ -54,7 +53,7 @@ def markup_prompts(
 
 def generate(
     prompts: Sequence[Prompt], compressor: Compressor, decoder: Decoder, sampling: Sampling
-) -> list[Completion | PromptError]:
+) -> list[Outcome]:
     """Complete prompts that contain memory markup.
 
     Args:
@@ -64,9 +63,10 @@ def generate(
         sampling: How tokens are chosen.
 
     Returns:
-        The completions in the order of the prompts, with an error in place of each prompt that was refused.
+        The outcome of each prompt, in their order, as from `Decoder.complete`.
 
     Raises:
         ValueError: As for `markup_prompts`.
+        DecoderError: When the decoder is closed.
     """
     return decoder.complete(markup_prompts(prompts, compressor, decoder.space), sampling)

@@ -366,12 +366,15 @@ class KnowledgeBase:
     def close(self) -> None:
         """Release the passage index and the version being read, and close the decoder if it was loaded here.
 
-        A `Decoder` that was passed in stays open.
+        A `Decoder` that was passed in stays open. Whoever waits for an answer from one loaded here gets a
+        DecoderError. Closing twice does nothing; other methods of a closed knowledge base raise
+        KnowledgeBaseError.
         """
         self.reader.close()
-        if self._decoder is not None and self._decoder_name:
-            self._decoder.close()
-            self._decoder = None
+        with self._loading:  # A decoder that is being loaded is closed, too.
+            if self._decoder is not None and self._decoder_name:
+                self._decoder.close()
+                self._decoder = None
 
     def abandon(self) -> int:
         """Close the knowledge base after its first `add` failed, and clean up if nothing is worth keeping.
@@ -477,8 +480,14 @@ class KnowledgeBase:
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder, loaded on first use; threads that ask at the same time share one."""
+        """The decoder, loaded on first use; threads that ask at the same time share one.
+
+        Raises:
+            KnowledgeBaseError: When the knowledge base is closed.
+            DecoderError: When the decoder cannot be loaded or reached.
+        """
         with self._loading:
+            self.reader.require_open()
             if self._decoder is None:
                 from lclm_rag.decoding import load_decoder
 
@@ -489,7 +498,7 @@ class KnowledgeBase:
                     self.dtype,
                     **self._decoder_options,
                 )
-        return self._decoder
+            return self._decoder
 
     @property
     def context_length(self) -> int:
@@ -859,6 +868,7 @@ class KnowledgeBase:
         return self.reader.follow_server()
 
     def _refuse_reading(self) -> None:
+        self.reader.require_open()
         if self.read_only:
             raise KnowledgeBaseError(
                 f"{self.folder} is open at version {self.store.version}, for reading; open it without a "
@@ -953,6 +963,7 @@ class KnowledgeBase:
         Returns:
             Whether the store holds the passage with this text.
         """
+        self.reader.require_open()
         store = self.store
         return key in store and store.read([key])[0].passage.text == text
 

@@ -258,12 +258,12 @@ def test_a_decoder_that_runs_in_the_parent_refuses_in_a_child() -> None:
 
     def work() -> None:
         with pytest.raises(DecoderError, match="the process that this one was forked from"):
-            thread.run(one())
+            thread.run(one)
         assert not thread.stop.alive
 
     in_child(work)
-    assert thread.run(one()) == 1
-    thread.stop()
+    assert thread.run(one) == 1
+    thread.close()
 
 
 def test_cuda_in_a_child_of_a_process_that_has_used_it_is_refused_in_one_sentence(

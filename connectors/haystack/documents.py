@@ -9,8 +9,8 @@ from typing import Any
 from haystack import Document, default_from_dict, default_to_dict
 
 from lclm_rag.connectors.haystack.filters import to_filter
-from lclm_rag.decoding import Completion, all_answered
-from lclm_rag.errors import NoPassagesError, PromptError
+from lclm_rag.decoding import Outcome, all_answered
+from lclm_rag.errors import NoPassagesError
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PASSAGES, PromptPassage, SoftPrompt
 from lclm_rag.querying.expansion import Expand
@@ -125,7 +125,7 @@ def without_reply(reason: str) -> Json:
     return {"replies": [""], "documents": [], "meta": [meta]}
 
 
-def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Json:
+def with_reply(decoded: Sequence[Outcome], output: Json) -> Json:
     """The output of a generator, made from the decoder's completion of its prompt.
 
     Args:
@@ -134,6 +134,7 @@ def with_reply(decoded: Sequence[Completion | PromptError], output: Json) -> Jso
 
     Raises:
         PromptError: When the decoder refused the prompt.
+        DecoderError: When the decoder failed, or was closed.
     """
     (completion,) = all_answered(decoded)
     (meta,) = output["meta"]

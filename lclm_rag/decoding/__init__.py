@@ -3,6 +3,7 @@
 from lclm_rag.decoding.decoder import (
     Completion,
     Decoder,
+    Outcome,
     Sampling,
     all_answered,
     astripped,
@@ -13,6 +14,7 @@ from lclm_rag.decoding.load import load_decoder
 __all__ = [
     "Completion",
     "Decoder",
+    "Outcome",
     "Sampling",
     "all_answered",
     "astripped",

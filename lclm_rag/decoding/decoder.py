@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.checkpoint import Checkpoint, Space
-from lclm_rag.errors import ContextLengthError, PromptError
+from lclm_rag.decoding.streams import Generation, Put, apieces, in_thread
+from lclm_rag.errors import ContextLengthError, DecoderError, PromptError
 from lclm_rag.prompting.replies import MARKS, REQUESTS, parse_reply, without_mark
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.prompting.template import PromptTemplate
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Completion",
     "Decoder",
+    "Outcome",
     "Sampling",
     "all_answered",
     "astripped",
@@ -83,8 +87,15 @@ class Completion:
     cached_positions: int | None = 0
 
 
+Outcome = Completion | PromptError | DecoderError
+"""What became of one prompt: its completion, or the error that says why there is none."""
+
+
 class Decoder(ABC):
     """Turns soft prompts into completions; knows nothing of stores or questions.
+
+    Threads and event loops may share it. Interrupting or cancelling a call ends its generation within a
+    token.
 
     Attributes:
         checkpoint: The checkpoint whose decoder it runs.
@@ -107,21 +118,20 @@ class Decoder(ABC):
         return "encoder" if self.takes_encoder_space else "decoder"
 
     @abstractmethod
-    def complete(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling
-    ) -> list[Completion | PromptError]:
-        """Complete prompts.
+    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
+        """Complete prompts. What becomes of one does not change what becomes of the others.
 
         Args:
             prompts: The prompts.
             sampling: How tokens are chosen, for all prompts.
 
         Returns:
-            A completion for each prompt, in the same order; in place of each refused prompt's completion,
-            the error that says why.
+            The outcome of each prompt, in the same order: a completion; a PromptError where the prompt was
+            refused; a DecoderError where the engine or the server failed, or the decoder was closed
+            meanwhile.
 
         Raises:
-            DecoderError: When the engine or the server fails.
+            DecoderError: When the decoder is closed.
         """
 
     @abstractmethod
@@ -137,23 +147,40 @@ class Decoder(ABC):
 
         Raises:
             PromptError: When the prompt is refused.
-            DecoderError: When the engine or the server fails.
+            DecoderError: When the engine or the server fails, or the decoder is closed.
         """
 
-    async def acomplete(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling
-    ) -> list[Completion | PromptError]:
-        """`complete` for callers in an event loop; runs in a thread."""
+    async def acomplete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
+        """`complete` for callers in an event loop.
+
+        Here it runs in a thread, and goes on there when it is cancelled: a subclass that can end it does.
+        """
         return await asyncio.to_thread(self.complete, prompts, sampling)
 
     async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        """`stream` for callers in an event loop; runs in threads."""
-        pieces = self.stream(prompt, sampling)
-        try:
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        """`stream` for callers in an event loop.
+
+        Here it runs in a thread, and ends with the next piece when it is cancelled.
+        """
+
+        def start(put: Put) -> Generation:
+            ended = threading.Event()
+
+            def work() -> None:
+                pieces = self.stream(prompt, sampling)
+                try:
+                    for piece in pieces:
+                        if ended.is_set():
+                            break
+                        put(piece)
+                finally:
+                    pieces.close()  # type: ignore[attr-defined]
+
+            return in_thread(work, ended.set)
+
+        async with aclosing(apieces(start)) as came:
+            async for piece in came:
                 yield piece
-        finally:
-            await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
 
     def check(self, prompt: SoftPrompt, sampling: Sampling) -> None:
         """Check that this decoder can take a prompt: see `check_prompt`.
@@ -175,11 +202,14 @@ class Decoder(ABC):
         )
 
     def close(self) -> None:  # noqa: B027  Not every decoder has something to release.
-        """Release engines and connections."""
+        """Release engines and connections. Whoever waits for an answer gets a DecoderError.
+
+        Closing twice does nothing. A closed decoder answers with a DecoderError that says so.
+        """
 
 
-def all_answered(results: Sequence[Completion | PromptError]) -> list[Completion]:
-    """The completions, if no prompt was refused.
+def all_answered(results: Sequence[Outcome]) -> list[Completion]:
+    """The completions, if every prompt has one.
 
     Args:
         results: What `Decoder.complete` returned.
@@ -188,10 +218,11 @@ def all_answered(results: Sequence[Completion | PromptError]) -> list[Completion
         The same results in the same order, all of them completions.
 
     Raises:
-        PromptError: When a prompt was refused: the first refusal.
+        PromptError: When a prompt was refused, and nothing went wrong before it.
+        DecoderError: When the decoder failed or was closed, and nothing went wrong before that.
     """
     for result in results:
-        if isinstance(result, PromptError):
+        if not isinstance(result, Completion):
             raise result
     return [result for result in results if isinstance(result, Completion)]
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing, suppress
+from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
-from lclm_rag.decoding.decoder import Completion, Decoder, Sampling
+from lclm_rag.decoding.decoder import Completion, Decoder, Outcome, Sampling
+from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
+from lclm_rag.decoding.streams import Generation, Put, apieces, pieces
 from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.forking import keep_for_ever, this_process, watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -26,11 +22,11 @@ from lclm_rag.prompting.soft_prompt import SoftPrompt
 __all__ = ["EventLoopDecoder", "EventLoopThread"]
 
 T = TypeVar("T")
-_END = object()
+Work = Callable[[], Coroutine[Any, Any, T]]
 
 
 class EventLoopThread:
-    """An event loop in a separate thread. It ends with `stop`, or when this object is garbage collected.
+    """An event loop in a separate thread. It ends with `close`, or when this object is garbage collected.
 
     Args:
         name: The thread's name.
@@ -38,9 +34,11 @@ class EventLoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
-        thread.start()
+        self._lifecycle = Lifecycle()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._process = this_process()
+        thread = threading.Thread(target=_run, args=(self.loop,), name=name, daemon=True)
+        thread.start()
         self.stop = weakref.finalize(self, _stop, self.loop, thread)
         watch(self)
 
@@ -56,55 +54,90 @@ class EventLoopThread:
         """Whether the loop runs in the process that this one was forked from."""
         return self._process != this_process()
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `work` in the loop.
+    def submit(self, work: Work[T]) -> Future[T]:
+        """Start `work()` in the loop.
 
         Raises:
-            DecoderError: When the loop runs in the process that this one was forked from.
+            DecoderError: When the decoder is closed, or the loop runs in the process that this one was forked
+                from.
         """
         if self.inherited:
-            work.close()
             raise DecoderError(
                 "This decoder runs in the process that this one was forked from; make one here, or give the "
                 "knowledge base the decoder by its name."
             )
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        with self._lifecycle.kept_open():
+            return asyncio.run_coroutine_threadsafe(self._ended_by_close(work), self.loop)
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the loop and wait for it in this thread; interrupting the wait cancels `work`."""
+    def run(self, work: Work[T]) -> T:
+        """Run `work()` in the loop and wait for it in this thread; interrupting the wait cancels it."""
         future = self.submit(work)
         try:
             return future.result()
         finally:
             future.cancel()
 
-    def cancel(self) -> None:
-        """Cancel everything that runs in the loop."""
-        self.run(_cancel_the_rest())
+    def close(self, release: Work[None] | None = None) -> None:
+        """Stop the loop. Whoever waits for work gets a DecoderError. Closing twice does nothing.
 
-    async def arun(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` and wait for it in the caller's event loop; cancelling the wait cancels `work`."""
-        return await asyncio.wrap_future(self.submit(work))
+        In a forked child it does nothing either.
+
+        Args:
+            release: Called in the loop, once no work is left; it may be called again after an interrupt.
+        """
+        if not self.inherited:
+            self._lifecycle.close(partial(self._release, release))
+
+    def _release(self, release: Work[None] | None) -> None:
+        async def last() -> None:
+            # Work first: an engine would report its end as a failure.
+            for task in (tasks := list(self._tasks)):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if release is not None:
+                await release()
+
+        if self.stop.alive:
+            asyncio.run_coroutine_threadsafe(last(), self.loop).result()
+        self.stop()
+
+    async def _ended_by_close(self, work: Work[T]) -> T:
+        """`work()`, which raises DecoderError if `close` ends it.
+
+        What is submitted before `close` starts before it, so `close` finds it among the tasks.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await work()
+        except asyncio.CancelledError:
+            if self._lifecycle.is_open:
+                raise
+            raise closed_meanwhile() from None
+        finally:
+            self._tasks.discard(task)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    if thread is threading.current_thread():
+    async def end() -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
         loop.stop()
-        return
-    try:
-        asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(timeout=5)
-    except TimeoutError:
-        return  # Busy with work that does not yield, such as starting an engine. The thread is a daemon.
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=10)
-    loop.close()
 
-
-async def _cancel_the_rest() -> None:
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
+    asyncio.run_coroutine_threadsafe(end(), loop)
+    if thread is not threading.current_thread():
+        # It may be busy with work that does not yield, such as starting an engine, and ends after that.
+        thread.join(timeout=5)
 
 
 class EventLoopDecoder(Decoder):
@@ -133,69 +166,63 @@ class EventLoopDecoder(Decoder):
     def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
         """Complete one checked prompt piece by piece, in the engine's event loop."""
 
-    def complete(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling
-    ) -> list[Completion | PromptError]:
+    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
         """See `Decoder.complete`."""
-        return self.thread.run(self._complete_all(prompts, sampling))
+        futures: list[Future[Outcome]] = []
+        try:
+            futures += (self._submit(prompt, sampling) for prompt in prompts)
+            return [_outcome(future) for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
 
-    async def acomplete(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling
-    ) -> list[Completion | PromptError]:
+    async def acomplete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
         """See `Decoder.acomplete`; no thread waits here."""
-        return await self.thread.arun(self._complete_all(prompts, sampling))
+        futures: list[Future[Outcome]] = []
+        try:
+            futures += (self._submit(prompt, sampling) for prompt in prompts)
+            waits = [asyncio.wrap_future(future) for future in futures]
+            await asyncio.gather(*waits, return_exceptions=True)
+            return [_outcome(future) for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
 
     def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
         """See `Decoder.stream`."""
         self.check(prompt, sampling)
-        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        work = self.thread.submit(_pump(self._stream(prompt, sampling), came.put))
-        work.add_done_callback(lambda _: came.put(_END))
-        try:
-            while (piece := came.get()) is not _END:
-                yield piece
-            work.result()
-        finally:
-            work.cancel()
+        yield from pieces(partial(self._start, prompt, sampling))
 
     async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
         """See `Decoder.astream`; no thread waits for the pieces."""
         await asyncio.to_thread(self.check, prompt, sampling)
-        loop = asyncio.get_running_loop()
-        came: asyncio.Queue[Any] = asyncio.Queue()
-
-        def put(piece: Any) -> None:
-            with suppress(RuntimeError):  # The caller's loop has ended before the generation.
-                loop.call_soon_threadsafe(came.put_nowait, piece)
-
-        work = self.thread.submit(_pump(self._stream(prompt, sampling), put))
-        work.add_done_callback(lambda _: put(_END))
-        try:
-            while (piece := await came.get()) is not _END:
+        async with aclosing(apieces(partial(self._start, prompt, sampling))) as came:
+            async for piece in came:
                 yield piece
-            work.result()
-        finally:
-            work.cancel()
 
-    async def _complete_all(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling
-    ) -> list[Completion | PromptError]:
-        async def one(prompt: SoftPrompt) -> Completion | PromptError:
+    def _submit(self, prompt: SoftPrompt, sampling: Sampling) -> Future[Outcome]:
+        async def complete() -> Outcome:
             try:
                 await asyncio.to_thread(self.check, prompt, sampling)
                 return await self._complete(prompt, sampling)
-            except PromptError as error:
+            except (PromptError, DecoderError) as error:
                 return error
 
-        try:
-            async with asyncio.TaskGroup() as group:  # An engine's failure ends the others, too.
-                tasks = [group.create_task(one(prompt)) for prompt in prompts]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return self.thread.submit(complete)
+
+    def _start(self, prompt: SoftPrompt, sampling: Sampling, put: Put) -> Generation:
+        async def pump() -> None:
+            async with aclosing(self._stream(prompt, sampling)) as came:
+                async for piece in came:
+                    put(piece)
+
+        done = self.thread.submit(pump)
+        return Generation(done, done.cancel)
 
 
-async def _pump(pieces: AsyncGenerator[str], put: Callable[[Any], None]) -> None:
-    async with aclosing(pieces):
-        async for piece in pieces:
-            put(piece)
+def _outcome(future: Future[Outcome]) -> Outcome:
+    """What became of a prompt; waits for it."""
+    try:
+        return future.result()
+    except DecoderError as error:  # The decoder was closed.
+        return error

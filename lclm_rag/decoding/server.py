@@ -81,17 +81,14 @@ class ServerDecoder(EventLoopDecoder):
             base_url=self.url, api_key=api_key or "none", timeout=timeout, max_retries=retries
         )
         try:
-            self.model, self.context_length = self.thread.run(self._served(model))
+            self.model, self.context_length = self.thread.run(lambda: self._served(model))
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the connections. The server keeps running."""
-        if self.thread.inherited:
-            return
-        self.thread.run(self._client.close())
-        self.thread.stop()
+        """Close the connections. The server keeps running. See `Decoder.close`."""
+        self.thread.close(self._client.close)
 
     async def _served(self, model: str | None) -> tuple[str, int]:
         """The name and the context length of the model to use, from the server's list of models."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from lclm_rag.compression.batching import batches_by_size
 from lclm_rag.decoding.decoder import (
     Completion,
     Decoder,
+    Outcome,
     Sampling,
     end_token_ids,
 )
-from lclm_rag.errors import PromptError
+from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
+from lclm_rag.decoding.streams import Generation, Put, apieces, in_thread, pieces
+from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.forking import watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
@@ -38,36 +42,55 @@ __all__ = ["TransformersDecoder", "embed"]
 _BATCH_POSITIONS = {"cpu": 8_192, "cuda": 65_536}
 """The most prompt positions, padding included, in one batch, by type of device."""
 
+_LOOK_AGAIN = 0.1
+"""Seconds after which a call that waits for its turn looks whether it is still wanted.
 
-class _TokenStreamer(BaseStreamer):
-    """Queues the token ids of one answer, and None at its end.
+It polls because its end may come from the garbage collector, which must not wait for a lock."""
+
+
+class _PieceStreamer(BaseStreamer):
+    """Puts text as soon as the tokens make up whole characters; joined, it is the completion's text.
 
     The text streamers of transformers would hold each word back until a space follows.
     """
 
-    def __init__(self) -> None:
-        self.tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    def __init__(self, checkpoint: Checkpoint, put: Put) -> None:
+        self._checkpoint = checkpoint
+        self._put = put
+        self._decoding = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._text = ""
 
     def put(self, value: torch.Tensor) -> None:
         for token in value.flatten().tolist():
-            self.tokens.put(token)
+            self._ids.append(token)
+            self._show(self._decoding.step(self._checkpoint.decoder_tokenizer, token))
 
     def end(self) -> None:
-        self.tokens.put(None)
+        # An incomplete character at the end appears as it does in a completion's text.
+        text = self._checkpoint.chat_tokenizer.decode(self._ids, skip_special_tokens=True)
+        self._show(str(text).removeprefix(self._text))
+
+    def _show(self, piece: str | None) -> None:
+        if piece:
+            self._text += piece
+            self._put(piece)
 
 
 class _Watch(StoppingCriteria):
-    """Notes when the first token comes, and ends the generation once `cancelled` is set."""
+    """Notes when the first token comes, and ends the generation after a token once `ended()` is true."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[], bool]) -> None:
         self.started = time.perf_counter()
         self.first_token: float | None = None
-        self.cancelled = False
+        self.stopped = False
+        self._ended = ended
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self.first_token is None:
             self.first_token = time.perf_counter() - self.started
-        return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
+        self.stopped = self._ended()
+        return torch.full((len(input_ids),), self.stopped, device=input_ids.device)
 
 
 class TransformersDecoder(Decoder):
@@ -87,14 +110,18 @@ class TransformersDecoder(Decoder):
         self.latent_dtype = model.dtype
         self._tokenizer = checkpoint.chat_tokenizer
         self._stop_ids = end_token_ids(checkpoint)
+        self._lifecycle = Lifecycle()
         self._generating = threading.Lock()
+        self._generating_in: int | None = None
         # transformers would fill gaps in our settings from the checkpoint's config; ours alone must decide.
         model.generation_config = GenerationConfig()
         watch(self)
 
     def after_fork(self) -> None:
-        """Renew the lock in a forked child: another thread of the parent may have held it."""
+        """Renew the locks in a forked child: another thread of the parent may have held them."""
+        self._lifecycle.after_fork()
         self._generating = threading.Lock()
+        self._generating_in = None
 
     @classmethod
     def from_pretrained(
@@ -119,11 +146,54 @@ class TransformersDecoder(Decoder):
         folder = checkpoint.decoder_model_folder
         return cls(checkpoint, load_transformers_model(AutoModelForCausalLM, folder, on, kind))
 
-    def complete(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling
-    ) -> list[Completion | PromptError]:
+    def close(self) -> None:
+        """See `Decoder.close`. The model's memory is freed with the last reference to it."""
+        self._lifecycle.close(self._wait_for_the_last_token)
+
+    def _wait_for_the_last_token(self) -> None:
+        # A signal handler may close the decoder in the thread that generates.
+        if self._generating_in != threading.get_ident():
+            with self._generating:
+                pass
+
+    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
         """See `Decoder.complete`. Prompts of similar length are decoded together."""
-        results: dict[int, Completion | PromptError] = {}
+        return self._outcomes(prompts, sampling, threading.Event())
+
+    async def acomplete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
+        """See `Decoder.acomplete`; runs in a thread, where cancelling it ends the generation."""
+        ended = threading.Event()
+        try:
+            return await asyncio.to_thread(self._outcomes, prompts, sampling, ended)
+        finally:
+            ended.set()
+
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+        """See `Decoder.stream`. The generation runs in another thread."""
+        yield from pieces(partial(self._start, prompt, sampling))
+
+    async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        """See `Decoder.astream`. The generation runs in another thread."""
+        async with aclosing(apieces(partial(self._start, prompt, sampling))) as came:
+            async for piece in came:
+                yield piece
+
+    def _start(self, prompt: SoftPrompt, sampling: Sampling, put: Put) -> Generation:
+        self._lifecycle.require_open()
+        ended = threading.Event()
+
+        def work() -> None:
+            self.check(prompt, sampling)
+            streamer = _PieceStreamer(self.checkpoint, put)
+            self._generate([prompt], sampling, ended, streamer)
+
+        return in_thread(work, ended.set)
+
+    def _outcomes(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling, ended: threading.Event
+    ) -> list[Outcome]:
+        self._lifecycle.require_open()
+        results: dict[int, Outcome] = {}
         for number, prompt in enumerate(prompts):
             try:
                 self.check(prompt, sampling)
@@ -133,52 +203,22 @@ class TransformersDecoder(Decoder):
         budget = _BATCH_POSITIONS.get(self.model.device.type, 8_192)
         for batch in batches_by_size([prompts[i].positions for i in good], budget):
             numbers = [good[i] for i in batch]
-            done = self._complete_batch([prompts[i] for i in numbers], sampling)
-            results.update(zip(numbers, done, strict=True))
+            try:
+                done = self._complete_batch([prompts[i] for i in numbers], sampling, ended)
+            except DecoderError as error:
+                results.update(dict.fromkeys(numbers, error))
+            else:
+                results.update(zip(numbers, done, strict=True))
         return [results[number] for number in range(len(prompts))]
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
-        """See `Decoder.stream`. The generation runs in another thread."""
-        self.check(prompt, sampling)
-        streamer = _TokenStreamer()
-        watch, failure = _Watch(), []
-
-        def run() -> None:
-            try:
-                self._generate([prompt], sampling, watch, streamer=streamer)
-            except BaseException as error:
-                failure.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield from self._pieces(iter(streamer.tokens.get, None))
-        finally:
-            watch.cancelled = True
-            thread.join()
-        if failure:
-            raise failure[0]
-
-    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        """Text as soon as the tokens make up whole characters; joined, it is the completion's text."""
-        decoding, ids, text = DecodeStream(skip_special_tokens=True), [], ""
-        for token in tokens:
-            ids.append(token)
-            piece = decoding.step(self.checkpoint.decoder_tokenizer, token)
-            if piece:
-                text += piece
-                yield piece
-        # An incomplete character at the end appears as it does in a completion's text.
-        rest = str(self._tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(text)
-        if rest:
-            yield rest
-
-    def _complete_batch(self, prompts: list[SoftPrompt], sampling: Sampling) -> list[Completion]:
-        watch = _Watch()
-        generated = self._generate(prompts, sampling, watch).tolist()
+    def _complete_batch(
+        self, prompts: list[SoftPrompt], sampling: Sampling, ended: threading.Event
+    ) -> list[Completion]:
+        generated, watch = self._generate(prompts, sampling, ended)
         total = time.perf_counter() - watch.started
-        return [self._completion(ids, watch.first_token or total, total) for ids in generated]
+        return [
+            self._completion(ids, watch.first_token or total, total) for ids in generated.tolist()
+        ]
 
     def _completion(self, ids: list[int], first_token: float, total: float) -> Completion:
         ended = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
@@ -193,10 +233,19 @@ class TransformersDecoder(Decoder):
 
     @torch.inference_mode()
     def _generate(
-        self, prompts: list[SoftPrompt], sampling: Sampling, watch: _Watch, **extra: Any
-    ) -> torch.Tensor:
-        """New token ids [prompts, new tokens], padded with the first stop token."""
-        embeds, mask = embed(self.model, prompts)
+        self,
+        prompts: list[SoftPrompt],
+        sampling: Sampling,
+        ended: threading.Event,
+        streamer: _PieceStreamer | None = None,
+    ) -> tuple[torch.Tensor, _Watch]:
+        """New token ids [prompts, new tokens], padded with the first stop token.
+
+        Raises:
+            DecoderError: When the decoder is closed or `ended` is set before the generation is complete, or
+                it fails.
+        """
+        watch = _Watch(lambda: ended.is_set() or not self._lifecycle.is_open)
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=sampling.temperature > 0,
@@ -206,16 +255,41 @@ class TransformersDecoder(Decoder):
             eos_token_id=self._stop_ids,
             pad_token_id=self._stop_ids[0],
         )
-        # One generation at a time: the random state is shared by the whole process.
-        with self._generating, _seeded(sampling.seed):
-            ids: torch.Tensor = self.model.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList([watch]),
-                **extra,
-            )
-        return ids
+        with self._turn(ended), _seeded(sampling.seed):
+            try:
+                embeds, mask = embed(self.model, prompts)
+                ids: torch.Tensor = self.model.generate(
+                    inputs_embeds=embeds,
+                    attention_mask=mask,
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList([watch]),
+                    streamer=streamer,
+                )
+            except (RuntimeError, MemoryError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise DecoderError(f"transformers failed to decode: {reason}") from error
+        if watch.stopped:
+            self._require_wanted(ended)
+        return ids, watch
+
+    @contextmanager
+    def _turn(self, ended: threading.Event) -> Iterator[None]:
+        """One generation at a time: the random state is shared by the whole process."""
+        while not self._generating.acquire(timeout=_LOOK_AGAIN):
+            self._require_wanted(ended)
+        try:
+            self._generating_in = threading.get_ident()
+            self._require_wanted(ended)
+            yield
+        finally:
+            self._generating_in = None
+            self._generating.release()
+
+    def _require_wanted(self, ended: threading.Event) -> None:
+        if not self._lifecycle.is_open:
+            raise closed_meanwhile()
+        if ended.is_set():
+            raise DecoderError("The caller did not wait for the answer.")
 
 
 def embed(model: Any, prompts: Sequence[SoftPrompt]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,6 +66,7 @@ class Reader:
         self._store: LatentStore | None = store
         self._session: IndexSession | None = None
         self._opening = threading.RLock()
+        self._closed = False
         watch(self)
 
     def after_fork(self) -> None:
@@ -84,8 +85,14 @@ class Reader:
             return store
         with self._opening:
             if self._store is None:
+                self.require_open()
                 self._store = LatentStore.open(self._folder / "store", self._version)
             return self._store
+
+    def require_open(self) -> None:
+        """Raise KnowledgeBaseError if the knowledge base is closed."""
+        if self._closed:
+            raise KnowledgeBaseError(f"{self._folder} is closed; open it again.")
 
     @property
     def index(self) -> PassageIndex:
@@ -98,6 +105,7 @@ class Reader:
     def at_one_version(self) -> tuple[PassageIndex, LatentStore]:
         """The index and the store at the same version, even while another thread writes."""
         with self._opening:
+            self.require_open()
             return self._opened(ServerPoints.upsert).index, self.store
 
     @cached_property
@@ -192,9 +200,10 @@ class Reader:
             The passages, in reading order.
 
         Raises:
-            KnowledgeBaseError: When there is no such passage.
+            KnowledgeBaseError: When there is no such passage, or the knowledge base is closed.
             StoreError: When a passage is damaged.
         """
+        self.require_open()
         document_id, ordinal = key
         keys = [
             PassageKey(document_id, i)
@@ -273,6 +282,9 @@ class Reader:
             put_points: How new points are put on a server's index.
         """
         with self._opening:
+            if self._closed:
+                store.close()
+                self.require_open()
             old, self._store = self.store, store
             try:
                 session = self._opened(put_points)
@@ -299,6 +311,7 @@ class Reader:
             Whether the version changed; False if it was the newest already, or the index is not on a server.
         """
         with self._opening:
+            self.require_open()
             folder = self._folder / "store"
             if self._settings.qdrant_url is None or newest_version(folder) == self.store.version:
                 return False
@@ -317,8 +330,13 @@ class Reader:
             yield self._session
 
     def close(self) -> None:
-        """Release the passage index and the version being read."""
+        """Release the passage index and the version being read. Closing twice does nothing.
+
+        What the version's manifest says can still be asked for; searching and reading raise
+        KnowledgeBaseError.
+        """
         with self._opening:
+            self._closed = True
             if self._session is not None:
                 self._session.close()
                 self._session = None

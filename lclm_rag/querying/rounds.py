@@ -86,6 +86,7 @@ def decode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
 
     Raises:
         PromptError: When the decoder refuses a prompt.
+        DecoderError: When the decoder fails, or is closed.
     """
     next_step = step(rounds, None)
     while not isinstance(next_step, Answer):
@@ -107,6 +108,7 @@ async def adecode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answe
 
     Raises:
         PromptError: When the decoder refuses a prompt.
+        DecoderError: When the decoder fails, or is closed.
     """
     next_step = await asyncio.to_thread(step, rounds, None)
     while not isinstance(next_step, Answer):

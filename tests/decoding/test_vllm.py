@@ -17,7 +17,6 @@ import torch
 from lclm_rag import KnowledgeBase, Sampling
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import Completion, Decoder, all_answered
-from lclm_rag.decoding.event_loop import EventLoopThread
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.decoding.vllm.engine import latent_architecture
@@ -35,12 +34,11 @@ ONE = Sampling(max_tokens=16)
 
 def on_engine(decoder: VLLMDecoder, work: Callable[[], Any]) -> Any:
     """Run `work()`, which gives a coroutine, where the engine lives."""
-    thread: EventLoopThread = decoder.thread
 
     async def run() -> Any:
         return await work()
 
-    return thread.run(run())
+    return decoder.thread.run(run)
 
 
 @pytest.fixture

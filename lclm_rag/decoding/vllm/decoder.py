@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +18,8 @@ import torch
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression.adapter import Adapter, load_adapter
 from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
-from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
-from lclm_rag.decoding.vllm.engine import item_latents, latent_architecture, start_engine
+from lclm_rag.decoding.event_loop import EventLoopDecoder
+from lclm_rag.decoding.vllm.engine import Engine, item_latents, latent_architecture, start_engine
 from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
 from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -51,22 +51,24 @@ class VLLMDecoder(EventLoopDecoder):
 
     Args:
         checkpoint: The checkpoint.
-        engine: The engine, started by `start_engine` in the event loop of `thread`.
-        thread: The thread with the engine's event loop.
+        engine: The engine, which decoders may share.
         inputs: How latents reach the engine, "items" or "mixed".
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, engine: AsyncLLM, thread: EventLoopThread, inputs: Inputs
-    ) -> None:
-        super().__init__(thread)
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, inputs: Inputs) -> None:
+        super().__init__(engine.thread)
         self.checkpoint = checkpoint
-        self.engine = engine
         self.inputs = inputs
         self.takes_encoder_space = inputs == "items"
-        self.context_length = int(engine.model_config.max_model_len)
-        self.latent_dtype = engine.model_config.dtype
+        self.context_length = int(engine.running.model_config.max_model_len)
+        self.latent_dtype = engine.running.model_config.dtype
+        self._engine = engine
         self._ends = end_token_ids(checkpoint)
+
+    @property
+    def engine(self) -> AsyncLLM:
+        """The engine of vLLM, in the event loop of `thread`; another one after it has died."""
+        return self._engine.running
 
     @classmethod
     def from_pretrained(
@@ -108,17 +110,9 @@ class VLLMDecoder(EventLoopDecoder):
             )
         chosen: Inputs = inputs or ("mixed" if architecture is None else "items")
         log.info("vLLM's engine starts; this takes a minute or so.")
-        thread = EventLoopThread("vllm")
-
-        async def start() -> AsyncLLM:
-            items = architecture is not None
-            return start_engine(checkpoint, device, dtype, latent_items=items, **options)
-
-        try:
-            decoder = cls(checkpoint, thread.run(start()), thread, chosen)
-        except BaseException:
-            thread.stop()
-            raise
+        items = architecture is not None
+        start = partial(start_engine, checkpoint, device, dtype, latent_items=items, **options)
+        decoder = cls(checkpoint, Engine(start), chosen)
         if chosen == "items":
             log.info("vLLM takes passages as latent items (%s).", architecture)
         else:
@@ -127,16 +121,11 @@ class VLLMDecoder(EventLoopDecoder):
 
     def with_inputs(self, inputs: Inputs) -> VLLMDecoder:
         """A decoder on the same engine that gives it latents as `inputs` says: "items" or "mixed"."""
-        return VLLMDecoder(self.checkpoint, self.engine, self.thread, inputs)
+        return VLLMDecoder(self.checkpoint, self._engine, inputs)
 
     def close(self) -> None:
-        """Stop the engine, also for all other decoders that share it."""
-        if self.thread.inherited:
-            return
-        # Requests first: to those still waiting, the engine would report its end as a failure.
-        self.thread.cancel()
-        self.engine.shutdown()
-        self.thread.stop()
+        """Stop the engine, also for all other decoders that share it. See `Decoder.close`."""
+        self._engine.close()
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         called = time.time()  # The clock that the engine's own metrics use.
@@ -178,9 +167,10 @@ class VLLMDecoder(EventLoopDecoder):
             parameters = self._parameters(sampling, streaming)
             engine_prompt = await asyncio.to_thread(self._prompt, prompt)
             for _ in range(_TRIES):
-                (rendered,) = await self.engine.renderer.render_cmpl_async([engine_prompt])
+                engine = await self._engine.alive()
+                (rendered,) = await engine.renderer.render_cmpl_async([engine_prompt])
                 name = f"lclm-{next(_request_numbers)}"
-                generated = self.engine.generate(rendered, parameters, name)
+                generated = engine.generate(rendered, parameters, name)
                 async with aclosing(generated) as outputs:
                     async for output in outputs:
                         reason = output.outputs[0].finish_reason
@@ -191,9 +181,13 @@ class VLLMDecoder(EventLoopDecoder):
                         yield output
                     else:
                         return
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise DecoderError("vLLM's engine failed; see its log, and start it again.") from error
-        except PromptError:
+        except EngineDeadError as error:
+            raise DecoderError(
+                "vLLM's engine died; see its log. The next question starts it again."
+            ) from error
+        except EngineGenerateError as error:
+            raise DecoderError("vLLM's engine failed the request; see its log.") from error
+        except (PromptError, DecoderError):
             raise
         except (VLLMClientError, ValueError) as error:  # A temperature above 2, for example.
             raise PromptError(f"vLLM refuses the prompt: {error}") from error

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from lclm_rag.checkpoint import MEMORY, Checkpoint
+from lclm_rag.decoding.event_loop import EventLoopThread
 from lclm_rag.decoding.vllm.plugin import LATENT_ARCHITECTURES, MODALITY
 from lclm_rag.errors import DecoderError
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
@@ -14,11 +19,56 @@ from lclm_rag.torch_setup import resolve_device, resolve_dtype
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["item_latents", "latent_architecture", "start_engine"]
+__all__ = ["Engine", "item_latents", "latent_architecture", "start_engine"]
 
 log = logging.getLogger(__name__)
 
 _MOST_ITEMS = 1_000_000  # In one prompt; large enough that only the context limits them.
+
+
+class Engine:
+    """An engine that runs in the event loop of a thread. If it dies, the next request starts it again.
+
+    Args:
+        start: Starts the engine: see `start_engine`.
+
+    Raises:
+        DecoderError: When the engine does not start.
+    """
+
+    def __init__(self, start: Callable[[], AsyncLLM]) -> None:
+        self.thread = EventLoopThread("vllm")
+        self._start = start
+
+        async def started() -> AsyncLLM:
+            return start()
+
+        try:
+            self.running = self.thread.run(started)
+        except BaseException:
+            # An interrupt must not wait for the engine; it ends as soon as it has started.
+            self.thread.stop()
+            raise
+
+    async def alive(self) -> AsyncLLM:
+        """The engine, in its event loop.
+
+        Raises:
+            DecoderError: When the engine has died and does not start again.
+        """
+        if self.running.errored:
+            log.warning("vLLM's engine had died; it is started again, which takes a minute or so.")
+            self.running.shutdown()
+            self.running = self._start()
+        return self.running
+
+    def close(self) -> None:
+        """Stop the engine and the thread. Closing twice does nothing."""
+
+        async def shut_down() -> None:
+            self.running.shutdown()
+
+        self.thread.close(shut_down)
 
 
 def latent_architecture(checkpoint: Checkpoint) -> str | None:
@@ -86,9 +136,26 @@ def start_engine(
             raise ValueError(f"vLLM's engine has no option {name!r}.")
     arguments |= options
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        with _interrupts_kept_from_children():
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except Exception as error:  # vLLM raises many types, even those of its configuration library.
         raise DecoderError(f"vLLM's engine did not start: {_first_line(error)}") from error
+
+
+@contextmanager
+def _interrupts_kept_from_children() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, although they share this one's process group.
+
+    They inherit the mask of the thread that starts them. The interrupt is for the question, not for the
+    engine, which this process ends itself.
+    """
+    # It would be started with the first process, and unblocks SIGINT in the thread that starts it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,0 +1,129 @@
+"""Reads a generation that runs elsewhere piece by piece, and ends it when nobody reads on."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from lclm_rag.errors import DecoderError
+from lclm_rag.forking import this_process
+
+__all__ = ["Generation", "Put", "Start", "apieces", "in_thread", "pieces"]
+
+_END = object()
+
+Put = Callable[[str], None]
+"""Hands a piece to the reader. Raises RuntimeError where the reader's event loop is closed."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation that runs.
+
+    Attributes:
+        done: Its end, with the error that it ended in.
+        end: Ends it, within a token, and does not wait for that.
+        thread: The thread that it runs in, if it has one to itself.
+    """
+
+    done: Future[None]
+    end: Callable[[], object]
+    thread: threading.Thread | None = None
+
+
+Start = Callable[[Put], Generation]
+"""Starts a generation that puts its pieces."""
+
+
+def in_thread(work: Callable[[], None], end: Callable[[], object]) -> Generation:
+    """Start a generation in a thread of its own.
+
+    Args:
+        work: Generates.
+        end: Makes `work` end, within a token.
+
+    Returns:
+        The generation.
+    """
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    thread = threading.Thread(target=run, name="lclm-rag-stream", daemon=True)
+    thread.start()
+    return Generation(done, end, thread)
+
+
+def pieces(start: Start) -> Generator[str]:
+    """Read a generation. Closing the iterator, or an error in the caller, ends the generation.
+
+    Args:
+        start: Starts it.
+
+    Yields:
+        Its pieces.
+
+    Raises:
+        DecoderError: When a forked child reads on in a stream of its parent.
+    """
+    process = this_process()
+    came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    generation = start(came.put)
+    generation.done.add_done_callback(lambda _: came.put(_END))
+    try:
+        while (piece := came.get()) is not _END:
+            yield piece
+            if this_process() != process:
+                raise DecoderError(
+                    "This stream runs in the process that this one was forked from; ask again here."
+                )
+        generation.done.result()
+    finally:
+        if this_process() == process:
+            generation.end()
+            # The garbage collector may close a stream in any thread, the generation's own included.
+            if generation.thread and generation.thread is not threading.current_thread():
+                generation.thread.join()
+
+
+async def apieces(start: Start) -> AsyncGenerator[str]:
+    """`pieces` for callers in an event loop.
+
+    Args:
+        start: Starts the generation.
+
+    Yields:
+        Its pieces.
+    """
+    loop = asyncio.get_running_loop()
+    came: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(piece: Any) -> None:
+        loop.call_soon_threadsafe(came.put_nowait, piece)
+
+    def put_end(_: Future[None]) -> None:
+        with suppress(RuntimeError):
+            put(_END)
+
+    generation = start(put)
+    generation.done.add_done_callback(put_end)
+    try:
+        while (piece := await came.get()) is not _END:
+            yield piece
+        generation.done.result()
+    finally:
+        generation.end()
+        await asyncio.gather(asyncio.wrap_future(generation.done), return_exceptions=True)
