@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -17,6 +18,12 @@ from lclm_rag.forking import this_process
 __all__ = ["Generation", "Put", "Start", "apieces", "in_thread", "pieces"]
 
 _END = object()
+
+_LAST_WAIT = 30.0
+"""Seconds that a generation gets for its last token when the interpreter ends."""
+
+_running: dict[threading.Thread, tuple[int, Callable[[], object]]] = {}
+"""The threads that generate, with the process that they run in and what ends them."""
 
 Put = Callable[[str], None]
 """Hands a piece to the reader. Raises RuntimeError where the reader's event loop is closed."""
@@ -61,10 +68,29 @@ def in_thread(work: Callable[[], None], end: Callable[[], object]) -> Generation
             done.set_exception(error)
         else:
             done.set_result(None)
+        finally:
+            _running.pop(thread, None)
 
     thread = threading.Thread(target=run, name="lclm-rag-stream", daemon=True)
-    thread.start()
+    _running[thread] = (this_process(), end)
+    try:
+        thread.start()
+    except BaseException:
+        _running.pop(thread, None)
+        raise
     return Generation(done, end, thread)
+
+
+def _end_all() -> None:
+    """End what still generates when the interpreter ends, which would abort a thread inside of torch."""
+    mine = {thread: end for thread, (at, end) in list(_running.items()) if at == this_process()}
+    for end in mine.values():
+        end()
+    for thread in mine:
+        thread.join(_LAST_WAIT)
+
+
+atexit.register(_end_all)
 
 
 def pieces(start: Start) -> Generator[str]:
@@ -86,10 +112,7 @@ def pieces(start: Start) -> Generator[str]:
     try:
         while (piece := came.get()) is not _END:
             yield piece
-            if this_process() != process:
-                raise DecoderError(
-                    "This stream runs in the process that this one was forked from; ask again here."
-                )
+            _require_same(process)
         generation.done.result()
     finally:
         if this_process() == process:
@@ -107,7 +130,11 @@ async def apieces(start: Start) -> AsyncGenerator[str]:
 
     Yields:
         Its pieces.
+
+    Raises:
+        DecoderError: When a forked child reads on in a stream of its parent.
     """
+    process = this_process()
     loop = asyncio.get_running_loop()
     came: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -123,7 +150,17 @@ async def apieces(start: Start) -> AsyncGenerator[str]:
     try:
         while (piece := await came.get()) is not _END:
             yield piece
+            _require_same(process)
         generation.done.result()
     finally:
-        generation.end()
-        await asyncio.gather(asyncio.wrap_future(generation.done), return_exceptions=True)
+        if this_process() == process:
+            generation.end()
+            await asyncio.gather(asyncio.wrap_future(generation.done), return_exceptions=True)
+
+
+def _require_same(process: int) -> None:
+    """Raise DecoderError in a forked child: what its parent's stream reads from is not here."""
+    if this_process() != process:
+        raise DecoderError(
+            "This stream runs in the process that this one was forked from; ask again here."
+        )
