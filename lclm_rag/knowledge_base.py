@@ -140,7 +140,8 @@ class KnowledgeBase:
         self._decoder_name = decoder if isinstance(decoder, str) else ""
         self._decoder_options = decoder_options or {}
         self._decoder = None if isinstance(decoder, str) else decoder
-        self._loading = threading.Lock()
+        # Reentrant, because a signal handler may close what is being loaded in its own thread.
+        self._loading = threading.RLock()
         self._made = Made(contents=False, folder=False)
         self._to_be_first = False
         watch(self)
@@ -414,7 +415,7 @@ class KnowledgeBase:
         `Decoder` that was passed in is kept, and stays the caller's.
         """
         keep_for_ever(dict(vars(self)))
-        self._loading = threading.Lock()
+        self._loading = threading.RLock()
         self._made = Made(contents=False, folder=False)
         if self._decoder_name:
             self._decoder = None
@@ -498,6 +499,11 @@ class KnowledgeBase:
                     self.dtype,
                     **self._decoder_options,
                 )
+                try:
+                    self.reader.require_open()
+                except KnowledgeBaseError:
+                    self.close()
+                    raise
             return self._decoder
 
     @property

@@ -6,11 +6,11 @@ import asyncio
 import atexit
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from lclm_rag.errors import DecoderError
 from lclm_rag.forking import this_process
@@ -122,40 +122,57 @@ def pieces(start: Start) -> Generator[str]:
                 generation.thread.join()
 
 
-async def apieces(start: Start) -> AsyncGenerator[str]:
-    """`pieces` for callers in an event loop.
+class _AsyncPieces:
+    """What `apieces` returns.
+
+    It is no generator: an event loop that ends closes all asynchronous generators at once, and those that
+    are inside of others would be closed twice.
+    """
+
+    def __init__(self, start: Start) -> None:
+        loop = asyncio.get_running_loop()
+        self._process = this_process()
+        self._came: asyncio.Queue[Any] = asyncio.Queue()
+
+        def put(piece: Any) -> None:
+            loop.call_soon_threadsafe(self._came.put_nowait, piece)
+
+        def put_end(_: Future[None]) -> None:
+            with suppress(RuntimeError):
+                put(_END)
+
+        self._generation = start(put)
+        self._generation.done.add_done_callback(put_end)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        _require_same(self._process)
+        if (piece := await self._came.get()) is _END:
+            self._generation.done.result()
+            raise StopAsyncIteration
+        return str(piece)
+
+    async def aclose(self) -> None:
+        """End the generation and wait for its end."""
+        if this_process() == self._process:
+            self._generation.end()
+            end = asyncio.wrap_future(self._generation.done)
+            await asyncio.gather(end, return_exceptions=True)
+
+
+def apieces(start: Start) -> _AsyncPieces:
+    """`pieces` for callers in an event loop, who must close it: `async with aclosing(apieces(start))`.
 
     Args:
-        start: Starts the generation.
+        start: Starts the generation, right now.
 
-    Yields:
-        Its pieces.
-
-    Raises:
-        DecoderError: When a forked child reads on in a stream of its parent.
+    Returns:
+        An iterator over its pieces. It raises DecoderError when a forked child reads on in a stream of its
+        parent.
     """
-    process = this_process()
-    loop = asyncio.get_running_loop()
-    came: asyncio.Queue[Any] = asyncio.Queue()
-
-    def put(piece: Any) -> None:
-        loop.call_soon_threadsafe(came.put_nowait, piece)
-
-    def put_end(_: Future[None]) -> None:
-        with suppress(RuntimeError):
-            put(_END)
-
-    generation = start(put)
-    generation.done.add_done_callback(put_end)
-    try:
-        while (piece := await came.get()) is not _END:
-            yield piece
-            _require_same(process)
-        generation.done.result()
-    finally:
-        if this_process() == process:
-            generation.end()
-            await asyncio.gather(asyncio.wrap_future(generation.done), return_exceptions=True)
+    return _AsyncPieces(start)
 
 
 def _require_same(process: int) -> None:
