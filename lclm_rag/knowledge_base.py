@@ -1155,12 +1155,12 @@ class KnowledgeBase:
             StoreError: When the store is damaged, or does not hold a passage that the index names.
             PassageIndexError: When the passage index cannot be opened or searched.
         """
-        from lclm_rag.decoding import stripped
+        from lclm_rag.decoding import answer_pieces
 
         query = Query.of(question, top_k, filters, context, expand, sampling)
         decoder, prompt = self.decoder, self._streamed(query)
         if prompt is not None:
-            yield from stripped(decoder.stream(prompt, query.sampling))
+            yield from answer_pieces(decoder, prompt, query.sampling)
 
     async def aquery(
         self,
@@ -1243,15 +1243,15 @@ class KnowledgeBase:
             StoreError: When the store is damaged, or does not hold a passage that the index names.
             PassageIndexError: When the passage index cannot be opened or searched.
         """
-        from lclm_rag.decoding import astripped
+        from lclm_rag.decoding import aanswer_pieces
 
         query = Query.of(question, top_k, filters, context, expand, sampling)
         decoder = await asyncio.to_thread(lambda: self.decoder)
         prompt = await asyncio.to_thread(self._streamed, query)
         if prompt is None:
             return
-        async with aclosing(decoder.astream(prompt, query.sampling)) as pieces:
-            async for piece in astripped(pieces):
+        async with aclosing(aanswer_pieces(decoder, prompt, query.sampling)) as pieces:
+            async for piece in pieces:
                 yield piece
 
     def rounds(

@@ -266,7 +266,7 @@ class Usage:
         unexpanded_positions: What they would have been with no passage verbatim.
         latents: How many of the positions are latents.
         source_tokens: Encoder tokens that the latents stand for.
-        generated_tokens: Tokens of the last reply.
+        generated_tokens: Tokens of all replies, those that are not the answer included.
         cached_positions: How many of the positions a prefix cache already held, so that they were not
             computed again; None if a server does not report it.
     """
@@ -342,11 +342,12 @@ class Answer:
         left_out: Keys of retrieved passages that did not fit into the prompt.
         complete: False if the answer was cut at `max_tokens`, or the decoder did not answer.
         grounding: The answer's numbers, codes and quoted strings, looked up in the text of the sources.
-        rounds: The transcript; more than one round if passages were expanded after a first reply.
+        rounds: The transcript; more than one round if passages were expanded after a first reply. The answer
+            need not be the last reply: see "auto" of `Expand`.
         usage: Positions and tokens.
         timings: Seconds.
-        reason: Why there is no answer: no passage was found, so nothing was decoded; or the decoder kept
-            asking for passages. Otherwise empty.
+        reason: Why there is no answer: no passage was found, so nothing was decoded; the decoder kept
+            asking for passages; or it wrote nothing but thoughts. Otherwise empty.
     """
 
     question: str

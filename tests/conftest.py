@@ -91,6 +91,7 @@ def items_decoder(checkpoint: Checkpoint, misleading: Path) -> Iterator[VLLMDeco
 
     options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}
     options |= {"max_num_seqs": 64, "model": str(misleading)}
+    options |= {"hf_overrides": {"a_users_own": "setting"}}
     decoder = load_decoder("vllm", checkpoint, device="cpu", **options)
     assert isinstance(decoder, VLLMDecoder)
     assert decoder.inputs == "items"

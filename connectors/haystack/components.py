@@ -21,7 +21,7 @@ from lclm_rag.connectors.haystack.documents import (
     with_reply,
     without_reply,
 )
-from lclm_rag.decoding import Sampling, astripped, stripped
+from lclm_rag.decoding import Sampling, aanswer_pieces, answer_pieces
 from lclm_rag.errors import NoPassagesError
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import SoftPrompt
@@ -148,9 +148,11 @@ class LatentGenerator(OverKnowledgeBase):
         except NoPassagesError as error:
             return without_reply(str(error))
         if callback is None:
-            return with_reply(self.kb.decoder.complete([prompt], self._sampling), output)
+            return with_reply(
+                self.kb, prompt, self.kb.decoder.complete([prompt], self._sampling), output
+            )
         text = ""
-        for piece in stripped(self.kb.decoder.stream(prompt, self._sampling)):
+        for piece in answer_pieces(self.kb.decoder, prompt, self._sampling):
             text += piece
             callback(StreamingChunk(piece))
         return {"replies": [text], **output}
@@ -173,10 +175,12 @@ class LatentGenerator(OverKnowledgeBase):
         except NoPassagesError as error:
             return without_reply(str(error))
         if callback is None:
-            return with_reply(await self.kb.decoder.acomplete([prompt], self._sampling), output)
+            return with_reply(
+                self.kb, prompt, await self.kb.decoder.acomplete([prompt], self._sampling), output
+            )
         text = ""
-        async with aclosing(self.kb.decoder.astream(prompt, self._sampling)) as stream:
-            async for piece in astripped(stream):
+        async with aclosing(aanswer_pieces(self.kb.decoder, prompt, self._sampling)) as pieces:
+            async for piece in pieces:
                 text += piece
                 if (pending := callback(StreamingChunk(piece))) is not None:
                     await pending

@@ -9,7 +9,7 @@ from typing import Any
 from haystack import Document, default_from_dict, default_to_dict
 
 from lclm_rag.connectors.haystack.filters import to_filter
-from lclm_rag.decoding import Outcome, all_answered
+from lclm_rag.decoding import Outcome, all_answered, answer_text
 from lclm_rag.errors import NoPassagesError
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PASSAGES, PromptPassage, SoftPrompt
@@ -125,11 +125,15 @@ def without_reply(reason: str) -> Json:
     return {"replies": [""], "documents": [], "meta": [meta]}
 
 
-def with_reply(decoded: Sequence[Outcome], output: Json) -> Json:
+def with_reply(
+    kb: KnowledgeBase, prompt: SoftPrompt, decoded: Sequence[Outcome], output: Json
+) -> Json:
     """The output of a generator, made from the decoder's completion of its prompt.
 
     Args:
-        decoded: The decoder's result for the one prompt.
+        kb: The knowledge base.
+        prompt: The prompt.
+        decoded: The decoder's result for it.
         output: The output without the reply, as `prompt_of` gives it; its meta is completed in place.
 
     Raises:
@@ -140,7 +144,7 @@ def with_reply(decoded: Sequence[Outcome], output: Json) -> Json:
     (meta,) = output["meta"]
     meta["finish_reason"] = completion.finish_reason
     meta["usage"]["generated_tokens"] = len(completion.token_ids)
-    return {"replies": [completion.text.strip()], **output}
+    return {"replies": [answer_text(kb.checkpoint, prompt, completion)], **output}
 
 
 def _passage(document: Document, knowledge_base: KnowledgeBase) -> PromptPassage:

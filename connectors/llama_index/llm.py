@@ -33,7 +33,14 @@ from llama_index.core.schema import MetadataMode, NodeWithScore
 
 from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling, SoftPrompt
 from lclm_rag.connectors.llama_index.nodes import known_key
-from lclm_rag.decoding import Decoder, all_answered, astripped, load_decoder, stripped
+from lclm_rag.decoding import (
+    Decoder,
+    aanswer_pieces,
+    all_answered,
+    answer_pieces,
+    answer_text,
+    load_decoder,
+)
 from lclm_rag.prompting import Order, PromptPassage, PromptTemplate, chat_ids
 from lclm_rag.querying.expansion import Expand
 
@@ -243,13 +250,13 @@ class LatentLLM(LLM):
     def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         prepared = self._prepare(messages, **kwargs)
         results = self._decoder().complete([prepared.prompt], prepared.sampling)
-        return _response(prepared, all_answered(results)[0])
+        return self._response(prepared, all_answered(results)[0])
 
     async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         prepared = await asyncio.to_thread(self._prepare, messages, **kwargs)
         decoder = await asyncio.to_thread(self._decoder)
         results = await decoder.acomplete([prepared.prompt], prepared.sampling)
-        return _response(prepared, all_answered(results)[0])
+        return self._response(prepared, all_answered(results)[0])
 
     def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         prepared = self._prepare(messages, **kwargs)
@@ -257,7 +264,7 @@ class LatentLLM(LLM):
 
         def pieces() -> Generator[ChatResponse, None, None]:
             text = ""
-            for piece in stripped(decoder.stream(prepared.prompt, prepared.sampling)):
+            for piece in answer_pieces(decoder, prepared.prompt, prepared.sampling):
                 text += piece
                 yield _piece(text, piece)
             yield self._end(prepared, text)
@@ -272,8 +279,9 @@ class LatentLLM(LLM):
 
         async def pieces() -> AsyncGenerator[ChatResponse, None]:
             text = ""
-            async with aclosing(decoder.astream(prepared.prompt, prepared.sampling)) as stream:
-                async for piece in astripped(stream):
+            stream = aanswer_pieces(decoder, prepared.prompt, prepared.sampling)
+            async with aclosing(stream):
+                async for piece in stream:
                     text += piece
                     yield _piece(text, piece)
             yield self._end(prepared, text)
@@ -329,6 +337,12 @@ class LatentLLM(LLM):
             placed[form if passage.key in used else "left_out"].append(node_id)
         return _Prepared(assembled.prompt, sampling, placed)
 
+    def _response(self, prepared: _Prepared, completion: Completion) -> ChatResponse:
+        raw = _raw(prepared, len(completion.token_ids))
+        raw["finish_reason"] = completion.finish_reason
+        raw["usage"]["cached_positions"] = completion.cached_positions
+        return _piece(answer_text(self._checkpoint, prepared.prompt, completion), None, raw)
+
     def _end(self, prepared: _Prepared, text: str) -> ChatResponse:
         """The last response of a stream, with the usage; its generated tokens are those of the text."""
         tokens = self._checkpoint.inert_decoder_tokenizer.encode(text, add_special_tokens=False)
@@ -355,13 +369,6 @@ def _words(message: ChatMessage) -> str:
     if any(block.block_type != "text" for block in message.blocks):
         raise ValueError("LatentLLM takes text only; a message has a block of another kind.")
     return message.content or ""
-
-
-def _response(prepared: _Prepared, completion: Completion) -> ChatResponse:
-    raw = _raw(prepared, len(completion.token_ids))
-    raw["finish_reason"] = completion.finish_reason
-    raw["usage"]["cached_positions"] = completion.cached_positions
-    return _piece(completion.text.strip(), None, raw)
 
 
 def _raw(prepared: _Prepared, generated: int) -> dict[str, Any]:

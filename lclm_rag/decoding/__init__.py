@@ -1,14 +1,7 @@
 """Decoding: SoftPrompt → Completion."""
 
-from lclm_rag.decoding.decoder import (
-    Completion,
-    Decoder,
-    Outcome,
-    Sampling,
-    all_answered,
-    astripped,
-    stripped,
-)
+from lclm_rag.decoding.answers import aanswer_pieces, answer_pieces, answer_text, said
+from lclm_rag.decoding.decoder import Completion, Decoder, Outcome, Sampling, all_answered
 from lclm_rag.decoding.load import load_decoder
 
 __all__ = [
@@ -16,8 +9,10 @@ __all__ = [
     "Decoder",
     "Outcome",
     "Sampling",
+    "aanswer_pieces",
     "all_answered",
-    "astripped",
+    "answer_pieces",
+    "answer_text",
     "load_decoder",
-    "stripped",
+    "said",
 ]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from lclm_rag.checkpoint import Checkpoint, Space
 from lclm_rag.decoding.streams import Generation, Put, apieces, in_thread
 from lclm_rag.errors import ContextLengthError, DecoderError, PromptError
-from lclm_rag.prompting.replies import MARKS, REQUESTS, parse_reply, without_mark
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.prompting.template import PromptTemplate
 
@@ -27,14 +25,10 @@ __all__ = [
     "Outcome",
     "Sampling",
     "all_answered",
-    "astripped",
     "check_prompt",
     "end_token_ids",
-    "stripped",
     "vllm_sampling",
 ]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,7 @@ class Decoder(ABC):
         """
 
     @abstractmethod
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
         """Complete a prompt piece by piece.
 
         Args:
@@ -174,7 +168,7 @@ class Decoder(ABC):
                             break
                         put(piece)
                 finally:
-                    pieces.close()  # type: ignore[attr-defined]
+                    pieces.close()
 
             return in_thread(work, ended.set)
 
@@ -327,75 +321,3 @@ def _check_latents(
         raise PromptError(
             f"The latents at position {start} hold a row of zeros: a latent is missing."
         )
-
-
-def stripped(pieces: Iterator[str]) -> Iterator[str]:
-    """Show a reply that comes in pieces as an answer.
-
-    White space at both ends and a mark before the answer ("FINAL:") are left out. A request for passages is
-    not shown; a warning in the log says that the decoder made one.
-
-    Args:
-        pieces: The pieces of the text, such as those of `Decoder.stream`.
-
-    Yields:
-        The pieces of the answer.
-    """
-    strip = Stripping()
-    for piece in pieces:
-        yield from strip(piece)
-    yield from strip.end()
-
-
-async def astripped(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    """`stripped` for asynchronous iterators.
-
-    Args:
-        pieces: The pieces of the text, such as those of `Decoder.astream`.
-
-    Yields:
-        The pieces of the answer.
-    """
-    strip = Stripping()
-    async for piece in pieces:
-        for body in strip(piece):
-            yield body
-    for body in strip.end():
-        yield body
-
-
-class Stripping:
-    """Called with each piece of a reply, it returns what may be shown by then."""
-
-    def __init__(self) -> None:
-        self._held, self._started = "", False
-
-    def __call__(self, piece: str) -> list[str]:
-        self._held += piece
-        if not self._started:
-            self._held = self._held.lstrip()
-            # Until it is plain how the reply begins, nothing is shown.
-            if any(mark.startswith(self._held) or self._held.startswith(mark) for mark in REQUESTS):
-                return []
-            if any(mark.startswith(self._held) for mark in MARKS):
-                return []
-            self._held = without_mark(self._held) + self._held[len(self._held.rstrip()) :]
-        body = self._held.rstrip()
-        if not body:
-            return []
-        self._started = True
-        self._held = self._held[len(body) :]
-        return [body]
-
-    def end(self) -> list[str]:
-        """What was held back and may be shown now that the reply is whole."""
-        if self._started or not self._held:
-            return []
-        reply = parse_reply(self._held, passages=1)
-        if reply.asks:
-            _log.warning(
-                "The decoder asked for passages verbatim, which no stream can give; use query instead."
-            )
-            return []
-        answer = without_mark(self._held)
-        return [answer] if answer else []

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
@@ -188,7 +188,7 @@ class EventLoopDecoder(Decoder):
             for future in futures:
                 future.cancel()
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
         """See `Decoder.stream`."""
         self.check(prompt, sampling)
         yield from pieces(partial(self._start, prompt, sampling))

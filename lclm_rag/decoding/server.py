@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import random
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ import torch
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
+from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -24,13 +27,18 @@ __all__ = ["ServerDecoder", "embedding_table"]
 
 T = TypeVar("T")
 
+_NOT_TAKEN = (429, 502, 503)
+"""Statuses that say that a request was not begun. Others, such as 504, come while it runs: sent again, it
+would wait behind itself."""
+
 
 class ServerDecoder(EventLoopDecoder):
     """Decodes on a server, started with `vllm serve CHECKPOINT/decoder --enable-prompt-embeds`.
 
     The constructor connects to the server and asks which models it serves.
 
-    A prompt with latents is sent as one chat message with a single `prompt_embeds` part. The server's chat
+    A prompt with latents is sent as one chat message with a single `prompt_embeds` part, in the dtype of the
+    decoder's weights. The server's chat
     template adds the tokens around the message; everything inside it is sent as embeddings. That includes
     text, as rows of the decoder's embedding table, because vLLM would join text parts with line breaks, and
     would read `<|im_end|>` in a document as the end of the turn. Neither happens to embeddings. A prompt
@@ -41,9 +49,10 @@ class ServerDecoder(EventLoopDecoder):
         checkpoint: The checkpoint whose decoder the server runs.
         model: The name of the served model; needed if the server serves several.
         api_key: The key given to `vllm serve --api-key`, if any.
-        timeout: Seconds to wait without a sign of life.
+        timeout: Seconds that a question may take from when it is sent, repeats included.
         retries: How often a request is repeated, with growing pauses, after connection errors and the
-            statuses 429 and 5xx. An answer that breaks off halfway is requested again as often.
+            statuses 429, 502 and 503. Nothing is repeated because the server is slow. An answer that breaks
+            off is requested again as often, but not once a part of it was streamed.
         concurrency: The most requests in flight at the same time.
 
     Raises:
@@ -58,7 +67,7 @@ class ServerDecoder(EventLoopDecoder):
         *,
         model: str | None = None,
         api_key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         retries: int = 3,
         concurrency: int = 32,
     ) -> None:
@@ -72,13 +81,16 @@ class ServerDecoder(EventLoopDecoder):
         self.url = url.rstrip("/")
         self.checkpoint = checkpoint
         self._retries = retries
+        self._timeout = timeout
         self._ends = end_token_ids(checkpoint)
+        self._hidden = hidden_tokens(checkpoint, self._ends)
         self._turns = _turns(checkpoint)
         table = embedding_table(checkpoint)
         self._row = lru_cache(maxsize=65_536)(lambda token: table[token : token + 1][0])
+        self.latent_dtype = self._row(0).dtype
         self._free = asyncio.Semaphore(concurrency)
         self._client = openai.AsyncOpenAI(
-            base_url=self.url, api_key=api_key or "none", timeout=timeout, max_retries=retries
+            base_url=self.url, api_key=api_key or "none", timeout=timeout, max_retries=0
         )
         try:
             self.model, self.context_length = self.thread.run(lambda: self._served(model))
@@ -92,8 +104,12 @@ class ServerDecoder(EventLoopDecoder):
 
     async def _served(self, model: str | None) -> tuple[str, int]:
         """The name and the context length of the model to use, from the server's list of models."""
-        page: Any = await self._response(self._client.models.list())
-        served = {entry.id: entry for entry in page.data}
+        try:
+            served = {str(entry.id): entry for entry in (await self._models()).data}
+        except (AttributeError, TypeError, ValueError) as error:  # As the client reads it.
+            raise DecoderError(
+                f"What answers at {self.url}/models is no list of models; is this the URL of a vLLM server?"
+            ) from error
         if model is None and len(served) == 1:
             model = next(iter(served))
         if model is None or model not in served:
@@ -101,66 +117,148 @@ class ServerDecoder(EventLoopDecoder):
                 f"{self.url} serves {', '.join(served)}; name the one that decodes with the option model."
             )
         length = getattr(served[model], "max_model_len", None)
-        return model, int(length or self.checkpoint.context_length)
+        known = isinstance(length, int) and length > 0
+        return model, length if known else self.checkpoint.context_length
+
+    async def _models(self) -> Any:
+        for pause in self._pauses():
+            try:
+                return await self._response(self._client.models.list())
+            except _UnreachableError as error:
+                if pause is None:
+                    raise
+                await asyncio.sleep(max(pause, error.after))
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
-        async with self._free:
-            for _ in range(self._retries):
+        async with self._turn():
+            for pause in self._pauses():
                 try:
                     return await self._complete_once(prompt, sampling)
-                except _BrokenOffError:
-                    continue  # The client itself repeats failed requests, but not half answers.
-            return await self._complete_once(prompt, sampling)
+                except _UnreachableError as error:
+                    if pause is None:
+                        raise
+                    await asyncio.sleep(max(pause, error.after))
+        raise AssertionError  # The last pause is None.
 
     async def _complete_once(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         started = time.perf_counter()
         first_token = None
         ids: list[int] = []
-        reason = usage = None
-        async with aclosing(self._chunks(prompt, sampling)) as chunks:
-            async for chunk in chunks:
-                usage = chunk.usage or usage
-                for choice in chunk.choices:
-                    new = (choice.model_extra or {}).get("token_ids") or []
-                    if new and first_token is None:
-                        first_token = time.perf_counter() - started
-                    ids += new
-                    reason = choice.finish_reason or reason
-        if usage is None or reason is None or not ids:
-            raise DecoderError(f"{self.url} ended its answer early.")
-        if usage.prompt_tokens != prompt.positions:
-            raise DecoderError(
-                f"{self.url} saw {usage.prompt_tokens} positions in a prompt of {prompt.positions}: it "
-                "serves another model, or another chat template, than the checkpoint's decoder."
-            )
-        details = usage.prompt_tokens_details
+        end = _End()
+        async with aclosing(self._tokens(prompt, sampling, end)) as tokens:
+            async for new in tokens:
+                if first_token is None:
+                    first_token = time.perf_counter() - started
+                ids += new
         total = time.perf_counter() - started
         return Completion(
-            text=str(self.checkpoint.chat_tokenizer.decode(ids, skip_special_tokens=True)),
+            text=self._detokenizer().all(ids),
             token_ids=ids,
-            finish_reason="stop" if reason == "stop" else "length",
+            finish_reason="stop" if end.reason == "stop" else "length",
             first_token=total if first_token is None else first_token,
             total=total,
-            cached_positions=None if details is None else details.cached_tokens or 0,
+            cached_positions=end.cached_positions,
         )
 
     async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        async with self._free, aclosing(self._chunks(prompt, sampling)) as chunks:
-            async for chunk in chunks:
-                for choice in chunk.choices:
-                    piece = choice.delta.content if prompt.spans else choice.text
-                    if piece:
+        async with self._turn():
+            for pause in self._pauses():
+                detokenizer, begun = self._detokenizer(), False
+                try:
+                    async with aclosing(self._tokens(prompt, sampling, _End())) as tokens:
+                        async for new in tokens:
+                            begun = True
+                            if piece := detokenizer(new):
+                                yield piece
+                except _UnreachableError as error:
+                    if begun or pause is None:
+                        raise
+                    await asyncio.sleep(max(pause, error.after))
+                else:
+                    if piece := detokenizer.end():
                         yield piece
+                    return
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """One of the requests in flight, and the time that it has, repeats included."""
+        async with self._free:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    yield
+            except TimeoutError as error:
+                raise DecoderError(
+                    f"{self.url} did not answer in time ({self._timeout:g} s); raise the option timeout, "
+                    "or give the server less to do."
+                ) from error
+
+    def _pauses(self) -> Iterator[float | None]:
+        """Seconds to wait after each failed try, growing and not the same for all; None after the last."""
+        for number in range(self._retries):
+            yield 0.5 * 2**number * random.uniform(0.5, 1.5)
+        yield None
+
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
+
+    async def _tokens(
+        self, prompt: SoftPrompt, sampling: Sampling, end: _End
+    ) -> AsyncGenerator[list[int]]:
+        """The token ids of an answer as they come; sets `end`.
+
+        Raises:
+            DecoderError: When what comes is not a whole answer of the checkpoint's decoder to this prompt.
+        """
+        count = 0
+        async with aclosing(self._chunks(prompt, sampling)) as chunks:
+            async for chunk in chunks:
+                new = self._read(chunk, prompt, end)
+                count += len(new)
+                if count > sampling.max_tokens:
+                    raise DecoderError(
+                        f"{self.url} does not stop: more than {sampling.max_tokens} tokens came."
+                    )
+                if new:
+                    yield new
+        if not (end.counted and end.reason and count):
+            raise DecoderError(f"{self.url} ended its answer early.")
+
+    def _read(self, chunk: Any, prompt: SoftPrompt, end: _End) -> list[int]:
+        """The new token ids in a chunk, whose other contents go into `end`."""
+        try:
+            if chunk.usage is not None:
+                seen, details = int(chunk.usage.prompt_tokens), chunk.usage.prompt_tokens_details
+                end.cached_positions = None if details is None else int(details.cached_tokens or 0)
+                end.counted = True
+            ids: list[int] = []
+            for choice in chunk.choices or ():
+                ids += [int(id) for id in (choice.model_extra or {}).get("token_ids") or ()]
+                end.reason = choice.finish_reason or end.reason
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DecoderError(
+                f"{self.url} sent what is no part of an answer: {chunk!r:.200}"
+            ) from error
+        if chunk.usage is not None and seen != prompt.positions:
+            raise DecoderError(
+                f"{self.url} saw {seen} positions in a prompt of {prompt.positions}: it serves another "
+                "model, or another chat template, than the checkpoint's decoder."
+            )
+        if ids and not 0 <= min(ids) <= max(ids) < self.checkpoint.vocabulary:
+            raise DecoderError(
+                f"{self.url} sent tokens that the checkpoint's decoder does not have."
+            )
+        return ids
 
     async def _chunks(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[Any]:
-        """The chunks that the server sends. Raises _BrokenOffError if the connection breaks."""
+        """The chunks that the server sends. Raises _UnreachableError if the connection breaks."""
         import httpx
         import openai
 
         how: dict[str, Any] = {
             "model": self.model,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            # Usage with each chunk: another model is found out before anything of its answer is shown.
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "extra_body": {**vllm_sampling(sampling, self._ends), "return_token_ids": True},
         }
         if prompt.cache_salt:
@@ -176,9 +274,12 @@ class ServerDecoder(EventLoopDecoder):
                 yield chunk
         except (httpx.TransportError, openai.APIConnectionError) as error:
             report = f"The connection to {self.url} broke while the answer came: {error}"
-            raise _BrokenOffError(report) from error
+            raise _UnreachableError(report) from error
         except openai.APIError as error:
             report = f"{self.url} ended its answer with an error: {_message_of(error)}"
+            raise DecoderError(report) from error
+        except (AttributeError, TypeError, ValueError) as error:  # As the client reads it.
+            report = f"{self.url} sent what is no part of an answer: {error}"
             raise DecoderError(report) from error
         finally:
             await chunks.close()
@@ -193,11 +294,13 @@ class ServerDecoder(EventLoopDecoder):
             report = f"{self.url} answered {error.status_code}: {_message_of(error)}"
             if error.status_code in (400, 413, 422):
                 raise PromptError(report) from error
+            if error.status_code in _NOT_TAKEN:
+                raise _UnreachableError(report, _seconds(error.response)) from error
             raise DecoderError(report) from error
         except openai.APITimeoutError as error:
             raise DecoderError(f"{self.url} did not answer in time.") from error
         except openai.APIConnectionError as error:
-            raise DecoderError(
+            raise _UnreachableError(
                 f"No server answers at {self.url}. Start one: vllm serve "
                 f"{self.checkpoint.decoder_model_folder} --enable-prompt-embeds"
             ) from error
@@ -219,15 +322,40 @@ class ServerDecoder(EventLoopDecoder):
         role, start, after = fitting[0]
         end = len(ids) - after
         rows = torch.stack([self._row(token) for token in ids[start:end]])
-        rows = rows.to(torch.promote_types(rows.dtype, prompt.latents[0].dtype))
         for span, latents in zip(prompt.spans, prompt.latents, strict=True):
             at = span.start - start
             rows[at : at + span.length] = latents.to("cpu", rows.dtype)
         return {"role": role, "content": [{"type": "prompt_embeds", "data": _encoded(rows)}]}
 
 
-class _BrokenOffError(DecoderError):
-    """The connection broke before the whole answer had come."""
+@dataclass
+class _End:
+    """What a server says at the end of an answer."""
+
+    reason: str | None = None
+    counted: bool = False
+    cached_positions: int | None = None
+
+
+class _UnreachableError(DecoderError):
+    """The connection broke, or the server did not take the request: asking again does no harm.
+
+    Args:
+        report: What happened.
+        after: Seconds after which the server wants to be asked again.
+    """
+
+    def __init__(self, report: str, after: float = 0.0) -> None:
+        super().__init__(report)
+        self.after = after
+
+
+def _seconds(response: Any) -> float:
+    """The seconds that a response asks to wait; 0 if it names none, or a date."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
 
 
 def _turns(checkpoint: Checkpoint) -> dict[str, tuple[list[int], list[int]]]:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -30,6 +33,7 @@ from lclm_rag.decoding.decoder import (
     Sampling,
     end_token_ids,
 )
+from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
 from lclm_rag.decoding.streams import Generation, Put, apieces, in_thread, pieces
 from lclm_rag.errors import DecoderError, PromptError
@@ -54,27 +58,34 @@ class _PieceStreamer(BaseStreamer):
     The text streamers of transformers would hold each word back until a space follows.
     """
 
-    def __init__(self, checkpoint: Checkpoint, put: Put) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, detokenizer: Detokenizer, put: Put) -> None:
+        self._detokenizer = detokenizer
         self._put = put
-        self._decoding = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._text = ""
 
     def put(self, value: torch.Tensor) -> None:
-        for token in value.flatten().tolist():
-            self._ids.append(token)
-            self._show(self._decoding.step(self._checkpoint.decoder_tokenizer, token))
+        if piece := self._detokenizer(value.flatten().tolist()):
+            self._put(piece)
 
     def end(self) -> None:
-        # An incomplete character at the end appears as it does in a completion's text.
-        text = self._checkpoint.chat_tokenizer.decode(self._ids, skip_special_tokens=True)
-        self._show(str(text).removeprefix(self._text))
-
-    def _show(self, piece: str | None) -> None:
-        if piece:
-            self._text += piece
+        if piece := self._detokenizer.end():
             self._put(piece)
+
+
+class _Draw(LogitsProcessor):
+    """Draws each prompt's next token with a random state of its own: the highest score is the one drawn.
+
+    Scores plus Gumbel noise have their maximum at a token with the probability that softmax gives it. So a
+    seed means the same in a batch as alone, and no state of the whole process is touched.
+    """
+
+    def __init__(self, prompts: int, seed: int, device: torch.device) -> None:
+        self._states = [torch.Generator(device).manual_seed(seed) for _ in range(prompts)]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, state in zip(noise, self._states, strict=True):
+            row.exponential_(generator=state)
+        return scores.float() - noise.log()
 
 
 class _Watch(StoppingCriteria):
@@ -108,8 +119,8 @@ class TransformersDecoder(Decoder):
         self.model = model
         self.context_length = checkpoint.context_length
         self.latent_dtype = model.dtype
-        self._tokenizer = checkpoint.chat_tokenizer
         self._stop_ids = end_token_ids(checkpoint)
+        self._hidden = hidden_tokens(checkpoint, self._stop_ids)
         self._lifecycle = Lifecycle()
         self._generating = threading.Lock()
         self._generating_in: int | None = None
@@ -184,7 +195,7 @@ class TransformersDecoder(Decoder):
 
         def work() -> None:
             self.check(prompt, sampling)
-            streamer = _PieceStreamer(self.checkpoint, put)
+            streamer = _PieceStreamer(self._detokenizer(), put)
             self._generate([prompt], sampling, ended, streamer)
 
         return in_thread(work, ended.set)
@@ -224,12 +235,15 @@ class TransformersDecoder(Decoder):
         ended = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
         ids = ids if ended is None else ids[: ended + 1]
         return Completion(
-            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
+            text=self._detokenizer().all(ids),
             token_ids=ids,
             finish_reason="length" if ended is None else "stop",
             first_token=first_token,
             total=total,
         )
+
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
 
     @torch.inference_mode()
     def _generate(
@@ -248,20 +262,18 @@ class TransformersDecoder(Decoder):
         watch = _Watch(lambda: ended.is_set() or not self._lifecycle.is_open)
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
-            do_sample=sampling.temperature > 0,
-            temperature=sampling.temperature or None,
-            top_p=sampling.top_p if sampling.temperature else None,
-            top_k=0 if sampling.temperature else None,
+            do_sample=False,  # `_drawing` chooses.
             eos_token_id=self._stop_ids,
             pad_token_id=self._stop_ids[0],
         )
-        with self._turn(ended), _seeded(sampling.seed):
+        with self._turn(ended):
             try:
                 embeds, mask = embed(self.model, prompts)
                 ids: torch.Tensor = self.model.generate(
                     inputs_embeds=embeds,
                     attention_mask=mask,
                     generation_config=config,
+                    logits_processor=_drawing(sampling, len(prompts), self.model.device),
                     stopping_criteria=StoppingCriteriaList([watch]),
                     streamer=streamer,
                 )
@@ -274,7 +286,7 @@ class TransformersDecoder(Decoder):
 
     @contextmanager
     def _turn(self, ended: threading.Event) -> Iterator[None]:
-        """One generation at a time: the random state is shared by the whole process."""
+        """One generation at a time: several would share the processor and fill the memory."""
         while not self._generating.acquire(timeout=_LOOK_AGAIN):
             self._require_wanted(ended)
         try:
@@ -318,11 +330,13 @@ def embed(model: Any, prompts: Sequence[SoftPrompt]) -> tuple[torch.Tensor, torc
     return embeds, mask
 
 
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+def _drawing(sampling: Sampling, prompts: int, device: torch.device) -> LogitsProcessorList:
+    """What to do with the scores of tokens, of which the highest is then taken."""
+    if not sampling.temperature:
+        return LogitsProcessorList()
+    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    # Without a seed, torch's own state decides, so that torch.manual_seed still repeats a run.
+    seed = int(torch.randint(2**62, ())) if sampling.seed is None else sampling.seed
+    return LogitsProcessorList([*steps, _Draw(prompts, seed, device)])

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lclm_rag.decoding import Completion, Decoder, Sampling
+from lclm_rag.decoding import Completion, Decoder, Sampling, said
 from lclm_rag.decoding.decoder import end_token_ids
 from lclm_rag.errors import CheckpointError, EvaluationError, NoPassagesError, PromptError
 from lclm_rag.evaluation.contexts import EvalContext
@@ -212,7 +212,7 @@ def _cut_by_lingua(
     assembled = assemble(template, cut, with_latents.ends, with_latents.budget)
     prompt = assembled.prompt
     completion = yield prompt
-    text = completion.text.strip()
+    text = said(kb.checkpoint, prompt, completion)
     return AnswerRecord(
         context.name,
         question.id,
@@ -260,7 +260,7 @@ def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext)
     """Answer from a prompt that the set brings, with its context as latents, as text, or left out."""
     prompt = _marked(kb, question.prompt, context)
     completion = yield prompt
-    text = completion.text.strip()
+    text = said(kb.checkpoint, prompt, completion)
     regions = memory_regions(question.prompt)
     return AnswerRecord(
         context.name,

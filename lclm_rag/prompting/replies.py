@@ -222,9 +222,7 @@ _RANGE = re.compile(r"(\d+)(?:\s*(?:[-–—]|(?:to|through)\b)\s*(?:[a-zA-Z]+[\
 def _listed(numbers: str, passages: int) -> list[int]:
     """The numbers in a list such as "3, 5-7": 3, 5, 6, 7. "all" is 1 to `passages`."""
     found: list[int] = []
-    for match in re.finditer(
-        r"(\d+)(?:\s*(?:[-–—]|(?:to|through)\b)\s*(?:[a-zA-Z]+[\s_#]*)?(\d+))?", numbers
-    ):
+    for match in _RANGE.finditer(numbers):
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if first <= last < first + _LONGEST_RANGE:
             found += range(first, last + 1)

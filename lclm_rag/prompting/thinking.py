@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Spoken", "opens_thought", "spoken"]
+__all__ = ["TAGS", "Spoken", "opens_thought", "spoken"]
 
 _TAGS = {
     "<think>": "</think>",
@@ -15,8 +15,11 @@ _TAGS = {
 }
 """How families of models write it: what begins a thought, and what ends it."""
 
+TAGS = frozenset({*_TAGS, *_TAGS.values()})
+"""All tags around thoughts."""
 
-def spoken(reply: str) -> str:
+
+def spoken(reply: str, *, thinking: bool = False) -> str:
     """A reply without its thoughts.
 
     A thought that does not end goes on to the end of the reply. If the first tag is one that ends a thought,
@@ -24,20 +27,20 @@ def spoken(reply: str) -> str:
 
     Args:
         reply: The reply.
+        thinking: Whether it is known to begin inside a thought.
 
     Returns:
         What is outside of thoughts.
     """
     opening, _ = _first(reply, list(_TAGS))
     closing, _ = _first(reply, list(_TAGS.values()))
-    strip = Spoken(thinking=closing >= 0 and (opening < 0 or closing < opening))
+    strip = Spoken(thinking=thinking or (closing >= 0 and (opening < 0 or closing < opening)))
     return strip(reply) + strip.end()
 
 
-def opens_thought(text: str) -> bool:
-    """Whether a text, such as the end of a prompt, begins a thought that it does not end."""
-    last = max(text.rfind(tag) for tag in _TAGS)
-    return last >= 0 and max(text.rfind(tag) for tag in _TAGS.values()) < last
+def opens_thought(prompt: str) -> bool:
+    """Whether a prompt ends with the beginning of a thought."""
+    return prompt.rstrip().endswith(tuple(_TAGS))
 
 
 class Spoken:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding import Completion, Decoder, Sampling, all_answered
+from lclm_rag.decoding import Completion, Decoder, Sampling, all_answered, said
 from lclm_rag.prompting import SoftPrompt, next_turn
 from lclm_rag.prompting.frames import fill
 from lclm_rag.prompting.replies import Reply, mentioned, parse_reply, without_mark
@@ -58,19 +58,28 @@ def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds
         return (yield from _skim(builder.checkpoint, built, started))
     completion = yield built.prompt
     rounds = [_round(built.prompt, completion, built.expanded, built.no_room)]
-    reply = parse_reply(completion.text, len(built.assembled.used))
-    if query.expand == "auto" and (reply.asks or _lacks_sources(built, completion)):
+    text = said(builder.checkpoint, built.prompt, completion)
+    reply = parse_reply(text, len(built.assembled.used))
+    missing = _missing(built, text) if query.expand == "auto" and not reply.asks else 0
+    if query.expand == "auto" and (reply.asks or missing):
         # A decoder that was trained to ask may do so although nothing is offered.
         wanted = [built.assembled.used[n - 1] for n in reply.numbers]
         wider = built.expand([*built.expanded, *(wanted or built.ranked[:EXPANDED_AGAIN])])
         new = tuple(key for key in wider.expanded if key not in built.expanded)
         if new:
             built = wider
-            completion = yield built.prompt
-            rounds.append(_round(built.prompt, completion, new, built.no_room))
-            reply = parse_reply(completion.text, len(built.assembled.used))
-    text = without_mark(completion.text)
-    return _answer(built, built.prompt, text, completion, rounds, started, asks=reply.asks)
+            again = yield built.prompt
+            rounds.append(_round(built.prompt, again, new, built.no_room))
+            text_again = said(builder.checkpoint, built.prompt, again)
+            reply_again = parse_reply(text_again, len(built.assembled.used))
+            # A first reply that is an answer gives way only to one that is better grounded.
+            cut = again.finish_reason != "stop" and completion.finish_reason == "stop"
+            answers = bool(without_mark(text_again)) and not reply_again.asks and not cut
+            if reply.asks or (answers and _missing(built, text_again) < missing):
+                completion, text, reply = again, text_again, reply_again
+    return _answer(
+        built, built.prompt, without_mark(text), completion, rounds, started, asks=reply.asks
+    )
 
 
 def decode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
@@ -134,9 +143,9 @@ def step(rounds: Rounds, completion: Completion | None) -> SoftPrompt | Answer:
         return result
 
 
-def _lacks_sources(built: QueryPrompt, completion: Completion) -> bool:
-    """Whether the reply holds a number, a code or a quotation that its sources do not have."""
-    return bool(ground(completion.text, built.query.question, built.texts.values()).missing)
+def _missing(built: QueryPrompt, text: str) -> int:
+    """How many numbers, codes and quotations of a reply its sources do not have."""
+    return len(ground(without_mark(text), built.query.question, built.texts.values()).missing)
 
 
 def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
@@ -149,7 +158,7 @@ def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
     while True:
         completion = yield prompt
         rounds.append(_round(prompt, completion, new, no_room))
-        reply = parse_reply(completion.text, len(numbers))
+        reply = parse_reply(said(checkpoint, prompt, completion), len(numbers))
         done = len(rounds)
         too_early = expansion.must_expand and len(unread) == len(numbers) and not reply.asks
         if too_early and done < expansion.rounds:
@@ -167,7 +176,7 @@ def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
         prompt = next_turn(checkpoint, built.template, prompt, completion.token_ids, last)
         completion = yield prompt
         rounds.append(_round(prompt, completion, (), ()))
-        reply = parse_reply(completion.text, len(numbers))
+        reply = parse_reply(said(checkpoint, prompt, completion), len(numbers))
     return _answer(built, prompt, reply.answer, completion, rounds, started, asks=reply.asks)
 
 
@@ -291,8 +300,9 @@ def _answer(
     *,
     asks: bool,
 ) -> Answer:
-    """The answer; without text if the last reply still asks for passages."""
+    """The answer, which the completion gives; without text if that still asks for passages."""
     text = "" if asks else text
+    only_thought = not asks and not text and bool(completion.text.strip())
     used = set(built.assembled.used)
     tokens = {row.passage.key: row.tokens for row in built.retrieved.rows}
     question = built.query.question
@@ -301,7 +311,7 @@ def _answer(
         text=text,
         sources=[hit for hit in built.retrieved.hits if hit.key in used],
         left_out=list(built.assembled.left_out),
-        complete=completion.finish_reason == "stop" and not asks,
+        complete=completion.finish_reason == "stop" and not asks and not only_thought,
         grounding=ground(text, question, built.texts.values()),
         rounds=tuple(rounds),
         usage=Usage(
@@ -309,20 +319,21 @@ def _answer(
             unexpanded_positions=built.skimmed.prompt.positions,
             latents=prompt.latent_count,
             source_tokens=sum(tokens[span.key] for span in prompt.spans if span.key),
-            generated_tokens=len(completion.token_ids),
-            cached_positions=completion.cached_positions,
+            generated_tokens=sum(r.generated_tokens for r in rounds),
+            cached_positions=rounds[-1].cached_positions,
         ),
         timings=Timings(
             retrieve=built.retrieved.seconds,
             load=built.load,
             assemble=built.assemble,
-            first_token=sum(r.seconds for r in rounds[:-1]) + completion.first_token,
+            first_token=sum(r.seconds for r in rounds[:-1]) + rounds[-1].first_token,
             total=time.perf_counter() - started,
         ),
-        reason=_STILL_ASKS if asks else "",
+        reason=_STILL_ASKS if asks else _ONLY_THOUGHT if only_thought else "",
     )
 
 
+_ONLY_THOUGHT = "The decoder wrote nothing but thoughts; raise max_tokens if they were cut."
 _STILL_ASKS = (
     "The decoder asked for passages verbatim instead of answering, and could not be given more. Ask with "
     'expand="model" or fewer passages, or raise max_tokens.'

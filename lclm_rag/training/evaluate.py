@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lclm_rag.compression.attention import PACKED
-from lclm_rag.decoding import Sampling, all_answered
+from lclm_rag.decoding import Sampling, all_answered, said
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import CorpusError
 from lclm_rag.evaluation.measures import contains, exact_match
@@ -106,7 +106,8 @@ def evaluate(
             for start in range(0, len(prompts), _AT_ONCE):
                 some = prompts[start : start + _AT_ONCE]
                 completions = all_answered(decoder.complete(some, Sampling(max_tokens)))
-                answers += [without_mark(completion.text) for completion in completions]
+                spoken = zip(some, completions, strict=True)
+                answers += [without_mark(said(model.checkpoint, p, c)) for p, c in spoken]
             pairs = list(zip(answers, questions, strict=True))
             found[context] = {
                 "exact": _share(any(exact_match(a, r) for r in q.answers) for a, q in pairs),

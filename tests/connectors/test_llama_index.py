@@ -600,7 +600,6 @@ def test_an_llm_without_a_knowledge_base_takes_text_and_comes_back_from_its_dict
 def test_an_llm_over_a_knowledge_base_comes_back_from_its_dict(
     small_kb: KnowledgeBase, sheets: list[FactSheet]
 ) -> None:
-    small_kb.close()
     llm = LatentLLM.from_json(LatentLLM(small_kb, max_tokens=4).to_json())
     assert llm.knowledge_base == str(small_kb.path)
     nodes = LatentRetriever(small_kb, 1).retrieve(sheets[0].document.text)

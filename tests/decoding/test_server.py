@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lclm_rag import DecoderError, KnowledgeBase, PromptError, Sampling
 from lclm_rag.checkpoint import Checkpoint
@@ -18,7 +22,7 @@ from lclm_rag.cli.main import _run
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding import all_answered
 from lclm_rag.decoding.decoder import vllm_sampling
-from lclm_rag.decoding.server import ServerDecoder
+from lclm_rag.decoding.server import ServerDecoder, embedding_table
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from lclm_rag.generation import generate
@@ -175,6 +179,8 @@ def test_no_server_is_said_with_the_command_that_starts_one(checkpoint: Checkpoi
 # --- a server that fails as told ----------------------------------------------------------------
 
 Failure = Callable[[BaseHTTPRequestHandler], None]
+LISTED: list[Failure] = []
+"""What becomes of the next requests for the list of models; usually there is one model."""
 
 
 @pytest.fixture
@@ -183,12 +189,18 @@ def failing(checkpoint: Checkpoint) -> Iterator[tuple[str, list[Failure], list[d
     failures: list[Failure] = []
     came: list[dict[str, Any]] = []
 
+    listed = LISTED
+
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
         def do_GET(self) -> None:
-            send_json(self, 200, {"data": [{"id": "m", "object": "model", "max_model_len": 4096}]})
+            if listed:
+                listed.pop()(self)
+            else:
+                model = {"id": "m", "object": "model", "max_model_len": 4096}
+                send_json(self, 200, {"data": [model]})
 
         def do_POST(self) -> None:
             came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -201,12 +213,15 @@ def failing(checkpoint: Checkpoint) -> Iterator[tuple[str, list[Failure], list[d
 
 
 def send_json(handler: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
-    data = json.dumps(body).encode()
+    send(handler, status, "application/json", json.dumps(body).encode())
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, kind: str, body: bytes) -> None:
     handler.send_response(status)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(data)))
+    handler.send_header("Content-Type", kind)
+    handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
-    handler.wfile.write(data)
+    handler.wfile.write(body)
 
 
 def error(status: int, message: str) -> Failure:
@@ -271,11 +286,11 @@ def test_every_setting_is_sent_also_those_that_change_nothing(
     [
         error(503, "starting"),
         error(429, "busy"),
-        error(500, "out of luck"),
+        error(502, "nobody there"),
         hang_up,
         answer([5], prompt_tokens=3, cut=True),
     ],
-    ids=["503", "429", "500", "hang up", "cut"],
+    ids=["503", "429", "502", "hang up", "cut"],
 )
 def test_a_passing_failure_is_tried_again(
     failing: tuple[str, list[Failure], list[Any]],
@@ -318,6 +333,153 @@ def test_a_lasting_failure_ends_in_the_servers_own_words(
         all_answered(decoder.complete([knowledge_base.assemble("Who?", context="none")], ONE))
     assert len(came) == 2
     decoder.close()
+
+
+@pytest.mark.parametrize("status", [500, 504])
+def test_what_may_have_begun_is_not_asked_again(
+    status: int,
+    failing: tuple[str, list[Failure], list[Any]],
+    checkpoint: Checkpoint,
+    knowledge_base: KnowledgeBase,
+) -> None:
+    url, failures, came = failing
+    failures.append(error(status, "out of luck"))
+    with closing(ServerDecoder(url, checkpoint, retries=2)) as decoder:
+        (outcome,) = decoder.complete([knowledge_base.assemble("Who?", context="none")], ONE)
+    assert isinstance(outcome, DecoderError)
+    assert f"answered {status}: out of luck" in str(outcome)
+    assert len(came) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"<p>Hello", b"null", b"{}", b"[]", b'{"data": null}', b'{"data": [1]}', b"{no json"]
+)
+@pytest.mark.parametrize("kind", ["text/html", "application/json"])
+def test_what_is_no_vllm_server_is_said(
+    kind: str,
+    body: bytes,
+    failing: tuple[str, list[Failure], list[Any]],
+    checkpoint: Checkpoint,
+) -> None:
+    LISTED.append(lambda handler: send(handler, 200, kind, body))
+    with pytest.raises(
+        DecoderError, match=r"no list of models; is this the URL of a vLLM server\?"
+    ):
+        ServerDecoder(failing[0], checkpoint, retries=0)
+
+
+def chunks(*events: object) -> Failure:
+    """A stream of the given events, each JSON or a text that stands for itself."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        for event in events:
+            data = event if isinstance(event, str) else json.dumps(event)
+            handler.wfile.write(f"data: {data}\n\n".encode())
+
+    return send
+
+
+def part(tokens: list[Any], reason: str | None = None, prompt_tokens: int | None = None) -> object:
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 1, "total_tokens": 9}
+    choice = {"index": 0, "text": "x", "token_ids": tokens, "finish_reason": reason}
+    return {"choices": [choice]} | ({} if prompt_tokens is None else {"usage": usage})
+
+
+def unending(handler: BaseHTTPRequestHandler) -> None:
+    chunks()(handler)
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(f"data: {json.dumps(part([5]))}\n\n".encode())
+
+
+HALF_ANSWERS = {
+    "ends early": (chunks(part([5])), "ended its answer early"),
+    "ends in nothing": (chunks("[DONE]"), "ended its answer early"),
+    "no usage": (chunks(part([5], "stop"), "[DONE]"), "ended its answer early"),
+    "another model": (
+        chunks(part([5], prompt_tokens=3)),
+        "another model, or another chat template",
+    ),
+    "does not stop": (unending, "does not stop: more than 16 tokens"),
+    "empty object": (chunks({}), "ended its answer early"),
+    "null": (chunks("null"), "sent what is no part of an answer"),
+    "a list": (chunks([1]), "sent what is no part of an answer"),
+    "words for tokens": (chunks(part(["five"])), "sent what is no part of an answer"),
+    "unknown tokens": (chunks(part([10**9])), "tokens that the checkpoint's decoder does not have"),
+    "null choices": (chunks({"choices": None}), "ended its answer early"),
+    "bad JSON": (chunks("{not json"), "sent what is no part of an answer"),
+    "HTML": (
+        lambda handler: send(handler, 200, "text/html", b"<p>Hello"),
+        "ended its answer early",
+    ),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", HALF_ANSWERS)
+def test_half_an_answer_is_none_streamed_or_whole(
+    name: str,
+    streamed: bool,
+    failing: tuple[str, list[Failure], list[Any]],
+    checkpoint: Checkpoint,
+    knowledge_base: KnowledgeBase,
+) -> None:
+    url, failures, _ = failing
+    failure, message = HALF_ANSWERS[name]
+    failures.append(failure)
+    prompt = knowledge_base.assemble("Who?", context="none")
+    with closing(ServerDecoder(url, checkpoint, retries=0)) as decoder:
+
+        def ask() -> None:
+            if streamed:
+                list(decoder.stream(prompt, ONE))
+            else:
+                all_answered(decoder.complete([prompt], ONE))
+
+        with pytest.raises(DecoderError, match=message):
+            ask()
+
+
+def test_a_stream_that_broke_off_is_not_begun_again(
+    failing: tuple[str, list[Failure], list[Any]],
+    checkpoint: Checkpoint,
+    knowledge_base: KnowledgeBase,
+) -> None:
+    url, failures, came = failing
+    prompt = knowledge_base.assemble("Who?", context="none")
+    begun = answer([400, 401], prompt_tokens=prompt.positions, cut=True)
+    failures += [hang_up, begun, answer([5], prompt_tokens=prompt.positions)]
+    with closing(ServerDecoder(url, checkpoint, retries=3)) as decoder:
+        pieces = decoder.stream(prompt, ONE)
+        assert next(pieces)
+        with pytest.raises(DecoderError, match="broke while the answer came"):
+            list(pieces)
+    assert len(came) == 2
+
+
+def test_rows_are_sent_in_the_dtype_of_the_decoders_weights(
+    failing: tuple[str, list[Failure], list[Any]],
+    checkpoint: Checkpoint,
+    knowledge_base: KnowledgeBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, failures, came = failing
+    prompt = knowledge_base.assemble("Who signed it, and when was that?", 4)
+    failures += [answer([5], prompt_tokens=prompt.positions)] * 2
+    sizes = []
+    for dtype in (torch.float32, torch.bfloat16):
+        table = embedding_table(checkpoint)[:].to(dtype)
+        monkeypatch.setattr("lclm_rag.decoding.server.embedding_table", lambda _, t=table: t)
+        with closing(ServerDecoder(url, checkpoint)) as decoder:
+            decoder.complete([prompt], ONE)
+        (content,) = came[-1]["messages"][0]["content"]
+        rows = torch.load(io.BytesIO(base64.b64decode(content["data"])))
+        assert rows.dtype == dtype
+        sizes.append(rows.nbytes)
+    assert sizes[0] == 2 * sizes[1]
 
 
 def test_a_server_that_does_not_answer_in_time(

@@ -404,3 +404,15 @@ def test_what_was_skimmed_is_cached_when_passages_are_read_verbatim(
     assert second.cached_positions is not None
     assert second.cached_positions > first.positions - BLOCK
     assert second.cached_positions % BLOCK == 0
+
+
+def test_a_users_overrides_are_added_to_those_of_the_latent_modality(
+    items_decoder: VLLMDecoder, checkpoint: Checkpoint
+) -> None:
+    config = items_decoder.engine.model_config.hf_config
+    assert config.a_users_own == "setting"
+    assert config.architectures == [latent_architecture(checkpoint)]
+    with pytest.raises(ValueError, match="hf_overrides cannot set architectures"):
+        VLLMDecoder.from_pretrained(checkpoint, hf_overrides={"architectures": ["Own"]})
+    with pytest.raises(ValueError, match="hf_overrides must be a dict"):
+        VLLMDecoder.from_pretrained(checkpoint, hf_overrides=lambda config: config)

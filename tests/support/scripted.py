@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.decoding import Completion, Decoder, Sampling
@@ -35,7 +35,7 @@ class Scripted(Decoder):
         end = self.checkpoint.decoder_tokenizer.token_to_id("<|im_end|>")
         return [Completion(reply, [*ids, end], "stop", 0.01, 0.1)]
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
         self.prompts.append(prompt)
         yield from re.findall(r".{1,3}", next(self._replies), re.DOTALL)
 

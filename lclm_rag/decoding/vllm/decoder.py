@@ -18,6 +18,7 @@ import torch
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression.adapter import Adapter, load_adapter
 from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
+from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.event_loop import EventLoopDecoder
 from lclm_rag.decoding.vllm.engine import Engine, item_latents, latent_architecture, start_engine
 from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
@@ -64,6 +65,7 @@ class VLLMDecoder(EventLoopDecoder):
         self.latent_dtype = engine.running.model_config.dtype
         self._engine = engine
         self._ends = end_token_ids(checkpoint)
+        self._hidden = hidden_tokens(checkpoint, self._ends)
 
     @property
     def engine(self) -> AsyncLLM:
@@ -137,7 +139,7 @@ class VLLMDecoder(EventLoopDecoder):
         arrived = metrics and metrics.arrival_time + metrics.first_token_latency
         ids = list(written.token_ids)
         return Completion(
-            text=str(self.checkpoint.chat_tokenizer.decode(ids, skip_special_tokens=True)),
+            text=self._detokenizer().all(ids),
             token_ids=ids,
             finish_reason="stop" if written.finish_reason == "stop" else "length",
             first_token=arrived - called if arrived else total,
@@ -146,10 +148,16 @@ class VLLMDecoder(EventLoopDecoder):
         )
 
     async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+        detokenizer = self._detokenizer()
         async with aclosing(self._outputs(prompt, sampling, streaming=True)) as outputs:
             async for output in outputs:
-                if output.outputs[0].text:
-                    yield output.outputs[0].text
+                if piece := detokenizer(output.outputs[0].token_ids):
+                    yield piece
+        if piece := detokenizer.end():
+            yield piece
+
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
 
     async def _outputs(
         self, prompt: SoftPrompt, sampling: Sampling, *, streaming: bool
@@ -232,5 +240,6 @@ class VLLMDecoder(EventLoopDecoder):
 
         return SamplingParams(
             **vllm_sampling(sampling, self._ends),
+            detokenize=False,  # Text is made here, from the tokens.
             output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
         )

@@ -57,7 +57,11 @@ class Engine:
             DecoderError: When the engine has died and does not start again.
         """
         if self.running.errored:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
             log.warning("vLLM's engine had died; it is started again, which takes a minute or so.")
+            # Who waits for it may not have heard yet, and would not any more.
+            self.running.output_processor.propagate_error(EngineDeadError())
             self.running.shutdown()
             self.running = self._start()
         return self.running
@@ -103,13 +107,15 @@ def start_engine(
         dtype: See `Compressor.from_pretrained`.
         latent_items: Whether to give the decoder the `latent` modality.
         **options: vLLM's engine arguments (`tensor_parallel_size`, `max_model_len`, `gpu_memory_utilization`,
-            `quantization`, `enforce_eager`, ...). They override the arguments that are set here.
+            `quantization`, `enforce_eager`, ...). They override what is set here, but for `hf_overrides`
+            and `limit_mm_per_prompt`, which are added to it.
 
     Returns:
         The engine.
 
     Raises:
-        ValueError: When an option is unknown, or the device or the dtype is unknown or not available.
+        ValueError: When an option is unknown or contradicts the latent modality, or the device or the dtype
+            is unknown or not available.
         ImportError: When vLLM is not installed, or cannot be imported.
         DecoderError: When the engine does not start.
     """
@@ -127,14 +133,15 @@ def start_engine(
     if on.type == "cpu":
         # vLLM's default on a CPU is 128. Prompts of latents are short, and only full blocks are cached.
         arguments["block_size"] = 32
-    if latent_items:
-        arguments["hf_overrides"] = _latent_overrides(checkpoint)
-        arguments["limit_mm_per_prompt"] = {MODALITY: _MOST_ITEMS}
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in options:
         if name not in known:
             raise ValueError(f"vLLM's engine has no option {name!r}.")
     arguments |= options
+    if latent_items:
+        overrides = _with_latent_overrides(options.get("hf_overrides") or {}, checkpoint)
+        limits = {MODALITY: _MOST_ITEMS, **(options.get("limit_mm_per_prompt") or {})}
+        arguments |= {"hf_overrides": overrides, "limit_mm_per_prompt": limits}
     try:
         with _interrupts_kept_from_children():
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -158,9 +165,9 @@ def _interrupts_kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The additions to the model's config that `latent_models.LatentInputs` reads."""
-    return {
+def _with_latent_overrides(given: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The caller's overrides of the model's config, and what `latent_models.LatentInputs` reads."""
+    ours = {
         "architectures": [latent_architecture(checkpoint)],
         "lclm": {
             "adapter": str(checkpoint.adapter_file.parent),
@@ -170,6 +177,11 @@ def _latent_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
             "placeholder_id": checkpoint.placeholder_id,
         },
     }
+    if not isinstance(given, dict):
+        raise ValueError("hf_overrides must be a dict, to which the latent modality's are added.")
+    if taken := sorted(given.keys() & ours):
+        raise ValueError(f"hf_overrides cannot set {taken[0]}, which the latent modality sets.")
+    return {**given, **ours}
 
 
 def _import_advice(error: ImportError) -> str:
