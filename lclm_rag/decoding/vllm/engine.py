@@ -62,8 +62,6 @@ class Engine:
             log.warning("vLLM's engine had died; it is started again, which takes a minute or so.")
             # Who waits for it may not have heard yet, and would not any more.
             self.running.output_processor.propagate_error(EngineDeadError())
-            # Who waits for it may not have heard yet, and would not any more.
-            self.running.output_processor.propagate_error(EngineDeadError())
             self.running.shutdown()
             self.running = self._start()
         return self.running
