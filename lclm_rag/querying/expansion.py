@@ -30,7 +30,8 @@ Expand = Literal["auto", "never", "always", "model", "tool"] | int
 - "always": all that were retrieved.
 - A number: that many of the best.
 - "auto": the best one if the question asks for an exact string. If the answer holds strings that its sources
-  do not, the best three, and the question is decoded once more.
+  do not, the best three, and the question is decoded once more. The new answer replaces the first if its
+  sources lack fewer of its strings; an empty one never does, nor one that was cut for one that was not.
 - "model": those that the decoder asks for, as its frame has it: in words, or by the frame's tool.
 - "tool": those for which the decoder calls a tool: the frame's own, or one that takes numbers.
 

@@ -111,10 +111,32 @@ def test_an_answer_that_its_sources_do_not_have_is_asked_once_more(
 def test_it_is_asked_no_third_time(
     string_kb: KnowledgeBase, string_sheets: list[FactSheet]
 ) -> None:
-    kb, _ = scripted(string_kb, "ZZ-99Q-1", "ZZ-99Q-2")
+    kb, _ = scripted(string_kb, "ZZ-99Q-1 and ZZ-99Q-3", "ZZ-99Q-2")
     answer = kb.query(f"Under what is {string_sheets[0].name} filed?", 6)
     assert answer.text == "ZZ-99Q-2"
     assert answer.grounding.missing == ("ZZ-99Q-2",)
+
+
+@pytest.mark.parametrize(
+    "second", ["ZZ-99Q-2", "ZZ-99Q-2 or ZZ-99Q-3", " ", "<think>What now?</think>", "EXPAND: 5"]
+)
+def test_a_second_answer_that_is_not_better_grounded_is_not_taken(
+    string_kb: KnowledgeBase, string_sheets: list[FactSheet], second: str
+) -> None:
+    kb, decoder = scripted(string_kb, "It is ZZ-99Q-1.", second)
+    answer = kb.query(f"Under what is {string_sheets[0].name} filed?", 6)
+    assert (answer.text, answer.complete, answer.reason) == ("It is ZZ-99Q-1.", True, "")
+    assert answer.grounding.missing == ("ZZ-99Q-1",)
+    assert [r.reply for r in answer.rounds] == ["It is ZZ-99Q-1.", second.strip()]
+    assert answer.usage.generated_tokens == sum(r.generated_tokens for r in answer.rounds)
+    assert answer.usage.positions == decoder.prompts[1].positions
+    assert answer.timings.first_token == pytest.approx(0.1 + 0.01)
+
+
+def test_thoughts_raise_no_alarm(string_kb: KnowledgeBase, string_sheets: list[FactSheet]) -> None:
+    kb, _ = scripted(string_kb, "<think>ZZ-99Q-1?</think>I do not know.")
+    answer = kb.query(f"Under what is {string_sheets[0].name} filed?", 6)
+    assert (answer.text, len(answer.rounds)) == ("I do not know.", 1)
 
 
 @pytest.mark.parametrize("expand", ["never", "always", 2])
