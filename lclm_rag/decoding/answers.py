@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Decoder, Sampling
+from lclm_rag.decoding.decoder import Completion, Decoder, Finished, Sampling
 from lclm_rag.prompting.replies import MARKS, REQUESTS, parse_reply, without_mark
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.prompting.thinking import Spoken, opens_thought, spoken
@@ -63,7 +63,9 @@ def answer_text(checkpoint: Checkpoint, prompt: SoftPrompt, completion: Completi
     return show(completion.text) + show.end()
 
 
-def answer_pieces(decoder: Decoder, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
+def answer_pieces(
+    decoder: Decoder, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
+) -> Generator[str]:
     """Stream the answer to a prompt. Closing the iterator ends the generation.
 
     White space at both ends, thoughts and a mark before the answer ("FINAL:") are left out. A request for
@@ -73,6 +75,7 @@ def answer_pieces(decoder: Decoder, prompt: SoftPrompt, sampling: Sampling) -> G
         decoder: The decoder.
         prompt: The prompt.
         sampling: How tokens are chosen.
+        finished: As for `Decoder.stream`.
 
     Yields:
         The pieces of the answer.
@@ -82,7 +85,7 @@ def answer_pieces(decoder: Decoder, prompt: SoftPrompt, sampling: Sampling) -> G
         DecoderError: When the engine or the server fails, or the decoder is closed.
     """
     show = _Show(thinking=thinks_first(decoder.checkpoint, prompt))
-    with closing(decoder.stream(prompt, sampling)) as pieces:
+    with closing(decoder.stream(prompt, sampling, finished)) as pieces:
         for piece in pieces:
             if body := show(piece):
                 yield body
@@ -91,7 +94,7 @@ def answer_pieces(decoder: Decoder, prompt: SoftPrompt, sampling: Sampling) -> G
 
 
 async def aanswer_pieces(
-    decoder: Decoder, prompt: SoftPrompt, sampling: Sampling
+    decoder: Decoder, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
 ) -> AsyncGenerator[str]:
     """`answer_pieces` for callers in an event loop.
 
@@ -99,12 +102,13 @@ async def aanswer_pieces(
         decoder: The decoder.
         prompt: The prompt.
         sampling: How tokens are chosen.
+        finished: As for `Decoder.stream`.
 
     Yields:
         The pieces of the answer.
     """
     show = _Show(thinking=thinks_first(decoder.checkpoint, prompt))
-    async with aclosing(decoder.astream(prompt, sampling)) as pieces:
+    async with aclosing(decoder.astream(prompt, sampling, finished)) as pieces:
         async for piece in pieces:
             if body := show(piece):
                 yield body

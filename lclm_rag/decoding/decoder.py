@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Completion",
     "Decoder",
+    "Finished",
     "Outcome",
     "Sampling",
     "all_answered",
@@ -85,6 +86,10 @@ Outcome = Completion | PromptError | DecoderError
 """What became of one prompt: its completion, or the error that says why there is none."""
 
 
+Finished = Callable[[Completion], object]
+"""Takes the completion that a stream has made."""
+
+
 class Decoder(ABC):
     """Turns soft prompts into completions; knows nothing of stores or questions.
 
@@ -129,12 +134,15 @@ class Decoder(ABC):
         """
 
     @abstractmethod
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
+    def stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
+    ) -> Generator[str]:
         """Complete a prompt piece by piece.
 
         Args:
             prompt: The prompt.
             sampling: How tokens are chosen.
+            finished: Called with the completion after its last piece, perhaps in another thread.
 
         Yields:
             Pieces of text; joined, they are the completion's text. Closing the iterator ends the generation.
@@ -151,7 +159,9 @@ class Decoder(ABC):
         """
         return await asyncio.to_thread(self.complete, prompts, sampling)
 
-    async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+    async def astream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
+    ) -> AsyncGenerator[str]:
         """`stream` for callers in an event loop.
 
         Here it runs in a thread, and ends with the next piece when it is cancelled.
@@ -161,7 +171,7 @@ class Decoder(ABC):
             ended = threading.Event()
 
             def work() -> None:
-                pieces = self.stream(prompt, sampling)
+                pieces = self.stream(prompt, sampling, finished)
                 try:
                     for piece in pieces:
                         if ended.is_set():

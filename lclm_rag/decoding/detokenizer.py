@@ -36,6 +36,9 @@ class Detokenizer:
     Args:
         tokenizer: The decoder's tokenizer.
         hidden: The tokens to leave out, as `hidden_tokens` gives them.
+
+    Attributes:
+        text: All text until now.
     """
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
@@ -43,7 +46,7 @@ class Detokenizer:
         self._hidden = hidden
         self._stream = DecodeStream(skip_special_tokens=False)
         self._ids: list[int] = []
-        self._shown = ""
+        self.text = ""
 
     def __call__(self, ids: Sequence[int]) -> str:
         """Take the next tokens, and return the text up to the last whole character."""
@@ -52,13 +55,15 @@ class Detokenizer:
             if id not in self._hidden:
                 self._ids.append(id)
                 text += self._stream.step(self._tokenizer, id) or ""
-        self._shown += text
+        self.text += text
         return text
 
     def end(self) -> str:
         """What was held back: part of a character, which is shown as U+FFFD."""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=False)
-        return str(whole.removeprefix(self._shown)) if whole.startswith(self._shown) else ""
+        whole = str(self._tokenizer.decode(self._ids, skip_special_tokens=False))
+        rest = whole.removeprefix(self.text) if whole.startswith(self.text) else ""
+        self.text += rest
+        return rest
 
     def all(self, ids: Sequence[int]) -> str:
         """The text of a whole answer."""

@@ -6,16 +6,17 @@ import asyncio
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-from lclm_rag.decoding.decoder import Completion, Decoder, Outcome, Sampling
+from lclm_rag.decoding.background import BackgroundDecoder
+from lclm_rag.decoding.decoder import Completion, Finished, Outcome, Sampling
 from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
-from lclm_rag.decoding.streams import Generation, Put, apieces, pieces
-from lclm_rag.errors import DecoderError, PromptError
+from lclm_rag.decoding.streams import Generation, Put
+from lclm_rag.errors import DecoderError
 from lclm_rag.forking import keep_for_ever, this_process, watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 
@@ -140,7 +141,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
         thread.join(timeout=5)
 
 
-class EventLoopDecoder(Decoder):
+class EventLoopDecoder(BackgroundDecoder):
     """A decoder made of two coroutines: a subclass implements `_complete` and `_stream`.
 
     `complete`, `stream`, `acomplete` and `astream` run them in the engine's event loop. Any number of threads
@@ -163,66 +164,28 @@ class EventLoopDecoder(Decoder):
         """Complete one checked prompt, in the engine's event loop."""
 
     @abstractmethod
-    def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+    def _stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished
+    ) -> AsyncGenerator[str]:
         """Complete one checked prompt piece by piece, in the engine's event loop."""
 
-    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
-        """See `Decoder.complete`."""
-        futures: list[Future[Outcome]] = []
-        try:
-            futures += (self._submit(prompt, sampling) for prompt in prompts)
-            return [_outcome(future) for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
+    def _submit(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> Iterator[Future[Outcome]]:
+        async def complete(prompt: SoftPrompt) -> Outcome:
+            await asyncio.to_thread(self.check, prompt, sampling)
+            return await self._complete(prompt, sampling)
 
-    async def acomplete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
-        """See `Decoder.acomplete`; no thread waits here."""
-        futures: list[Future[Outcome]] = []
-        try:
-            futures += (self._submit(prompt, sampling) for prompt in prompts)
-            waits = [asyncio.wrap_future(future) for future in futures]
-            await asyncio.gather(*waits, return_exceptions=True)
-            return [_outcome(future) for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
+        for prompt in prompts:
+            yield self.thread.submit(partial(complete, prompt))
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
-        """See `Decoder.stream`."""
-        self.check(prompt, sampling)
-        yield from pieces(partial(self._start, prompt, sampling))
-
-    async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        """See `Decoder.astream`; no thread waits for the pieces."""
-        await asyncio.to_thread(self.check, prompt, sampling)
-        async with aclosing(apieces(partial(self._start, prompt, sampling))) as came:
-            async for piece in came:
-                yield piece
-
-    def _submit(self, prompt: SoftPrompt, sampling: Sampling) -> Future[Outcome]:
-        async def complete() -> Outcome:
-            try:
-                await asyncio.to_thread(self.check, prompt, sampling)
-                return await self._complete(prompt, sampling)
-            except (PromptError, DecoderError) as error:
-                return error
-
-        return self.thread.submit(complete)
-
-    def _start(self, prompt: SoftPrompt, sampling: Sampling, put: Put) -> Generation:
+    def _start(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished, put: Put
+    ) -> Generation:
         async def pump() -> None:
-            async with aclosing(self._stream(prompt, sampling)) as came:
+            async with aclosing(self._stream(prompt, sampling, finished)) as came:
                 async for piece in came:
                     put(piece)
 
         done = self.thread.submit(pump)
         return Generation(done, done.cancel)
-
-
-def _outcome(future: Future[Outcome]) -> Outcome:
-    """What became of a prompt; waits for it."""
-    try:
-        return future.result()
-    except DecoderError as error:  # The decoder was closed.
-        return error

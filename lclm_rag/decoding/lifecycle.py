@@ -48,6 +48,12 @@ class Lifecycle:
             self.require_open()
             yield
 
+    def begin_to_close(self) -> None:
+        """Take no more questions."""
+        with self._lock:
+            if self.is_open:
+                self._state = "closing"
+
     def close(self, release: Callable[[], None]) -> None:
         """Take no more questions, and release what the decoder has.
 
@@ -57,9 +63,7 @@ class Lifecycle:
         Args:
             release: Ends what runs and releases the rest. It may be called again after an interrupt.
         """
-        with self._lock:
-            if self.is_open:
-                self._state = "closing"
+        self.begin_to_close()
         with self._releasing:
             if self._state != "closed":
                 release()

@@ -9,14 +9,20 @@ import random
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
+from lclm_rag.decoding.decoder import (
+    Completion,
+    Finished,
+    Sampling,
+    end_token_ids,
+    vllm_sampling,
+)
 from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
@@ -141,43 +147,45 @@ class ServerDecoder(EventLoopDecoder):
         raise AssertionError  # The last pause is None.
 
     async def _complete_once(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
-        started = time.perf_counter()
-        first_token = None
         ids: list[int] = []
         end = _End()
         async with aclosing(self._tokens(prompt, sampling, end)) as tokens:
             async for new in tokens:
-                if first_token is None:
-                    first_token = time.perf_counter() - started
                 ids += new
-        total = time.perf_counter() - started
-        return Completion(
-            text=self._detokenizer().all(ids),
-            token_ids=ids,
-            finish_reason="stop" if end.reason == "stop" else "length",
-            first_token=total if first_token is None else first_token,
-            total=total,
-            cached_positions=end.cached_positions,
-        )
+        return self._completion(ids, end)
 
-    async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+    async def _stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished
+    ) -> AsyncGenerator[str]:
         async with self._turn():
             for pause in self._pauses():
-                detokenizer, begun = self._detokenizer(), False
+                detokenizer, ids, end = self._detokenizer(), list[int](), _End()
                 try:
-                    async with aclosing(self._tokens(prompt, sampling, _End())) as tokens:
+                    async with aclosing(self._tokens(prompt, sampling, end)) as tokens:
                         async for new in tokens:
-                            begun = True
+                            ids += new
                             if piece := detokenizer(new):
                                 yield piece
                 except _UnreachableError as error:
-                    if begun or pause is None:
+                    if ids or pause is None:
                         raise
                     await asyncio.sleep(max(pause, error.after))
                 else:
                     if piece := detokenizer.end():
                         yield piece
+                    finished(self._completion(ids, end))
                     return
+
+    def _completion(self, ids: list[int], end: _End) -> Completion:
+        total = time.perf_counter() - end.started
+        return Completion(
+            text=self._detokenizer().all(ids),
+            token_ids=ids,
+            finish_reason="stop" if end.reason == "stop" else "length",
+            first_token=total if end.first_token is None else end.first_token,
+            total=total,
+            cached_positions=end.cached_positions,
+        )
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
@@ -219,6 +227,8 @@ class ServerDecoder(EventLoopDecoder):
                         f"{self.url} does not stop: more than {sampling.max_tokens} tokens came."
                     )
                 if new:
+                    if end.first_token is None:
+                        end.first_token = time.perf_counter() - end.started
                     yield new
         if not (end.counted and end.reason and count):
             raise DecoderError(f"{self.url} ended its answer early.")
@@ -330,8 +340,10 @@ class ServerDecoder(EventLoopDecoder):
 
 @dataclass
 class _End:
-    """What a server says at the end of an answer."""
+    """What a server says besides the tokens of an answer, and when."""
 
+    started: float = field(default_factory=time.perf_counter)
+    first_token: float | None = None
     reason: str | None = None
     counted: bool = False
     cached_positions: int | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from functools import partial
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.compression.batching import batches_by_size
+from lclm_rag.decoding.background import BackgroundDecoder
 from lclm_rag.decoding.decoder import (
     Completion,
-    Decoder,
+    Finished,
     Outcome,
     Sampling,
     end_token_ids,
 )
 from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
-from lclm_rag.decoding.streams import Generation, Put, apieces, in_thread, pieces
+from lclm_rag.decoding.streams import Generation, Put, in_thread
 from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.forking import watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -46,29 +47,97 @@ __all__ = ["TransformersDecoder", "embed"]
 _BATCH_POSITIONS = {"cpu": 8_192, "cuda": 65_536}
 """The most prompt positions, padding included, in one batch, by type of device."""
 
-_LOOK_AGAIN = 0.1
-"""Seconds after which a call that waits for its turn looks whether it is still wanted.
-
-It polls because its end may come from the garbage collector, which must not wait for a lock."""
+_BATCH_PROMPTS = {"cpu": 16, "cuda": 256}
+"""The most prompts in one batch, by type of device."""
 
 
-class _PieceStreamer(BaseStreamer):
-    """Puts text as soon as the tokens make up whole characters; joined, it is the completion's text.
+@dataclass(eq=False)
+class _Request:
+    """A prompt that waits or is being completed.
 
-    The text streamers of transformers would hold each word back until a space follows.
+    Attributes:
+        prompt: The prompt.
+        sampling: How its tokens are chosen.
+        future: Takes its completion. Whoever does not want it any more cancels it.
+        detokenizer: Makes its text.
+        put: Takes the pieces of a stream.
+        finished: Takes the completion of a stream.
+        ids: The tokens until now.
+        first_token: Seconds that the first one took.
     """
 
-    def __init__(self, detokenizer: Detokenizer, put: Put) -> None:
-        self._detokenizer = detokenizer
-        self._put = put
+    prompt: SoftPrompt
+    sampling: Sampling
+    detokenizer: Detokenizer
+    put: Put | None = None
+    finished: Finished | None = None
+    future: Future[Any] = field(default_factory=Future)
+    ids: list[int] = field(default_factory=list)
+    first_token: float = 0.0
+
+    def end(self, error: Exception) -> None:
+        """Say why there is no completion."""
+        with suppress(InvalidStateError):  # Cancelled.
+            self.future.set_exception(error)
+
+
+class _Rows(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers' are not typed.
+    """Gives each prompt of a batch its tokens, and ends it by itself.
+
+    transformers calls `put` with the next token of all prompts, and then asks which of them end.
+    """
+
+    def __init__(self, requests: Sequence[_Request], ends: Iterable[int], open: Lifecycle) -> None:
+        self._requests = requests
+        self._ends = frozenset(ends)
+        self._lifecycle = open
+        self._started = time.perf_counter()
 
     def put(self, value: torch.Tensor) -> None:
-        if piece := self._detokenizer(value.flatten().tolist()):
-            self._put(piece)
+        if not value.numel():
+            return  # The prompt, which is embeddings.
+        for request, token in zip(self._requests, value.flatten().tolist(), strict=True):
+            if not request.future.done():
+                try:
+                    self._take(request, token)
+                except (
+                    Exception
+                ) as error:  # That of a reader whose event loop has ended, for example.
+                    request.end(error)
+
+    def _take(self, request: _Request, token: int) -> None:
+        if not request.ids:
+            request.first_token = time.perf_counter() - self._started
+        request.ids.append(token)
+        piece = request.detokenizer([token])
+        last = token in self._ends or len(request.ids) >= request.sampling.max_tokens
+        if last:
+            piece += request.detokenizer.end()
+        if request.put and piece:
+            request.put(piece)
+        if not last:
+            return
+        completion = Completion(
+            text=request.detokenizer.text,
+            token_ids=request.ids,
+            finish_reason="stop" if token in self._ends else "length",
+            first_token=request.first_token,
+            total=time.perf_counter() - self._started,
+        )
+        if request.finished:
+            request.finished(completion)
+        with suppress(InvalidStateError):
+            request.future.set_result(completion)
 
     def end(self) -> None:
-        if piece := self._detokenizer.end():
-            self._put(piece)
+        """Each prompt has ended by itself."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._lifecycle.is_open:
+            for request in self._requests:
+                request.end(closed_meanwhile())
+        done = [request.future.done() for request in self._requests]
+        return torch.tensor(done, device=input_ids.device)
 
 
 class _Draw(LogitsProcessor):
@@ -78,8 +147,8 @@ class _Draw(LogitsProcessor):
     seed means the same in a batch as alone, and no state of the whole process is touched.
     """
 
-    def __init__(self, prompts: int, seed: int, device: torch.device) -> None:
-        self._states = [torch.Generator(device).manual_seed(seed) for _ in range(prompts)]
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._states = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = torch.empty_like(scores, dtype=torch.float32)
@@ -88,26 +157,11 @@ class _Draw(LogitsProcessor):
         return scores.float() - noise.log()
 
 
-class _Watch(StoppingCriteria):
-    """Notes when the first token comes, and ends the generation after a token once `ended()` is true."""
-
-    def __init__(self, ended: Callable[[], bool]) -> None:
-        self.started = time.perf_counter()
-        self.first_token: float | None = None
-        self.stopped = False
-        self._ended = ended
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self.first_token is None:
-            self.first_token = time.perf_counter() - self.started
-        self.stopped = self._ended()
-        return torch.full((len(input_ids),), self.stopped, device=input_ids.device)
-
-
-class TransformersDecoder(Decoder):
+class TransformersDecoder(BackgroundDecoder):
     """A checkpoint's decoder on transformers; encoder and adapter are not loaded.
 
-    Usually made by `from_pretrained`.
+    Usually made by `from_pretrained`. Prompts wait in a queue that takes one of each caller in turn;
+    those that wait together and are sampled alike are decoded together.
 
     Args:
         checkpoint: The checkpoint.
@@ -122,17 +176,21 @@ class TransformersDecoder(Decoder):
         self._stop_ids = end_token_ids(checkpoint)
         self._hidden = hidden_tokens(checkpoint, self._stop_ids)
         self._lifecycle = Lifecycle()
-        self._generating = threading.Lock()
-        self._generating_in: int | None = None
+        self._forget()
         # transformers would fill gaps in our settings from the checkpoint's config; ours alone must decide.
         model.generation_config = GenerationConfig()
         watch(self)
 
     def after_fork(self) -> None:
-        """Renew the locks in a forked child: another thread of the parent may have held them."""
+        """Begin anew in a forked child: what waits and what works is the parent's."""
         self._lifecycle.after_fork()
-        self._generating = threading.Lock()
-        self._generating_in = None
+        self._forget()
+
+    def _forget(self) -> None:
+        # Reentrant, because a signal handler may close the decoder of the thread that it interrupts.
+        self._lock = threading.RLock()
+        self._waiting: deque[deque[_Request]] = deque()
+        self._working: Generation | None = None
 
     @classmethod
     def from_pretrained(
@@ -162,146 +220,119 @@ class TransformersDecoder(Decoder):
         self._lifecycle.close(self._wait_for_the_last_token)
 
     def _wait_for_the_last_token(self) -> None:
-        # A signal handler may close the decoder in the thread that generates.
-        if self._generating_in != threading.get_ident():
-            with self._generating:
-                pass
+        working = self._working
+        if working and working.thread and working.thread is not threading.current_thread():
+            working.thread.join()
 
-    def complete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
-        """See `Decoder.complete`. Prompts of similar length are decoded together."""
-        return self._outcomes(prompts, sampling, threading.Event())
+    def _submit(
+        self, prompts: Sequence[SoftPrompt], sampling: Sampling
+    ) -> Iterator[Future[Outcome]]:
+        requests = [_Request(prompt, sampling, self._detokenizer()) for prompt in prompts]
+        self._queue(requests)
+        return iter([request.future for request in requests])
 
-    async def acomplete(self, prompts: Sequence[SoftPrompt], sampling: Sampling) -> list[Outcome]:
-        """See `Decoder.acomplete`; runs in a thread, where cancelling it ends the generation."""
-        ended = threading.Event()
-        try:
-            return await asyncio.to_thread(self._outcomes, prompts, sampling, ended)
-        finally:
-            ended.set()
-
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
-        """See `Decoder.stream`. The generation runs in another thread."""
-        yield from pieces(partial(self._start, prompt, sampling))
-
-    async def astream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
-        """See `Decoder.astream`. The generation runs in another thread."""
-        async with aclosing(apieces(partial(self._start, prompt, sampling))) as came:
-            async for piece in came:
-                yield piece
-
-    def _start(self, prompt: SoftPrompt, sampling: Sampling, put: Put) -> Generation:
-        self._lifecycle.require_open()
-        ended = threading.Event()
-
-        def work() -> None:
-            self.check(prompt, sampling)
-            streamer = _PieceStreamer(self._detokenizer(), put)
-            self._generate([prompt], sampling, ended, streamer)
-
-        return in_thread(work, ended.set)
-
-    def _outcomes(
-        self, prompts: Sequence[SoftPrompt], sampling: Sampling, ended: threading.Event
-    ) -> list[Outcome]:
-        self._lifecycle.require_open()
-        results: dict[int, Outcome] = {}
-        for number, prompt in enumerate(prompts):
-            try:
-                self.check(prompt, sampling)
-            except PromptError as error:
-                results[number] = error
-        good = [number for number in range(len(prompts)) if number not in results]
-        budget = _BATCH_POSITIONS.get(self.model.device.type, 8_192)
-        for batch in batches_by_size([prompts[i].positions for i in good], budget):
-            numbers = [good[i] for i in batch]
-            try:
-                done = self._complete_batch([prompts[i] for i in numbers], sampling, ended)
-            except DecoderError as error:
-                results.update(dict.fromkeys(numbers, error))
-            else:
-                results.update(zip(numbers, done, strict=True))
-        return [results[number] for number in range(len(prompts))]
-
-    def _complete_batch(
-        self, prompts: list[SoftPrompt], sampling: Sampling, ended: threading.Event
-    ) -> list[Completion]:
-        generated, watch = self._generate(prompts, sampling, ended)
-        total = time.perf_counter() - watch.started
-        return [
-            self._completion(ids, watch.first_token or total, total) for ids in generated.tolist()
-        ]
-
-    def _completion(self, ids: list[int], first_token: float, total: float) -> Completion:
-        ended = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
-        ids = ids if ended is None else ids[: ended + 1]
-        return Completion(
-            text=self._detokenizer().all(ids),
-            token_ids=ids,
-            finish_reason="length" if ended is None else "stop",
-            first_token=first_token,
-            total=total,
-        )
+    def _start(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished, put: Put
+    ) -> Generation:
+        request = _Request(prompt, sampling, self._detokenizer(), put, finished)
+        self._queue([request])
+        return Generation(request.future, request.future.cancel)
 
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
 
-    @torch.inference_mode()
-    def _generate(
-        self,
-        prompts: list[SoftPrompt],
-        sampling: Sampling,
-        ended: threading.Event,
-        streamer: _PieceStreamer | None = None,
-    ) -> tuple[torch.Tensor, _Watch]:
-        """New token ids [prompts, new tokens], padded with the first stop token.
+    def _queue(self, requests: Sequence[_Request]) -> None:
+        """Let the requests of one caller wait, and have them worked on."""
+        # Prompts of similar length are padded least.
+        ordered = sorted(requests, key=lambda request: -request.prompt.positions)
+        with self._lock, self._lifecycle.kept_open():
+            self._waiting.append(deque(ordered))
+            if self._working is None:
+                self._working = in_thread(self._work, self._lifecycle.begin_to_close)
 
-        Raises:
-            DecoderError: When the decoder is closed or `ended` is set before the generation is complete, or
-                it fails.
-        """
-        watch = _Watch(lambda: ended.is_set() or not self._lifecycle.is_open)
+    def _work(self) -> None:
+        """Complete what waits; ends when nothing does."""
+        while True:
+            with self._lock:
+                if not (requests := self._next()):
+                    self._working = None
+                    return
+            good = [request for request in requests if self._is_good(request)]
+            if good:
+                self._generate(good)
+
+    def _next(self) -> list[_Request]:
+        """The requests of the next batch, taken from the callers by turns."""
+        budget = _BATCH_POSITIONS.get(self.model.device.type, 8_192)
+        most = _BATCH_PROMPTS.get(self.model.device.type, 16)
+        batch: list[_Request] = []
+
+        def fits(request: _Request) -> bool:
+            longest = max(r.prompt.positions for r in (*batch, request))
+            return longest * (len(batch) + 1) <= budget and _alike(batch[0], request)
+
+        taken = True
+        while taken:
+            taken = False
+            for _ in range(len(self._waiting)):
+                caller = self._waiting.popleft()
+                while caller and caller[0].future.done():
+                    caller.popleft()
+                if caller and len(batch) < most and (not batch or fits(caller[0])):
+                    batch.append(caller.popleft())
+                    taken = True
+                if caller:
+                    self._waiting.append(caller)
+        return batch
+
+    def _is_good(self, request: _Request) -> bool:
+        """Whether to decode a request; it is told if not."""
+        try:
+            self._lifecycle.require_open()
+            self.check(request.prompt, request.sampling)
+        except (PromptError, DecoderError) as error:
+            request.end(error if self._lifecycle.is_open else closed_meanwhile())
+        return not request.future.done()
+
+    @torch.inference_mode()
+    def _generate(self, requests: list[_Request]) -> None:
+        """Complete some requests that are sampled alike."""
+        rows = _Rows(requests, self._stop_ids, self._lifecycle)
         config = GenerationConfig(
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=max(request.sampling.max_tokens for request in requests),
             do_sample=False,  # `_drawing` chooses.
             eos_token_id=self._stop_ids,
             pad_token_id=self._stop_ids[0],
         )
-        with self._turn(ended):
-            try:
-                embeds, mask = embed(self.model, prompts)
-                ids: torch.Tensor = self.model.generate(
-                    inputs_embeds=embeds,
-                    attention_mask=mask,
-                    generation_config=config,
-                    logits_processor=_drawing(sampling, len(prompts), self.model.device),
-                    stopping_criteria=StoppingCriteriaList([watch]),
-                    streamer=streamer,
-                )
-            except (RuntimeError, MemoryError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise DecoderError(f"transformers failed to decode: {reason}") from error
-        if watch.stopped:
-            self._require_wanted(ended)
-        return ids, watch
-
-    @contextmanager
-    def _turn(self, ended: threading.Event) -> Iterator[None]:
-        """One generation at a time: several would share the processor and fill the memory."""
-        while not self._generating.acquire(timeout=_LOOK_AGAIN):
-            self._require_wanted(ended)
         try:
-            self._generating_in = threading.get_ident()
-            self._require_wanted(ended)
-            yield
-        finally:
-            self._generating_in = None
-            self._generating.release()
+            embeds, mask = embed(self.model, [request.prompt for request in requests])
+            self.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=_drawing([r.sampling for r in requests], self.model.device),
+                stopping_criteria=StoppingCriteriaList([rows]),
+                streamer=rows,
+            )
+        except (RuntimeError, MemoryError) as error:
+            self._failed(requests, error)
 
-    def _require_wanted(self, ended: threading.Event) -> None:
-        if not self._lifecycle.is_open:
-            raise closed_meanwhile()
-        if ended.is_set():
-            raise DecoderError("The caller did not wait for the answer.")
+    def _failed(self, requests: list[_Request], error: Exception) -> None:
+        """Decode each request alone after a batch failed, so that one does not spoil the others."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        failure = DecoderError(f"transformers failed to decode: {reason}")
+        failure.__cause__ = error
+        for request in requests:
+            if len(requests) == 1 or request.ids:
+                request.end(failure)
+            elif not request.future.done():
+                self._generate([request])
+
+
+def _alike(one: _Request, other: _Request) -> bool:
+    """Whether two requests can be decoded together."""
+    a, b = one.sampling, other.sampling
+    return (a.temperature, a.top_p) == (b.temperature, b.top_p)
 
 
 def embed(model: Any, prompts: Sequence[SoftPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -330,13 +361,14 @@ def embed(model: Any, prompts: Sequence[SoftPrompt]) -> tuple[torch.Tensor, torc
     return embeds, mask
 
 
-def _drawing(sampling: Sampling, prompts: int, device: torch.device) -> LogitsProcessorList:
+def _drawing(samplings: Sequence[Sampling], device: torch.device) -> LogitsProcessorList:
     """What to do with the scores of tokens, of which the highest is then taken."""
-    if not sampling.temperature:
+    temperature, top_p = samplings[0].temperature, samplings[0].top_p
+    if not temperature:
         return LogitsProcessorList()
-    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_p < 1:
-        steps.append(TopPLogitsWarper(sampling.top_p))
+    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    if top_p < 1:
+        steps.append(TopPLogitsWarper(top_p))
     # Without a seed, torch's own state decides, so that torch.manual_seed still repeats a run.
-    seed = int(torch.randint(2**62, ())) if sampling.seed is None else sampling.seed
-    return LogitsProcessorList([*steps, _Draw(prompts, seed, device)])
+    seeds = [int(torch.randint(2**62, ())) if s.seed is None else s.seed for s in samplings]
+    return LogitsProcessorList([*steps, _Draw(seeds, device)])

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lclm_rag.connectors.haystack import LatentGenerator
 from lclm_rag.connectors.langchain import LatentAnswer
 from lclm_rag.connectors.mcp import mcp_server
 from lclm_rag.decoding import Decoder
+from lclm_rag.decoding.decoder import Finished
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.evaluation.contexts import parse_context
@@ -48,7 +49,9 @@ class SilentDecoder(Decoder):
     ) -> list[Completion | PromptError]:
         raise AssertionError("It was asked.")
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+    def stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
+    ) -> Generator[str]:
         raise AssertionError("It was asked.")
 
 

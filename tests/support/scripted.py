@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.decoding import Completion, Decoder, Sampling
+from lclm_rag.decoding.decoder import Finished
 from lclm_rag.prompting import SoftPrompt
 from lclm_rag.prompting.template import plain_ids
 
@@ -35,9 +36,13 @@ class Scripted(Decoder):
         end = self.checkpoint.decoder_tokenizer.token_to_id("<|im_end|>")
         return [Completion(reply, [*ids, end], "stop", 0.01, 0.1)]
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Generator[str]:
-        self.prompts.append(prompt)
-        yield from re.findall(r".{1,3}", next(self._replies), re.DOTALL)
+    def stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
+    ) -> Generator[str]:
+        (completion,) = self.complete([prompt], sampling)
+        yield from re.findall(r".{1,3}", completion.text, re.DOTALL)
+        if finished:
+            finished(completion)
 
 
 def words(kb: KnowledgeBase, prompt: SoftPrompt) -> str:

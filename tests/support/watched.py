@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from lclm_rag import Completion, PromptError, Sampling, SoftPrompt
 from lclm_rag.decoding import Decoder
+from lclm_rag.decoding.decoder import Finished
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
 __all__ = ["WatchedDecoder", "of_several_words"]
@@ -26,10 +27,12 @@ class WatchedDecoder(Decoder):
     ) -> list[Completion | PromptError]:
         return self._watched.complete(prompts, sampling)
 
-    def stream(self, prompt: SoftPrompt, sampling: Sampling) -> Iterator[str]:
+    def stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished | None = None
+    ) -> Generator[str]:
         self.writing = True
         try:
-            yield from self._watched.stream(prompt, sampling)
+            yield from self._watched.stream(prompt, sampling, finished)
         finally:
             self.writing = False
 

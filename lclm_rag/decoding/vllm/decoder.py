@@ -17,7 +17,13 @@ import torch
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression.adapter import Adapter, load_adapter
-from lclm_rag.decoding.decoder import Completion, Sampling, end_token_ids, vllm_sampling
+from lclm_rag.decoding.decoder import (
+    Completion,
+    Finished,
+    Sampling,
+    end_token_ids,
+    vllm_sampling,
+)
 from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.event_loop import EventLoopDecoder
 from lclm_rag.decoding.vllm.engine import Engine, item_latents, latent_architecture, start_engine
@@ -134,10 +140,13 @@ class VLLMDecoder(EventLoopDecoder):
         async with aclosing(self._outputs(prompt, sampling, streaming=False)) as outputs:
             async for last in outputs:
                 output = last
+        return self._completion(list(output.outputs[0].token_ids), output, called)
+
+    def _completion(self, ids: list[int], output: RequestOutput, called: float) -> Completion:
+        """The completion with these tokens, from the last output of its request."""
         total = time.time() - called
         written, metrics = output.outputs[0], output.metrics
         arrived = metrics and metrics.arrival_time + metrics.first_token_latency
-        ids = list(written.token_ids)
         return Completion(
             text=self._detokenizer().all(ids),
             token_ids=ids,
@@ -147,14 +156,19 @@ class VLLMDecoder(EventLoopDecoder):
             cached_positions=output.num_cached_tokens,
         )
 
-    async def _stream(self, prompt: SoftPrompt, sampling: Sampling) -> AsyncGenerator[str]:
+    async def _stream(
+        self, prompt: SoftPrompt, sampling: Sampling, finished: Finished
+    ) -> AsyncGenerator[str]:
+        called, ids = time.time(), list[int]()
         detokenizer = self._detokenizer()
         async with aclosing(self._outputs(prompt, sampling, streaming=True)) as outputs:
             async for output in outputs:
+                ids += output.outputs[0].token_ids
                 if piece := detokenizer(output.outputs[0].token_ids):
                     yield piece
         if piece := detokenizer.end():
             yield piece
+        finished(self._completion(ids, output, called))
 
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
