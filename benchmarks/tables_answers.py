@@ -14,6 +14,7 @@ __all__ = [
     "exact_strings_top4",
     "exact_strings_top8",
     "expansion_rules",
+    "grounding",
     "others",
     "ruler_4k",
     "transformers_context",
@@ -21,6 +22,15 @@ __all__ = [
 ]
 
 CHECKPOINT_RESULTS = Path(__file__).parents[1] / "examples" / "train_tiny_lclm" / "results.json"
+
+LANGUAGES = {
+    "en": "English",
+    "de": "German",
+    "fr": "French",
+    "zh": "Chinese",
+    "ar": "Arabic",
+    "all": "all",
+}
 
 CONTEXTS = {
     "text": "pasted text",
@@ -56,6 +66,34 @@ def exact_strings_top8() -> str:
 def others() -> str:
     """KV-cache compression, at the positions that latents take."""
     return _evaluation("eval_others", "exact match")
+
+
+def grounding() -> str:
+    """Precision and recall of the check of answers, before it compared normal forms and now."""
+    names = ("grounding_before", "grounding")
+    before, now = ({run["language"]: run for run in results(name)["results"]} for name in names)
+    rows = [
+        [title, check, *_precision_and_recall(found[language])]
+        for language, title in LANGUAGES.items()
+        for check, found in (("before", before), ("now", now))
+    ]
+    columns = ["language", "check", "strings: precision", "strings: recall"]
+    columns += ["answers: precision", "answers: recall"]
+    pairs = now["all"]["pairs"]
+    notes = f"{pairs} answers, of which {now['all']['answers_false']} are false. {source(*names)}"
+    return markdown(columns, rows, notes, left=2)
+
+
+def _precision_and_recall(run: dict[str, Any]) -> list[str]:
+    return [
+        f"{percent(right / of)} ({right} of {of})"
+        for right, of in (
+            (run["rightly_reported"], run["reported"]),
+            (run["false_reported"], run["false"]),
+            (run["answers_rightly_reported"], run["answers_reported"]),
+            (run["answers_rightly_reported"], run["answers_false"]),
+        )
+    ]
 
 
 def ruler_4k() -> str:
