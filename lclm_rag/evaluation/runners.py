@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 
 from lclm_rag.decoding import Completion, Decoder, Sampling, said
 from lclm_rag.decoding.decoder import end_token_ids
-from lclm_rag.errors import CheckpointError, EvaluationError, NoPassagesError, PromptError
+from lclm_rag.errors import (
+    CheckpointError,
+    DecoderError,
+    EvaluationError,
+    NoPassagesError,
+    PromptError,
+)
 from lclm_rag.evaluation.contexts import EvalContext
 from lclm_rag.evaluation.journal import AnswerRecord
 from lclm_rag.evaluation.passages import Find, passage_finder
@@ -162,6 +168,8 @@ def _decode_together(
         for i, result in zip(prompts, decoded, strict=True):
             if isinstance(result, PromptError):
                 answers[i] = AnswerRecord(context.name, batch[i].id, "", error=str(result))
+            elif isinstance(result, DecoderError):
+                raise result  # A score must not tell of a server that was away.
             else:
                 completions[i] = result
     return [answers[i] for i in range(len(batch))]
