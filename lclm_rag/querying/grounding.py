@@ -119,7 +119,7 @@ def exact_strings(text: str) -> list[str]:
 def _written(original: str, normal: NormalText, start: int, end: int) -> str:
     """A part of the normal form as the original has it."""
     written = original[normal.origins[start] : normal.origins[end]]
-    return regex.sub(r"^[\s\p{Cf}]+|[\s\p{Cf}*\\]+$", "", written)
+    return str(regex.sub(r"^[\s\p{Cf}]+|[\s\p{Cf}*\\]+$", "", written))
 
 
 def _strings(text: str) -> list[_String]:
@@ -408,7 +408,7 @@ _ANY_CASE = regex.compile(r"(?=.{8})[\dA-Fa-f]+(?:[-:][\dA-Fa-f]+)*|\p{Lu}?\p{Ll
 
 def _of_hour(run: str) -> str:
     """A time without the zero of its hour."""
-    return regex.sub(r"(?<![\d:.,/])0(?=\d:\d\d)", "", run)
+    return str(regex.sub(r"(?<![\d:.,/])0(?=\d:\d\d)", "", run))
 
 
 def _as_case(runs: set[str], code: str) -> Iterator[str]:

@@ -154,4 +154,4 @@ def words(normal: str) -> str:
         The words, with a space between two if their script has one.
     """
     bare = _VOWEL_SIGNS.sub("", _THOUSANDS.sub("", normal)).casefold()
-    return _BESIDE_THEM.sub("", _NOT_WORDS.sub(" ", bare)).strip()
+    return str(_BESIDE_THEM.sub("", _NOT_WORDS.sub(" ", bare)).strip())
