@@ -7,7 +7,15 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +41,7 @@ from lclm_rag.prompting import (
     load_frame,
 )
 from lclm_rag.querying.query import Query
-from lclm_rag.querying.reader import Reader
+from lclm_rag.querying.reader import Reader, Retrieved
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.types import (
     DEFAULT_TOP_K,
@@ -142,6 +150,7 @@ class KnowledgeBase:
         self._decoder = None if isinstance(decoder, str) else decoder
         # Reentrant, because a signal handler may close what is being loaded in its own thread.
         self._loading = threading.RLock()
+        self._models_of: KnowledgeBase | None = None
         self._made = Made(contents=False, folder=False)
         self._to_be_first = False
         watch(self)
@@ -471,9 +480,19 @@ class KnowledgeBase:
         """The passage index, at the store's version."""
         return self.reader.index
 
+    def share_models(self, other: KnowledgeBase) -> None:
+        """Use the decoder, the adapter and the compressor of another knowledge base, loaded there if needed.
+
+        Args:
+            other: Another knowledge base of the same checkpoint. It must be closed after this one.
+        """
+        self._models_of = other
+
     @cached_property
     def compressor(self) -> Compressor:
         """The encoder and the adapter, loaded on first use."""
+        if self._models_of is not None:
+            return self._models_of.compressor
         from lclm_rag.compression import Compressor
 
         options = self.compressor_options
@@ -489,6 +508,8 @@ class KnowledgeBase:
         """
         with self._loading:
             self.reader.require_open()
+            if self._models_of is not None:
+                return self._models_of.decoder
             if self._decoder is None:
                 from lclm_rag.decoding import load_decoder
 
@@ -513,7 +534,7 @@ class KnowledgeBase:
         Before the decoder is loaded this is the checkpoint's value; an engine option may shorten it on
         loading.
         """
-        loaded = self._decoder
+        loaded = self._decoder if self._models_of is None else self._models_of._decoder
         return self.checkpoint.context_length if loaded is None else loaded.context_length
 
     @property
@@ -531,6 +552,8 @@ class KnowledgeBase:
     @cached_property
     def adapter(self) -> Adapter:
         """The adapter: the compressor's if that is loaded, else loaded alone on first use."""
+        if self._models_of is not None:
+            return self._models_of.adapter
         if "compressor" in self.__dict__:
             return self.compressor.adapter
         from lclm_rag.compression.adapter import load_adapter
@@ -1251,6 +1274,64 @@ class KnowledgeBase:
         if prompt is None:
             return
         async with aclosing(aanswer_pieces(decoder, prompt, query.sampling)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def astream_answer(
+        self,
+        question: str,
+        top_k: int = DEFAULT_TOP_K,
+        filters: Filter | Mapping[str, Any] | None = None,
+        *,
+        context: Context = "latents",
+        expand: Expand = "auto",
+        sampling: Sampling | None = None,
+    ) -> AsyncGenerator[list[Hit] | str | Answer]:
+        """Answer as `astream` does, and say what the answer rests on and what it took.
+
+        Closing the generator ends the generation.
+
+        Args:
+            question: The question.
+            top_k: How many passages to retrieve, at least 1.
+            filters: Metadata conditions, as for `retrieve`. None searches all passages.
+            context: What to answer from, as for `query`.
+            expand: Which passages go in verbatim, as for `query`. With "model" and "tool", which take several
+                rounds, the answer comes in one piece.
+            sampling: How the answer is generated; default `Sampling()`.
+
+        Yields:
+            The hits, before anything is decoded; the pieces of the answer; last the answer, as from `query`.
+            If no passage is found, there are no pieces, and the answer says why.
+
+        Raises:
+            ValueError: As for `query`; and so are the other errors.
+        """
+        from lclm_rag.querying.rounds import adecode, answer, astream_answer, no_answer
+
+        query = Query.of(question, top_k, filters, context, expand, sampling)
+        decoder = await asyncio.to_thread(lambda: self.decoder)
+        builder = self.prompt_builder(decoder.space)
+        started = time.perf_counter()
+
+        def search() -> Retrieved:
+            builder.require_room(query)
+            return self.reader.search_to_answer(query)
+
+        try:
+            retrieved = await asyncio.to_thread(search)
+        except NoPassagesError as error:
+            yield []
+            yield no_answer(query.question, str(error), time.perf_counter() - started)
+            return
+        yield retrieved.hits
+        if query.expand in ("model", "tool"):
+            found = await adecode(answer(builder, query, retrieved), decoder, query.sampling)
+            if found.text:
+                yield found.text
+            yield found
+            return
+        async with aclosing(astream_answer(builder, query, retrieved, decoder)) as pieces:
             async for piece in pieces:
                 yield piece
 

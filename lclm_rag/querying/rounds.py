@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.decoding import Completion, Decoder, Sampling, all_answered, said
+from lclm_rag.decoding import (
+    Completion,
+    Decoder,
+    Sampling,
+    aanswer_pieces,
+    all_answered,
+    said,
+)
 from lclm_rag.prompting import SoftPrompt, next_turn
 from lclm_rag.prompting.frames import fill
 from lclm_rag.prompting.replies import Reply, mentioned, parse_reply, without_mark
@@ -27,7 +35,7 @@ from lclm_rag.querying.query import Query
 from lclm_rag.querying.reader import Retrieved
 from lclm_rag.types import Answer, Grounding, PassageKey, Round, Timings, Usage
 
-__all__ = ["Rounds", "adecode", "answer", "decode", "no_answer", "step"]
+__all__ = ["Rounds", "adecode", "answer", "astream_answer", "decode", "no_answer", "step"]
 
 Rounds = Generator[SoftPrompt, Completion, Answer]
 """Yields prompts, is sent the completion of each, and returns the answer."""
@@ -124,6 +132,43 @@ async def adecode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answe
         (completion,) = all_answered(await decoder.acomplete([next_step], sampling))
         next_step = await asyncio.to_thread(step, rounds, completion)
     return next_step
+
+
+async def astream_answer(
+    builder: PromptBuilder, query: Query, retrieved: Retrieved, decoder: Decoder
+) -> AsyncGenerator[str | Answer]:
+    """Answer one question from its hits piece by piece, in one round.
+
+    Closing the generator ends the generation.
+
+    Args:
+        builder: Builds the prompts.
+        query: The question and its options; `expand` is not "model" or "tool".
+        retrieved: The hits.
+        decoder: Completes the prompt.
+
+    Yields:
+        The pieces of the answer, and last the answer.
+
+    Raises:
+        ContextLengthError: As for `PromptBuilder.build`.
+        NoPassagesError: As for `PromptBuilder.build`.
+        PromptError: When the decoder refuses the prompt.
+        DecoderError: When the decoder fails, or is closed.
+    """
+    started = time.perf_counter() - retrieved.seconds
+    built = await asyncio.to_thread(builder.build, query, retrieved)
+    finished: list[Completion] = []
+    pieces = aanswer_pieces(decoder, built.prompt, query.sampling, finished.append)
+    text = ""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            text += piece
+            yield piece
+    (completion,) = finished
+    reply = parse_reply(said(builder.checkpoint, built.prompt, completion), len(built.assembled.used))
+    rounds = [_round(built.prompt, completion, built.expanded, built.no_room)]
+    yield _answer(built, built.prompt, text, completion, rounds, started, asks=reply.asks)
 
 
 def step(rounds: Rounds, completion: Completion | None) -> SoftPrompt | Answer:

@@ -1,0 +1,33 @@
+"""Metadata conditions in a request."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import and_
+from typing import Any
+
+from lclm_rag.retrieval import Filter, as_filter, parse_filter
+
+__all__ = ["Filters", "parsed_filters"]
+
+Filters = dict[str, Any] | list[str] | str | None
+"""{"lang": "en"}, "year>=2020", or several such expressions that must all hold."""
+
+
+def parsed_filters(filters: Filters) -> Filter | None:
+    """Read the conditions of a request.
+
+    Args:
+        filters: The conditions.
+
+    Returns:
+        The filter; None if there are no conditions.
+
+    Raises:
+        ValueError: When they cannot be read.
+    """
+    if isinstance(filters, str):
+        filters = [filters]
+    if isinstance(filters, list):
+        return reduce(and_, [parse_filter(text) for text in filters]) if filters else None
+    return as_filter(filters or None)

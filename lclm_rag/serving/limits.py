@@ -1,0 +1,30 @@
+"""The limits on what a client may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for at most. More is refused, never cut.
+
+    Attributes:
+        body: Bytes of a request, uploads aside.
+        upload: Bytes of an uploaded file or document.
+        question: Characters of a question.
+        messages: Messages of a conversation.
+        top_k: Passages to retrieve.
+        max_tokens: Tokens of an answer.
+        in_flight: Questions that are worked on or wait at the same time; more get status 429.
+    """
+
+    body: int = 2**20
+    upload: int = 64 * 2**20
+    question: int = 32_000
+    messages: int = 200
+    top_k: int = 64
+    max_tokens: int = 4096
+    in_flight: int = 256
