@@ -68,7 +68,12 @@ class EventLoopThread:
                 "knowledge base the decoder by its name."
             )
         with self._lifecycle.kept_open():
-            return asyncio.run_coroutine_threadsafe(self._ended_by_close(work), self.loop)
+            ended_by_close = self._ended_by_close(work)
+            try:
+                return asyncio.run_coroutine_threadsafe(ended_by_close, self.loop)
+            except RuntimeError:  # A signal handler has closed it just now, in this thread.
+                ended_by_close.close()
+                raise closed_meanwhile() from None
 
     def run(self, work: Work[T]) -> T:
         """Run `work()` in the loop and wait for it in this thread; interrupting the wait cancels it."""

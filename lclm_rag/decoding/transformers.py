@@ -37,7 +37,7 @@ from lclm_rag.decoding.decoder import (
 from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
 from lclm_rag.decoding.streams import Generation, Put, in_thread
-from lclm_rag.errors import DecoderError, PromptError
+from lclm_rag.errors import DecoderError
 from lclm_rag.forking import watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
@@ -191,6 +191,7 @@ class TransformersDecoder(BackgroundDecoder):
         self._lock = threading.RLock()
         self._waiting: deque[deque[_Request]] = deque()
         self._working: Generation | None = None
+        self._queuing_in: int | None = None
 
     @classmethod
     def from_pretrained(
@@ -220,6 +221,8 @@ class TransformersDecoder(BackgroundDecoder):
         self._lifecycle.close(self._wait_for_the_last_token)
 
     def _wait_for_the_last_token(self) -> None:
+        if self._queuing_in == threading.get_ident():
+            return  # A signal handler closes it in a thread whose lock the last token may need.
         working = self._working
         if working and working.thread and working.thread is not threading.current_thread():
             working.thread.join()
@@ -246,9 +249,13 @@ class TransformersDecoder(BackgroundDecoder):
         # Prompts of similar length are padded least.
         ordered = sorted(requests, key=lambda request: -request.prompt.positions)
         with self._lock, self._lifecycle.kept_open():
-            self._waiting.append(deque(ordered))
-            if self._working is None:
-                self._working = in_thread(self._work, self._lifecycle.begin_to_close)
+            self._queuing_in = threading.get_ident()
+            try:
+                self._waiting.append(deque(ordered))
+                if self._working is None:
+                    self._working = in_thread(self._work, self._lifecycle.begin_to_close)
+            finally:
+                self._queuing_in = None
 
     def _work(self) -> None:
         """Complete what waits; ends when nothing does."""
@@ -290,7 +297,7 @@ class TransformersDecoder(BackgroundDecoder):
         try:
             self._lifecycle.require_open()
             self.check(request.prompt, request.sampling)
-        except (PromptError, DecoderError) as error:
+        except Exception as error:  # Whatever it is, the request must hear of it.
             request.end(error if self._lifecycle.is_open else closed_meanwhile())
         return not request.future.done()
 
@@ -314,7 +321,7 @@ class TransformersDecoder(BackgroundDecoder):
                 stopping_criteria=StoppingCriteriaList([rows]),
                 streamer=rows,
             )
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # Whatever it is, or the requests would wait for ever.
             self._failed(requests, error)
 
     def _failed(self, requests: list[_Request], error: Exception) -> None:

@@ -29,6 +29,7 @@ import lclm_rag.decoding.transformers
 from lclm_rag import DecoderError, KnowledgeBase, Sampling
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import Completion, Decoder, all_answered, load_decoder
+from lclm_rag.decoding.event_loop import EventLoopThread
 from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
@@ -266,6 +267,7 @@ def test_an_interrupt_ends_the_question_and_the_next_is_answered(
         if until(lambda: running() > 0):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    assert until(lambda: running() == 0)
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         WAYS[how](asked, endless, LONG)
@@ -429,6 +431,34 @@ def test_a_signal_handler_may_close_the_decoder_that_it_interrupts(
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_signal_handler_may_close_the_decoder_that_just_takes_a_question(
+    make: Make, endless: SoftPrompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, submit = lclm_rag.decoding.transformers.in_thread, EventLoopThread._ended_by_close
+
+    def interrupted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGALRM)
+            return work(*arguments)
+
+        return run
+
+    for way in WAYS.values():
+        one = make()
+        with monkeypatch.context() as patch:
+            patch.setattr(lclm_rag.decoding.transformers, "in_thread", interrupted(start))
+            patch.setattr(EventLoopThread, "_ended_by_close", interrupted(submit))
+            before = signal.signal(signal.SIGALRM, lambda *_, one=one: one.close())
+            try:
+                with pytest.raises(DecoderError, match="closed before the answer"):
+                    way(one, endless, LONG)
+            finally:
+                signal.signal(signal.SIGALRM, before)
+        with pytest.raises(DecoderError, match="is closed"):
+            way(one, endless, SHORT)
+
+
 def test_the_reader_of_a_stream_may_close_its_decoder(make: Make, endless: SoftPrompt) -> None:
     def read(one: Decoder) -> None:
         for _ in one.stream(endless, LONG):
@@ -469,30 +499,42 @@ def test_a_program_may_end_while_a_stream_is_half_read() -> None:
 # --- outcomes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError, KeyError])
 def test_a_failure_of_transformers_leaves_the_other_outcomes(
-    decoder: TransformersDecoder, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception],
+    together: bool,
+    decoder: TransformersDecoder,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompts = [chat(checkpoint, "x " * n) for n in (1, 60, 120)]
     wanted = all_answered(decoder.complete(prompts, SHORT))
-    monkeypatch.setitem(lclm_rag.decoding.transformers._BATCH_POSITIONS, "cpu", 1)
+    if not together:
+        monkeypatch.setitem(lclm_rag.decoding.transformers._BATCH_POSITIONS, "cpu", 1)
     generate = decoder.model.generate
 
     def failing(**options: Any) -> Any:
-        if options["inputs_embeds"].shape[1] == prompts[1].positions:
-            raise RuntimeError("out of memory\nand more")
+        if prompts[1].positions in options["attention_mask"].sum(1):
+            raise kind("out of memory")
         return generate(**options)
 
-    monkeypatch.setattr(decoder.model, "generate", failing)
-    for outcomes in (
-        decoder.complete(prompts, SHORT),
-        asyncio.run(decoder.acomplete(prompts, SHORT)),
-    ):
-        assert str(outcomes[1]) == "transformers failed to decode: out of memory"
-        assert isinstance(outcomes[1], DecoderError)
-        for number in (0, 2):
-            answered = outcomes[number]
-            assert isinstance(answered, Completion)
-            assert answered.token_ids == wanted[number].token_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.model, "generate", failing)
+        for outcomes in (
+            decoder.complete(prompts, SHORT),
+            asyncio.run(decoder.acomplete(prompts, SHORT)),
+        ):
+            assert isinstance(outcomes[1], DecoderError)
+            assert "transformers failed to decode: " in str(outcomes[1])
+            assert "out of memory" in str(outcomes[1])
+            for number in (0, 2):
+                answered = outcomes[number]
+                assert isinstance(answered, Completion)
+                assert answered.token_ids == wanted[number].token_ids
+        with pytest.raises(DecoderError, match="failed to decode"):
+            list(decoder.stream(prompts[1], SHORT))
+    assert complete(decoder, prompts[1], SHORT)[0].token_ids == wanted[1].token_ids
 
 
 def test_a_failure_of_a_server_leaves_the_other_outcomes(
