@@ -181,7 +181,7 @@ def test_a_lock_held_at_the_fork_is_new_in_the_child(
     """As above, but certain to be held: by this thread, as far as another one can tell."""
     with KnowledgeBase.open(path, device="cpu", decoder=decoder) as kb:
         answer = _best(kb)
-        held = [kb._loading, decoder._generating, kb.reader._opening, kb.index._lock]  # type: ignore[attr-defined]
+        held = [kb._loading, decoder._lock, kb.reader._opening, kb.index._lock]  # type: ignore[attr-defined]
         in_cached = vars(type(kb.checkpoint))["decoder_tokenizer"]
         held += [in_cached.lock] if sys.version_info < (3, 12) else []
         taken, ended = threading.Event(), threading.Event()
