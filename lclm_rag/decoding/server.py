@@ -123,8 +123,9 @@ class ServerDecoder(EventLoopDecoder):
                 f"{self.url} serves {', '.join(served)}; name the one that decodes with the option model."
             )
         length = getattr(served[model], "max_model_len", None)
-        known = isinstance(length, int) and length > 0
-        return model, length if known else self.checkpoint.context_length
+        if not isinstance(length, int) or length < 1:
+            length = self.checkpoint.context_length
+        return model, length
 
     async def _models(self) -> Any:
         for pause in self._pauses():

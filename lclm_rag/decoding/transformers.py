@@ -81,7 +81,7 @@ class _Request:
             self.future.set_exception(error)
 
 
-class _Rows(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers' are not typed.
+class _Rows(BaseStreamer, StoppingCriteria):
     """Gives each prompt of a batch its tokens, and ends it by itself.
 
     transformers calls `put` with the next token of all prompts, and then asks which of them end.

@@ -166,7 +166,9 @@ async def astream_answer(
             text += piece
             yield piece
     (completion,) = finished
-    reply = parse_reply(said(builder.checkpoint, built.prompt, completion), len(built.assembled.used))
+    reply = parse_reply(
+        said(builder.checkpoint, built.prompt, completion), len(built.assembled.used)
+    )
     rounds = [_round(built.prompt, completion, built.expanded, built.no_room)]
     yield _answer(built, built.prompt, text, completion, rounds, started, asks=reply.asks)
 
