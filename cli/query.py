@@ -129,7 +129,7 @@ def answer_lines(answer: Answer) -> list[str]:
     if answer.left_out:
         lines.append(f"  left out, no room in the prompt: {', '.join(map(str, answer.left_out))}")
     if not answer.complete and not answer.reason:
-        lines.append(f"  cut after {usage.generated_tokens} tokens; raise --max-tokens")
+        lines.append(f"  cut after {answer.rounds[-1].generated_tokens} tokens; raise --max-tokens")
     cached = f" ({usage.cached_positions:,} cached)" if usage.cached_positions else ""
     lines.append(
         f"  {usage.source_tokens:,} source tokens as {usage.latents:,} latents, "
