@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from math import inf
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from sse_starlette import EventSourceResponse
+from starlette.middleware.cors import CORSMiddleware
 
 from lclm_rag import __version__
-from lclm_rag.serving import chat, errors
+from lclm_rag.serving import chat, errors, health
 from lclm_rag.serving.access import Access
 from lclm_rag.serving.bases import ServedBase, follow
+from lclm_rag.serving.guards import InFlight, LimitBody, LimitInFlight, Origins, SecurityHeaders
+from lclm_rag.serving.health import Readiness
 from lclm_rag.serving.keys import ApiKeys
 from lclm_rag.serving.limits import Limits
-from lclm_rag.types import Answer
+from lclm_rag.serving.metrics import Metrics
+from lclm_rag.serving.observing import ObserveRequests, observe
 
 __all__ = ["create_app"]
 
@@ -28,7 +34,7 @@ def create_app(
     keys: ApiKeys | None = None,
     writable: bool = False,
     limits: Limits | None = None,
-    hosts: Sequence[str] = ("localhost", "127.0.0.1", "[::1]"),
+    hosts: Sequence[str] = ("localhost",),
     origins: Sequence[str] = (),
 ) -> FastAPI:
     """Make the application that serves knowledge bases, for any ASGI server.
@@ -38,25 +44,45 @@ def create_app(
         keys: The API keys; None lets everybody ask who reaches the service.
         writable: Whether documents may be changed.
         limits: What a client may ask for; default `Limits()`.
-        hosts: The values of the Host header that are answered, without port; "*" for all.
-        origins: Other origins whose pages may ask.
+        hosts: The names that are answered as Host, without port; "*" for all. Addresses always are.
+        origins: Other origins whose pages may ask, such as "https://intranet.example"; "*" for all.
 
     Returns:
         The application.
     """
     limits = limits or Limits()
     access = Access(bases, keys, writable)
+    count = InFlight()
+    metrics = Metrics(bases, lambda: count.now)
+    readiness = Readiness(bases, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         following = [asyncio.create_task(follow(base)) for base in bases.values()]
         yield
+        readiness.begin_to_close()
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
 
     app = FastAPI(title="lclm-rag", version=__version__, lifespan=lifespan)
     errors.install(app)
+    app.state.readiness = readiness
+    health.install(app, access, metrics, readiness)
+    # The last one is the outermost.
+    app.add_middleware(LimitInFlight, limit=limits.in_flight, count=count)
+    app.add_middleware(LimitBody, limit=limits.body)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Origins, hosts=hosts, origins=origins)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(ObserveRequests, metrics=metrics)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -73,13 +99,16 @@ def create_app(
     async def completions(request: Request, body: chat.ChatRequest) -> Response:
         """Answer the last message from a knowledge base."""
         base, bound = access.base(request, body.model)
-        question = chat.asked(base, body, limits, bound)
+        request.state.question = question = chat.asked(base, body, limits, bound)
+        observed = partial(observe, request, question)
         if not body.stream:
             answer = await chat.unless_gone(request, chat.ask(question))
+            observed(answer)
             return JSONResponse(chat.reply(question, answer))
+        request.state.streamed = True
         options = body.stream_options
-        done: list[Answer] = []
-        stream = chat.events(question, options is not None and options.include_usage, done)
-        return EventSourceResponse(stream, sep="\n")
+        stream = chat.events(question, options is not None and options.include_usage, observed)
+        # When the server ends, it says itself for how long a stream may go on.
+        return EventSourceResponse(stream, sep="\n", shutdown_grace_period=inf)
 
     return app

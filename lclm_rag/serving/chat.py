@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,7 @@ from lclm_rag.querying.expansion import Expand
 from lclm_rag.querying.query import Query
 from lclm_rag.retrieval import Filter
 from lclm_rag.serving.bases import ServedBase
-from lclm_rag.serving.errors import RequestError, body_of
+from lclm_rag.serving.errors import ClientGone, RequestError, body_of
 from lclm_rag.serving.filters import Filters, parsed_filters
 from lclm_rag.serving.limits import Limits
 from lclm_rag.types import DEFAULT_TOP_K, Answer, Hit
@@ -211,7 +211,7 @@ def reply(question: Asked, answer: Answer) -> dict[str, Any]:
 
 
 async def events(
-    question: Asked, include_usage: bool, done: list[Answer]
+    question: Asked, include_usage: bool, observed: Callable[[Answer | Exception], None]
 ) -> AsyncGenerator[dict[str, Any]]:
     """The events of a streamed answer.
 
@@ -221,7 +221,7 @@ async def events(
     Args:
         question: The question.
         include_usage: Whether the usage comes in an event of its own, as OpenAI's clients ask for it.
-        done: Takes the answer.
+        observed: Takes the answer, or the error that ends the stream.
 
     Yields:
         Events of sse-starlette.
@@ -241,12 +241,14 @@ async def events(
         head = _head(question, "chat.completion.chunk")
         return {"data": _json({**head, "choices": [choice], **more})}
 
+    done: list[Answer] = []
     try:
         async with aclosing(answers):
             async for piece in answers:
                 if isinstance(piece, str):
                     yield event({"content": piece})
                 elif isinstance(piece, Answer):
+                    observed(piece)
                     done.append(piece)
                 else:
                     first = {"role": "assistant", "content": ""}
@@ -261,6 +263,7 @@ async def events(
             head = _head(question, "chat.completion.chunk")
             yield {"data": _json({**head, "choices": [], "usage": usage})}
     except Exception as error:
+        observed(error)
         status, body = body_of(error)
         if status >= 500:
             _log.exception("A streamed answer failed.")
@@ -341,7 +344,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         What the work returns.
 
     Raises:
-        asyncio.CancelledError: When the client has gone away.
+        ClientGone: When the client has gone away.
     """
 
     async def until_gone() -> None:
@@ -352,7 +355,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise asyncio.CancelledError
+            raise ClientGone
         return task.result()
     finally:
         for each in (task, gone):

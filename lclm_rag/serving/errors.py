@@ -6,12 +6,15 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from lclm_rag.errors import ContextLengthError, DecoderError, LclmRagError, PromptError
 
-__all__ = ["RequestError", "body_of", "error_response", "install"]
+__all__ = ["CLIENT_GONE", "ClientGone", "RequestError", "body_of", "error_response", "install"]
+
+CLIENT_GONE = 499
+"""The status of a request whose client went away; nginx has it, and nobody sees it but the log."""
 
 _TYPES = {
     401: "authentication_error",
@@ -43,6 +46,10 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.headers = status, code, param, headers
+
+
+class ClientGone(Exception):  # noqa: N818  Nothing went wrong.
+    """The client went away before its answer was ready."""
 
 
 def body_of(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -94,3 +101,8 @@ def install(app: Any) -> None:
     for kind in kinds:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)
+
+    async def end(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ClientGone, end)
