@@ -35,6 +35,7 @@ _OPTIONAL = {
     "langchain_core": ("langchain-core", "langchain", "the LangChain connector"),
     "haystack": ("haystack-ai", "haystack", "the Haystack connector"),
     "mcp": ("mcp", "mcp", "lclm-rag mcp, a server for agents"),
+    "sse_starlette": ("sse-starlette", "serve", "lclm-rag serve, an OpenAI-compatible endpoint"),
     "ray": ("ray", "ray", "builds on many machines"),
     "matplotlib": ("matplotlib", "eval", "plots of lclm-rag eval"),
     "llmlingua": ("llmlingua", "llmlingua", "LLMLingua-2 in lclm-rag eval"),

@@ -24,8 +24,10 @@ from lclm_rag.cli.eval import evaluate
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
 from lclm_rag.cli.generate import generate
 from lclm_rag.cli.info import info
+from lclm_rag.cli.keys import keys
 from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.query import query
+from lclm_rag.cli.serve import serve
 from lclm_rag.cli.show import show
 from lclm_rag.cli.sync import sync
 from lclm_rag.cli.train import train
@@ -67,7 +69,7 @@ class _ToStderr(logging.Handler):
 
 
 for command in (
-    *(build, add, sync, delete, query, show, chat, generate, mcp),
+    *(build, add, sync, delete, query, show, chat, generate, mcp, serve, keys),
     *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)
