@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from lclm_rag import __version__
-from lclm_rag.serving import chat, errors, health
+from lclm_rag.serving import chat, documents, errors, health
 from lclm_rag.serving.access import Access
 from lclm_rag.serving.bases import ServedBase, follow
 from lclm_rag.serving.guards import InFlight, LimitBody, LimitInFlight, Origins, SecurityHeaders
@@ -83,6 +83,8 @@ def create_app(
     app.add_middleware(Origins, hosts=hosts, origins=origins)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests, metrics=metrics)
+
+    documents.add_routes(app, access, limits)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class Limits:
         top_k: Passages to retrieve.
         max_tokens: Tokens of an answer.
         in_flight: Questions that are worked on or wait at the same time; more get status 429.
+        jobs: Changes that are received, wait or are worked on at the same time; more get status 429.
+        jobs_kept: Jobs that have ended and can still be asked for.
+        job_wait: Seconds that a request waits for its job, if it asks to; then it gets the job as it is.
+        writer_wait: Seconds that a job waits for another process that writes to the knowledge base.
     """
 
     body: int = 2**20
@@ -28,3 +32,7 @@ class Limits:
     top_k: int = 64
     max_tokens: int = 4096
     in_flight: int = 256
+    jobs: int = 16
+    jobs_kept: int = 256
+    job_wait: float = 30.0
+    writer_wait: float = 60.0
