@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
@@ -107,6 +107,7 @@ class Asked:
         id: The id of the answer.
         created: When the question came, in seconds since 1970.
         came: The same, on a clock that never jumps.
+        bound: Whether the client's key binds it by a filter, which is not for the client to know.
     """
 
     base: ServedBase
@@ -114,6 +115,7 @@ class Asked:
     id: str
     created: int
     came: float
+    bound: bool = False
 
 
 def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | None) -> Asked:
@@ -163,7 +165,8 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
     )
     filters = own if bound is None else bound if own is None else bound & own
     query = Query.of(question, body.top_k, filters, body.context, body.expand, sampling)
-    return Asked(base, query, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), time.perf_counter())
+    id, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    return Asked(base, query, id, now, time.perf_counter(), bound is not None)
 
 
 def _words(message: Message) -> str:
@@ -183,7 +186,7 @@ def _words(message: Message) -> str:
 async def ask(question: Asked) -> Answer:
     """Answer a question as a whole."""
     query = question.query
-    return await question.base.kb.aquery(
+    answer = await question.base.kb.aquery(
         query.question,
         query.top_k,
         query.filters,
@@ -191,6 +194,13 @@ async def ask(question: Asked) -> Answer:
         expand=query.expand,
         sampling=query.sampling,
     )
+    return _discreet(question, answer)
+
+
+def _discreet(question: Asked, answer: Answer) -> Answer:
+    """The answer, which does not tell a bound client what hidden passages have and lack."""
+    hidden = question.bound and answer.no_passages
+    return replace(answer, reason="No passage was found.") if hidden else answer
 
 
 def reply(question: Asked, answer: Answer) -> dict[str, Any]:
@@ -248,8 +258,8 @@ async def events(
                 if isinstance(piece, str):
                     yield event({"content": piece})
                 elif isinstance(piece, Answer):
-                    observed(piece)
-                    done.append(piece)
+                    done.append(_discreet(question, piece))
+                    observed(done[0])
                 else:
                     first = {"role": "assistant", "content": ""}
                     yield event(first, retrieved=[citation(hit) for hit in piece])
