@@ -55,6 +55,8 @@ from lclm_rag.types import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from lclm_rag.compression import Compressor
     from lclm_rag.compression.adapter import Adapter
     from lclm_rag.decoding import Decoder, Sampling
@@ -75,6 +77,9 @@ if TYPE_CHECKING:
 __all__ = ["KnowledgeBase"]
 
 _log = logging.getLogger(__name__)
+
+_KEPT_LATENTS = 1_000
+"""Turns of conversations whose latents are kept in memory."""
 
 
 class KnowledgeBase:
@@ -151,6 +156,8 @@ class KnowledgeBase:
         # Reentrant, because a signal handler may close what is being loaded in its own thread.
         self._loading = threading.RLock()
         self._models_of: KnowledgeBase | None = None
+        self._latents: dict[tuple[str, Space], torch.Tensor] = {}
+        self._compressing = threading.Lock()
         self._made = Made(contents=False, folder=False)
         self._to_be_first = False
         watch(self)
@@ -425,6 +432,7 @@ class KnowledgeBase:
         """
         keep_for_ever(dict(vars(self)))
         self._loading = threading.RLock()
+        self._compressing = threading.Lock()
         self._made = Made(contents=False, folder=False)
         if self._decoder_name:
             self._decoder = None
@@ -1100,6 +1108,8 @@ class KnowledgeBase:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> Answer:
         """Answer a question: retrieve passages, assemble the prompt and decode it.
 
@@ -1119,6 +1129,9 @@ class KnowledgeBase:
                 the decoder asks for in words, in up to three rounds. "tool": the same, by a tool that the
                 decoder calls. Has no effect unless `context` is "latents".
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as ("user" or "assistant", words), oldest turn
+                first. The question may refer to it.
+            compress_history: Whether turns older than the last question and its answer go in as latents.
 
         Returns:
             The answer, with its sources, and the transcript in `Answer.rounds`.
@@ -1134,10 +1147,12 @@ class KnowledgeBase:
             CheckpointError: When `expand` is "tool" or "model" and the decoder's chat template cannot render
                 such a chat.
         """
-        from lclm_rag.querying.rounds import decode
+        from lclm_rag.querying.rounds import drive
 
-        query = Query.of(question, top_k, filters, context, expand, sampling)
-        return decode(self._rounds(query), self.decoder, query.sampling)
+        query = Query.of(
+            question, top_k, filters, context, expand, sampling, history, compress_history
+        )
+        return drive(self._rounds(query), self.decoder, query.sampling)
 
     def stream(
         self,
@@ -1148,6 +1163,8 @@ class KnowledgeBase:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> Iterator[str]:
         """Answer as `query` does, in pieces of text as they are written.
 
@@ -1164,6 +1181,9 @@ class KnowledgeBase:
             expand: Which passages go in verbatim instead of as latents, as for `query`. "model" and "tool"
                 are refused.
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as ("user" or "assistant", words), oldest turn
+                first. The question may refer to it.
+            compress_history: Whether turns older than the last question and its answer go in as latents.
 
         Yields:
             Pieces of the answer; joined, they are its text.
@@ -1180,7 +1200,9 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import answer_pieces
 
-        query = Query.of(question, top_k, filters, context, expand, sampling)
+        query = Query.of(
+            question, top_k, filters, context, expand, sampling, history, compress_history
+        )
         decoder, prompt = self.decoder, self._streamed(query)
         if prompt is not None:
             yield from answer_pieces(decoder, prompt, query.sampling)
@@ -1194,6 +1216,8 @@ class KnowledgeBase:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> Answer:
         """Answer as `query` does, without blocking the event loop.
 
@@ -1207,6 +1231,9 @@ class KnowledgeBase:
                 the decoder alone answers.
             expand: Which passages go in verbatim instead of as latents, as for `query`.
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as ("user" or "assistant", words), oldest turn
+                first. The question may refer to it.
+            compress_history: Whether turns older than the last question and its answer go in as latents.
 
         Returns:
             The answer, as from `query`.
@@ -1222,11 +1249,13 @@ class KnowledgeBase:
             CheckpointError: When `expand` is "tool" or "model" and the decoder's chat template cannot render
                 such a chat.
         """
-        from lclm_rag.querying.rounds import adecode
+        from lclm_rag.querying.rounds import adrive
 
-        query = Query.of(question, top_k, filters, context, expand, sampling)
+        query = Query.of(
+            question, top_k, filters, context, expand, sampling, history, compress_history
+        )
         decoder = await asyncio.to_thread(lambda: self.decoder)
-        return await adecode(self._rounds(query), decoder, query.sampling)
+        return await adrive(self._rounds(query), decoder, query.sampling)
 
     async def astream(
         self,
@@ -1237,6 +1266,8 @@ class KnowledgeBase:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> AsyncIterator[str]:
         """Answer as `stream` does, without blocking the event loop.
 
@@ -1252,6 +1283,9 @@ class KnowledgeBase:
             expand: Which passages go in verbatim instead of as latents, as for `query`. "model" and "tool"
                 are refused.
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as ("user" or "assistant", words), oldest turn
+                first. The question may refer to it.
+            compress_history: Whether turns older than the last question and its answer go in as latents.
 
         Yields:
             Pieces of the answer; joined, they are its text.
@@ -1268,7 +1302,9 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import aanswer_pieces
 
-        query = Query.of(question, top_k, filters, context, expand, sampling)
+        query = Query.of(
+            question, top_k, filters, context, expand, sampling, history, compress_history
+        )
         decoder = await asyncio.to_thread(lambda: self.decoder)
         prompt = await asyncio.to_thread(self._streamed, query)
         if prompt is None:
@@ -1286,6 +1322,8 @@ class KnowledgeBase:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> AsyncGenerator[list[Hit] | str | Answer]:
         """Answer as `astream` does, and say what the answer rests on and what it took.
 
@@ -1299,6 +1337,9 @@ class KnowledgeBase:
             expand: Which passages go in verbatim, as for `query`. With "model" and "tool", which take several
                 rounds, the answer comes in one piece.
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as ("user" or "assistant", words), oldest turn
+                first. The question may refer to it.
+            compress_history: Whether turns older than the last question and its answer go in as latents.
 
         Yields:
             The hits, before anything is decoded; the pieces of the answer; last the answer, as from `query`.
@@ -1307,17 +1348,20 @@ class KnowledgeBase:
         Raises:
             ValueError: As for `query`; and so are the other errors.
         """
-        from lclm_rag.querying.rounds import adecode, answer, astream_answer, no_answer
+        from lclm_rag.querying.rounds import adrive, answer, astream_answer, no_answer, standalone
 
-        query = Query.of(question, top_k, filters, context, expand, sampling)
+        query = Query.of(
+            question, top_k, filters, context, expand, sampling, history, compress_history
+        )
         decoder = await asyncio.to_thread(lambda: self.decoder)
         builder = self.prompt_builder(decoder.space)
         started = time.perf_counter()
 
         def search() -> Retrieved:
-            builder.require_room(query)
             return self.reader.search_to_answer(query)
 
+        await asyncio.to_thread(builder.require_room, query)
+        query, before = await adrive(standalone(builder, query), decoder, query.sampling)
         try:
             retrieved = await asyncio.to_thread(search)
         except NoPassagesError as error:
@@ -1326,12 +1370,12 @@ class KnowledgeBase:
             return
         yield retrieved.hits
         if query.expand in ("model", "tool"):
-            found = await adecode(answer(builder, query, retrieved), decoder, query.sampling)
+            found = await adrive(answer(builder, query, retrieved, before), decoder, query.sampling)
             if found.text:
                 yield found.text
             yield found
             return
-        async with aclosing(astream_answer(builder, query, retrieved, decoder)) as pieces:
+        async with aclosing(astream_answer(builder, query, retrieved, decoder, before)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -1344,6 +1388,8 @@ class KnowledgeBase:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> Rounds:
         """Answer as `query` does, but let the caller do the decoding, perhaps of many questions together.
 
@@ -1355,6 +1401,9 @@ class KnowledgeBase:
                 the decoder alone answers.
             expand: Which passages go in verbatim instead of as latents, as for `query`.
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as ("user" or "assistant", words), oldest turn
+                first. The question may refer to it.
+            compress_history: Whether turns older than the last question and its answer go in as latents.
 
         Returns:
             A generator that yields prompts, is sent the completion of each, and returns the answer.
@@ -1363,7 +1412,9 @@ class KnowledgeBase:
             ValueError: When an argument is not valid, the empty question included. The generator itself
                 raises what `query` raises before decoding.
         """
-        return self._rounds(Query.of(question, top_k, filters, context, expand, sampling))
+        return self._rounds(
+            Query.of(question, top_k, filters, context, expand, sampling, history, compress_history)
+        )
 
     def prompt_builder(self, space: Space, frame: Frame | None = None) -> PromptBuilder:
         """Make the builder for prompts of this knowledge base.
@@ -1387,20 +1438,44 @@ class KnowledgeBase:
             resolve_dtype(self.dtype, self.device),
             hashlib.sha256(self._lasting_path.encode()).hexdigest(),
             self.order,
+            self._compressed,
             lambda latents, counts: self.adapter.project(latents, counts),
         )
 
+    def _compressed(self, texts: Sequence[str], space: Space) -> list[torch.Tensor]:
+        """The latents of texts that are not in the store; those of the last ones are kept."""
+        from lclm_rag.torch_setup import resolve_dtype
+
+        dtype = resolve_dtype(self.dtype, self.device)
+        with self._compressing:
+            new = []
+            for text in dict.fromkeys(texts):
+                if (kept := self._latents.pop((text, space), None)) is None:
+                    new.append(text)
+                else:
+                    self._latents[text, space] = kept  # The last ones are at the end.
+            if new:
+                read = [self.stored_frame.memory.replace("{text}", text) for text in new]
+                ids = self.checkpoint.encoder_token_ids(read)
+                found = self.compressor.compress_token_ids(ids, space)
+                for text, latents in zip(new, found, strict=True):
+                    self._latents[text, space] = latents.to("cpu", dtype)
+            while len(self._latents) > max(_KEPT_LATENTS, len(texts)):
+                self._latents.pop(next(iter(self._latents)))
+            return [self._latents[text, space] for text in texts]
+
     def _rounds(self, query: Query) -> Rounds:
-        from lclm_rag.querying.rounds import answer, no_answer
+        from lclm_rag.querying.rounds import answer, no_answer, standalone
 
         builder = self.prompt_builder(self.decoder.space)
         builder.require_room(query)
+        query, before = yield from standalone(builder, query)
         started = time.perf_counter()
         try:
             retrieved = self.reader.search_to_answer(query)
         except NoPassagesError as error:
             return no_answer(query.question, str(error), time.perf_counter() - started)
-        return (yield from answer(builder, query, retrieved))
+        return (yield from answer(builder, query, retrieved, before))
 
     def _first_prompt(self, query: Query, builder: PromptBuilder) -> SoftPrompt:
         builder.require_room(query)
@@ -1412,8 +1487,13 @@ class KnowledgeBase:
             raise ValueError(
                 f"expand={query.expand!r} takes several rounds, which no stream shows; query."
             )
+        from lclm_rag.querying.rounds import drive, standalone
+
+        builder = self.prompt_builder(self.decoder.space)
         try:
-            return self._first_prompt(query, self.prompt_builder(self.decoder.space))
+            builder.require_room(query)
+            query, _ = drive(standalone(builder, query), self.decoder, query.sampling)
+            return self._first_prompt(query, builder)
         except NoPassagesError as error:
             _log.warning("%s", error)
             return None

@@ -303,7 +303,7 @@ class Round:
     """One prompt on the way to an answer, and what the decoder replied.
 
     Attributes:
-        reply: The decoder's reply.
+        reply: The decoder's reply; for a follow-up, what was searched for.
         expanded: Passages that were verbatim in this prompt and in none before.
         no_room: Passages that should have been verbatim, but did not fit.
         positions: Decoder positions of the prompt, as in `Usage`.
@@ -311,6 +311,8 @@ class Round:
         generated_tokens: Tokens of the reply.
         first_token: Seconds from the decoder's start to the reply's first token.
         seconds: Seconds that decoding took.
+        purpose: "answer"; "follow_up", if the question was put so that it can be understood without the
+            conversation before it.
     """
 
     reply: str
@@ -321,6 +323,7 @@ class Round:
     generated_tokens: int
     first_token: float
     seconds: float
+    purpose: Literal["answer", "follow_up"] = "answer"
 
     def to_dict(self) -> dict[str, Any]:
         """The round as a dict that JSON can hold."""
@@ -346,6 +349,7 @@ class Answer:
             need not be the last reply: see "auto" of `Expand`.
         usage: Positions and tokens.
         timings: Seconds.
+        history_left_out: Turns of the conversation, the oldest, for which the prompt had no room.
         reason: Why there is no answer: no passage was found, so nothing was decoded; the decoder kept
             asking for passages; or it wrote nothing but thoughts. Otherwise empty.
     """
@@ -359,6 +363,7 @@ class Answer:
     rounds: tuple[Round, ...]
     usage: Usage
     timings: Timings
+    history_left_out: int = 0
     reason: str = ""
 
     @property
@@ -381,6 +386,7 @@ class Answer:
             "complete": self.complete,
             "sources": [hit.to_dict() for hit in self.sources],
             "left_out": [str(key) for key in self.left_out],
+            "history_left_out": self.history_left_out,
             "expanded": [str(key) for key in self.expanded],
             "grounding": asdict(self.grounding),
             "rounds": [round.to_dict() for round in self.rounds],

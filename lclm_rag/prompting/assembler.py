@@ -143,6 +143,9 @@ def assemble(
             # The span's first position comes after <|memory_start|>.
             spans.append(Span(start + 1, len(found), passages[i].key))
             latents.append(found)
+    for offset, found in ends.memories:
+        spans.append(Span(len(context) + offset, len(found)))
+        latents.append(found)
     return AssembledPrompt(
         prompt=SoftPrompt(context + ends.after, tuple(latents), tuple(spans), space, cache_salt),
         used=tuple(passages[i].key for i in places),

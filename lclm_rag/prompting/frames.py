@@ -85,6 +85,11 @@ class Frame:
         header: What stands before the first passage.
         between: What stands between two passages.
         memory: What the encoder reads of a passage: {text}.
+        history: The turns of a conversation before the question, after the passages: {turns}. "" for decoders
+            that know no conversations: they are asked the last questions together.
+        turn: One of these turns: {role}, {words}.
+        follow_up: How a decoder is asked to put a question so that it can be understood without the turns
+            before it: {turns}, {question}. Not used without `history`.
         trained_positions: Decoder positions of the longest prompts that such decoders were trained on; None
             if unknown. Longer prompts are answered, with a warning.
         expansion: How passages are asked for and given.
@@ -99,6 +104,12 @@ class Frame:
     header: str = ""
     between: str = ""
     memory: str = "{text}"
+    history: str = "\n\nThe conversation until now:\n{turns}"
+    turn: str = "{role}: {words}\n"
+    follow_up: str = (
+        "{turns}User: {question}\n\nWrite the user's last question so that it can be understood without the "
+        "conversation: put names in place of words such as it, they or there. Write only the question."
+    )
     trained_positions: int | None = None
     expansion: Expansion = field(default_factory=Expansion)
 
@@ -111,6 +122,17 @@ class Frame:
         ):
             if getattr(self, entry).count(placeholder) != 1:
                 raise ValueError(f"Frame {self.name}: {entry} must hold {placeholder}, once.")
+        if self.history:
+            for entry, placeholders in (
+                ("history", ("{turns}",)),
+                ("turn", ("{role}", "{words}")),
+                ("follow_up", ("{turns}", "{question}")),
+            ):
+                for placeholder in placeholders:
+                    if getattr(self, entry).count(placeholder) != 1:
+                        raise ValueError(
+                            f"Frame {self.name}: {entry} must hold {placeholder}, once."
+                        )
         if self.expansion.rounds < 1:
             raise ValueError(f"Frame {self.name}: rounds must be at least 1.")
 
@@ -119,7 +141,7 @@ class Frame:
         return self.name if self.name in FRAMES else asdict(self)
 
 
-def fill(words: str, **values: object) -> str:
+def fill(words: str, /, **values: object) -> str:
     """Replace the placeholders of some words, all at once; braces inside the values stay as they are.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -13,7 +13,10 @@ from lclm_rag.checkpoint import MEMORY, MEMORY_END, MEMORY_START, Checkpoint
 from lclm_rag.errors import CheckpointError
 from lclm_rag.prompting.frames import Frame, fill, frame_of
 
-__all__ = ["PromptEnds", "PromptTemplate", "plain_ids", "render_chat"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HistoryTurn", "PromptEnds", "PromptTemplate", "plain_ids", "render_chat"]
 
 # Takes the place of a message's words while the chat template is rendered; no template writes it itself.
 _WORDS_MARK = "\ue000lclm-rag-words\ue000"
@@ -42,11 +45,28 @@ class PromptEnds:
         before: Token ids before `lead`.
         lead: Words right before the first passage; they are tokenized together with that passage's name.
         after: Token ids after the passages, up to where the answer begins.
+        memories: The latents in `after`, each with the offset of its first position there.
     """
 
     before: list[int]
     lead: str
     after: list[int]
+    memories: tuple[tuple[int, torch.Tensor], ...] = ()
+
+
+@dataclass(frozen=True)
+class HistoryTurn:
+    """A turn of the conversation before a question.
+
+    Attributes:
+        role: Who said it.
+        words: What was said.
+        latents: The words as latents [n, width]; None puts them in as text.
+    """
+
+    role: str
+    words: str
+    latents: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -183,11 +203,12 @@ class PromptTemplate:
         preface = fill(self.frame.preface, instruction=self.instruction) if self.instruction else ""
         return preface + self.frame.header
 
-    def ends(self, question: str) -> PromptEnds:
+    def ends(self, question: str, history: Sequence[HistoryTurn] = ()) -> PromptEnds:
         """What comes before the passages, and after them up to the answer.
 
         Args:
             question: The question.
+            history: The turns before it, oldest first; none for a frame without `history`.
 
         Returns:
             The ends of the prompt.
@@ -197,8 +218,36 @@ class PromptTemplate:
         """
         if not question.strip():
             raise ValueError("The question is empty.")
-        asked = plain_ids(self.inert, fill(self.frame.question, question=question))
-        return replace(self.start, after=asked + self._end)
+        asked = fill(self.frame.question, question=question)
+        ids, memories = (
+            self._history(history, asked) if history else (plain_ids(self.inert, asked), ())
+        )
+        return replace(self.start, after=ids + self._end, memories=memories)
+
+    def _history(
+        self, history: Sequence[HistoryTurn], asked: str
+    ) -> tuple[list[int], tuple[tuple[int, torch.Tensor], ...]]:
+        """Token ids of the turns and of what is asked then, and the latents among them."""
+        first, _, last = self.frame.history.partition("{turns}")
+        ids: list[int] = []
+        memories: list[tuple[int, torch.Tensor]] = []
+        text = first
+        for turn in history:
+            if turn.latents is None:
+                text += self.turn_words(turn)
+                continue
+            words = fill(self.frame.turn, role=turn.role.capitalize())
+            before, _, after = words.partition("{words}")
+            ids += plain_ids(self.inert, text + before)
+            memories.append((len(ids) + 1, turn.latents))  # After <|memory_start|>.
+            ids += self.memory_span(len(turn.latents))
+            text = after
+        ids += plain_ids(self.inert, text + last + asked)
+        return ids, tuple(memories)
+
+    def turn_words(self, turn: HistoryTurn) -> str:
+        """A turn of a conversation, in the frame's words."""
+        return fill(self.frame.turn, role=turn.role.capitalize(), words=turn.words)
 
     def words(self, passages: str, question: str) -> str:
         """The user's turn in words, for callers that render the chat themselves.

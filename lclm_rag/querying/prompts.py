@@ -26,6 +26,8 @@ from lclm_rag.prompting import (
     check_order,
     positions,
 )
+from lclm_rag.prompting.template import HistoryTurn
+from lclm_rag.querying.conversation import FollowUp, follow_up, plain_turns, turns_within
 from lclm_rag.querying.expansion import EXPANDED_FIRST, Expand, check_expand, tool_offered
 from lclm_rag.querying.grounding import wants_exact_string
 from lclm_rag.querying.query import Query
@@ -37,6 +39,7 @@ __all__ = ["PromptBuilder", "QueryPrompt"]
 
 _log = logging.getLogger(__name__)
 
+Compress = Callable[[Sequence[str], Space], Sequence[torch.Tensor]]
 Project = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
@@ -58,6 +61,7 @@ class QueryPrompt:
         assemble: Seconds that building the prompt took.
         expanded: Passages that are verbatim in the prompt.
         no_room: Passages that should be verbatim, but do not fit.
+        history_left_out: Turns of the conversation for which there was no room, the oldest.
     """
 
     query: Query
@@ -73,6 +77,7 @@ class QueryPrompt:
     assemble: float
     expanded: tuple[PassageKey, ...] = ()
     no_room: tuple[PassageKey, ...] = ()
+    history_left_out: int = 0
 
     @property
     def prompt(self) -> SoftPrompt:
@@ -132,6 +137,7 @@ class PromptBuilder:
         dtype: The dtype that stored latents are decoded to.
         cache_salt: As in `SoftPrompt`; one for each knowledge base.
         order: The order of passages in prompts.
+        compress: Makes latents of texts, in encoder space or decoder space.
         project: Maps latents, with the number of each passage, from encoder space to decoder space.
     """
 
@@ -142,6 +148,7 @@ class PromptBuilder:
     dtype: torch.dtype
     cache_salt: str
     order: Order
+    compress: Compress = field(repr=False)
     project: Project = field(repr=False)
 
     def require_room(self, query: Query) -> None:
@@ -154,7 +161,7 @@ class PromptBuilder:
             ContextLengthError: When the question is too long.
         """
         template = self._template(query.expand)
-        assemble(template, (), template.ends(query.question), self._budget(query.sampling))
+        assemble(template, (), template.ends(self._asked(query)), self._budget(query.sampling))
 
     def build(self, query: Query, retrieved: Retrieved) -> QueryPrompt:
         """Build the prompt for a question.
@@ -189,7 +196,8 @@ class PromptBuilder:
         template, budget = self._template(query.expand), self._budget(query.sampling)
         if query.context == "none":
             template = template.closed_book(self.checkpoint)
-        ends = template.ends(query.question)
+        history, history_left_out = self._history(query, template, space)
+        ends = template.ends(self._asked(query), history)
         skimmed = assemble(template, passages, ends, budget, space, self.cache_salt, self.order)
         prompt = QueryPrompt(
             query=query,
@@ -203,8 +211,9 @@ class PromptBuilder:
             assembled=skimmed,
             load=loaded - started,
             assemble=time.perf_counter() - loaded,
+            history_left_out=history_left_out,
         )
-        count = _expanded_first(query.question, query.expand, len(prompt.ranked))
+        count = _expanded_first(query.searched, query.expand, len(prompt.ranked))
         prompt = prompt.expand(prompt.ranked[:count]) if count else prompt
         longest = template.frame.trained_positions
         if longest is not None and prompt.prompt.positions + query.sampling.max_tokens > longest:
@@ -280,6 +289,30 @@ class PromptBuilder:
             return self.template
         return self.template.offering(self.checkpoint, tool_offered(self.template.frame, expand))
 
+    def follow_up(self, query: Query) -> FollowUp:
+        """See `conversation.follow_up`."""
+        return follow_up(self.checkpoint, self.template, query, self._budget(query.sampling))
+
+    def _asked(self, query: Query) -> str:
+        """What the decoder is asked: all of it, if it does not see the turns before."""
+        return query.question if self.template.frame.history else query.searched
+
+    def _history(
+        self, query: Query, template: PromptTemplate, space: Space
+    ) -> tuple[list[HistoryTurn], int]:
+        """The turns that go into the prompt, the older ones as latents if that is wanted; how many do not."""
+        if not template.frame.history:
+            return [], 0
+        turns = plain_turns(query.history)
+        older = turns[:-_KEPT_AS_WORDS] if query.compress_history else []
+        if older:
+            latents = self.compress([turn.words for turn in older], space)
+            turns[: len(older)] = [
+                replace(turn, latents=found) for turn, found in zip(older, latents, strict=True)
+            ]
+        room = self._budget(query.sampling) // _HISTORY_SHARE
+        return turns_within(template, turns, room)
+
     def _budget(self, sampling: Sampling) -> int:
         return self.context_length - sampling.max_tokens
 
@@ -295,6 +328,13 @@ class PromptBuilder:
         # Project the latents of all passages at once.
         counts = [len(vectors) for vectors in stored]
         return list(self.project(torch.cat(stored), counts).split(counts))
+
+
+_HISTORY_SHARE = 4
+"""A conversation takes at most one of so many positions of a prompt."""
+
+_KEPT_AS_WORDS = 2
+"""The last turns of a conversation, which are never compressed: the last question and its answer."""
 
 
 @cache  # Once for each frame, and not with each question.

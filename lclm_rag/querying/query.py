@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from lclm_rag.decoding import Sampling
-from lclm_rag.prompting import Context
+from lclm_rag.prompting import ChatMessage, Context
 from lclm_rag.querying.expansion import Expand, check_expand
 from lclm_rag.retrieval import Filter, as_filter
 from lclm_rag.types import DEFAULT_TOP_K
@@ -26,6 +26,9 @@ class Query:
         context: What to answer from.
         expand: Which passages go in verbatim; "never" unless the context is "latents".
         sampling: How the answer is generated.
+        history: The conversation before the question, oldest turn first.
+        compress_history: Whether its older turns go into the prompt as latents.
+        search: What is searched for, if it is not the question itself.
     """
 
     question: str
@@ -34,6 +37,14 @@ class Query:
     context: Context
     expand: Expand
     sampling: Sampling
+    history: tuple[ChatMessage, ...] = ()
+    compress_history: bool = False
+    search: str = ""
+
+    @property
+    def searched(self) -> str:
+        """What is searched for."""
+        return self.search or self.question
 
     @classmethod
     def of(
@@ -44,6 +55,8 @@ class Query:
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,
+        history: Sequence[ChatMessage] = (),
+        compress_history: bool = False,
     ) -> Query:
         """Check the arguments of a question.
 
@@ -54,6 +67,8 @@ class Query:
             context: What to answer from.
             expand: Which passages go in verbatim.
             sampling: How the answer is generated; default `Sampling()`.
+            history: The conversation before the question, as (role, words), oldest turn first.
+            compress_history: Whether its older turns go into the prompt as latents.
 
         Returns:
             The checked question.
@@ -70,4 +85,30 @@ class Query:
         check_expand(expand)
         # Only latents can be expanded.
         expand = expand if context == "latents" else "never"
-        return cls(question, top_k, as_filter(filters), context, expand, sampling or Sampling())
+        return cls(
+            question,
+            top_k,
+            as_filter(filters),
+            context,
+            expand,
+            sampling or Sampling(),
+            _checked(history),
+            compress_history,
+        )
+
+
+def _checked(history: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    turns: list[ChatMessage] = []
+    for turn in history:
+        if isinstance(turn, str) or len(turn) != 2 or not all(isinstance(x, str) for x in turn):
+            raise ValueError(
+                f'A turn of the history is (role, words), such as ("user", "Why?"), not {turn!r:.60}.'
+            )
+        role, words = turn
+        if role not in ("user", "assistant"):
+            raise ValueError(
+                f"A turn of the history is the user's or the assistant's, not {role!r:.40}."
+            )
+        if words.strip():
+            turns.append((role, words))
+    return tuple(turns)

@@ -137,7 +137,7 @@ class Reader:
         while True:
             index, store = self.at_one_version()
             try:
-                scored = index.search(query.question, query.top_k, query.filters)
+                scored = index.search(query.searched, query.top_k, query.filters)
                 rows = store.read(key for key, _ in scored)
             except (PassageIndexError, KeyError) as error:
                 # Another thread (or another process, if the index is on a server) may have made a new version

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from typing import TypeVar
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import (
@@ -35,19 +37,33 @@ from lclm_rag.querying.query import Query
 from lclm_rag.querying.reader import Retrieved
 from lclm_rag.types import Answer, Grounding, PassageKey, Round, Timings, Usage
 
-__all__ = ["Rounds", "adecode", "answer", "astream_answer", "decode", "no_answer", "step"]
+__all__ = [
+    "Rounds",
+    "adrive",
+    "answer",
+    "astream_answer",
+    "drive",
+    "no_answer",
+    "standalone",
+    "step",
+]
+
+T = TypeVar("T")
 
 Rounds = Generator[SoftPrompt, Completion, Answer]
 """Yields prompts, is sent the completion of each, and returns the answer."""
 
 
-def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds:
+def answer(
+    builder: PromptBuilder, query: Query, retrieved: Retrieved, before: Sequence[Round] = ()
+) -> Rounds:
     """Answer one question from its hits, expanding latents as the query says.
 
     Args:
         builder: Builds the prompts.
         query: The question and its options.
         retrieved: The hits.
+        before: The round in which the question was put so that it can be searched for.
 
     Yields:
         The prompts to decode. Send the completion of each.
@@ -63,7 +79,7 @@ def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds
     started = time.perf_counter() - retrieved.seconds
     built = builder.build(query, retrieved)
     if query.expand in ("model", "tool"):
-        return (yield from _skim(builder.checkpoint, built, started))
+        return (yield from _skim(builder.checkpoint, built, started, before))
     completion = yield built.prompt
     rounds = [_round(built.prompt, completion, built.expanded, built.no_room)]
     text = said(builder.checkpoint, built.prompt, completion)
@@ -86,56 +102,103 @@ def answer(builder: PromptBuilder, query: Query, retrieved: Retrieved) -> Rounds
             if reply.asks or (answers and _missing(built, text_again) < missing):
                 completion, text, reply = again, text_again, reply_again
     return _answer(
-        built, built.prompt, without_mark(text), completion, rounds, started, asks=reply.asks
+        built,
+        built.prompt,
+        without_mark(text),
+        completion,
+        [*before, *rounds],
+        started,
+        asks=reply.asks,
     )
 
 
-def decode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
-    """Drive the rounds of one question to its answer.
+def standalone(
+    builder: PromptBuilder, query: Query
+) -> Generator[SoftPrompt, Completion, tuple[Query, list[Round]]]:
+    """Put a question that follows others so that it can be searched for.
 
     Args:
-        rounds: The rounds.
+        builder: Builds the prompts.
+        query: The question and its options.
+
+    Yields:
+        The prompt to decode, if the decoder does it. Send its completion.
+
+    Returns:
+        The question to search and to answer, and the round that it took, if any.
+    """
+    steps = builder.follow_up(query)
+    try:
+        prompt = next(steps)
+    except StopIteration as finished:
+        return finished.value, []
+    completion = yield prompt
+    try:
+        steps.send(completion)
+    except StopIteration as finished:
+        query = finished.value
+    found = _round(prompt, completion, (), ())
+    return query, [replace(found, reply=query.search, purpose="follow_up")]
+
+
+async def adrive(
+    steps: Generator[SoftPrompt, Completion, T], decoder: Decoder, sampling: Sampling
+) -> T:
+    """Send the steps the completions of their prompts, without blocking the event loop.
+
+    Args:
+        steps: The steps.
         decoder: Completes the prompts.
         sampling: How tokens are chosen.
 
     Returns:
-        The answer.
+        What the steps return.
 
     Raises:
         PromptError: When the decoder refuses a prompt.
         DecoderError: When the decoder fails, or is closed.
     """
-    next_step = step(rounds, None)
-    while not isinstance(next_step, Answer):
-        (completion,) = all_answered(decoder.complete([next_step], sampling))
-        next_step = step(rounds, completion)
-    return next_step
+
+    def go_on(completion: Completion | None) -> tuple[SoftPrompt | None, T | None]:
+        try:
+            return (next(steps) if completion is None else steps.send(completion)), None
+        except StopIteration as finished:
+            return None, finished.value
+
+    prompt, result = await asyncio.to_thread(go_on, None)
+    while prompt is not None:
+        (completion,) = all_answered(await decoder.acomplete([prompt], sampling))
+        prompt, result = await asyncio.to_thread(go_on, completion)
+    return result  # type: ignore[return-value]
 
 
-async def adecode(rounds: Rounds, decoder: Decoder, sampling: Sampling) -> Answer:
-    """Drive the rounds of one question to its answer, without blocking the event loop.
+def drive(steps: Generator[SoftPrompt, Completion, T], decoder: Decoder, sampling: Sampling) -> T:
+    """`adrive` for callers outside of event loops.
 
     Args:
-        rounds: The rounds.
+        steps: The steps.
         decoder: Completes the prompts.
         sampling: How tokens are chosen.
 
     Returns:
-        The answer.
-
-    Raises:
-        PromptError: When the decoder refuses a prompt.
-        DecoderError: When the decoder fails, or is closed.
+        What the steps return.
     """
-    next_step = await asyncio.to_thread(step, rounds, None)
-    while not isinstance(next_step, Answer):
-        (completion,) = all_answered(await decoder.acomplete([next_step], sampling))
-        next_step = await asyncio.to_thread(step, rounds, completion)
-    return next_step
+    try:
+        prompt = next(steps)
+        while True:
+            (completion,) = all_answered(decoder.complete([prompt], sampling))
+            prompt = steps.send(completion)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
 
 
 async def astream_answer(
-    builder: PromptBuilder, query: Query, retrieved: Retrieved, decoder: Decoder
+    builder: PromptBuilder,
+    query: Query,
+    retrieved: Retrieved,
+    decoder: Decoder,
+    before: Sequence[Round] = (),
 ) -> AsyncGenerator[str | Answer]:
     """Answer one question from its hits piece by piece, in one round.
 
@@ -146,6 +209,7 @@ async def astream_answer(
         query: The question and its options; `expand` is not "model" or "tool".
         retrieved: The hits.
         decoder: Completes the prompt.
+        before: As for `answer`.
 
     Yields:
         The pieces of the answer, and last the answer.
@@ -170,7 +234,9 @@ async def astream_answer(
         said(builder.checkpoint, built.prompt, completion), len(built.assembled.used)
     )
     rounds = [_round(built.prompt, completion, built.expanded, built.no_room)]
-    yield _answer(built, built.prompt, text, completion, rounds, started, asks=reply.asks)
+    yield _answer(
+        built, built.prompt, text, completion, [*before, *rounds], started, asks=reply.asks
+    )
 
 
 def step(rounds: Rounds, completion: Completion | None) -> SoftPrompt | Answer:
@@ -195,7 +261,9 @@ def _missing(built: QueryPrompt, text: str) -> int:
     return len(ground(without_mark(text), built.query.question, built.texts.values()).missing)
 
 
-def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
+def _skim(
+    checkpoint: Checkpoint, built: QueryPrompt, started: float, before: Sequence[Round]
+) -> Rounds:
     """Rounds in which the decoder asks for passages itself, in a chat that only grows."""
     expansion = built.template.frame.expansion
     prompt, numbers = built.prompt, dict(enumerate(built.assembled.used, start=1))
@@ -224,7 +292,9 @@ def _skim(checkpoint: Checkpoint, built: QueryPrompt, started: float) -> Rounds:
         completion = yield prompt
         rounds.append(_round(prompt, completion, (), ()))
         reply = parse_reply(said(checkpoint, prompt, completion), len(numbers))
-    return _answer(built, prompt, reply.answer, completion, rounds, started, asks=reply.asks)
+    return _answer(
+        built, prompt, reply.answer, completion, [*before, *rounds], started, asks=reply.asks
+    )
 
 
 def _meant(built: QueryPrompt, reply: Reply, numbers: dict[int, PassageKey]) -> list[int]:
@@ -358,6 +428,7 @@ def _answer(
         text=text,
         sources=[hit for hit in built.retrieved.hits if hit.key in used],
         left_out=list(built.assembled.left_out),
+        history_left_out=built.history_left_out,
         complete=completion.finish_reason == "stop" and not asks and not only_thought,
         grounding=ground(text, question, built.texts.values()),
         rounds=tuple(rounds),
