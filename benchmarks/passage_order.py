@@ -3,9 +3,9 @@
 \b
     python benchmarks/passage_order.py      # a quarter of an hour on two cores
 
-Runs `lclm-rag eval fact-sheets` with each order (the commands are printed), and goes on where it was killed.
-By document ("key") the same passages give the same prefix, which an engine then has in its cache; by rank they
-do not.
+Runs `lclm-rag eval fact-sheets` with each order (the commands are printed), and goes on where it stopped.
+By document ("key") the same passages give the same prefix, which an engine then has in its cache; by rank
+they do not.
 """
 
 from __future__ import annotations

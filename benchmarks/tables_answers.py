@@ -16,6 +16,7 @@ __all__ = [
     "expansion_rules",
     "grounding",
     "others",
+    "passage_order",
     "ruler_4k",
     "transformers_context",
     "vllm_inputs",
@@ -30,6 +31,12 @@ LANGUAGES = {
     "zh": "Chinese",
     "ar": "Arabic",
     "all": "all",
+}
+
+ORDERS = {
+    "key": "by document (`key`)",
+    "best_first": "best first (`best_first`)",
+    "best_last": "best last (`best_last`)",
 }
 
 CONTEXTS = {
@@ -82,6 +89,24 @@ def grounding() -> str:
     pairs = now["all"]["pairs"]
     notes = f"{pairs} answers, of which {now['all']['answers_false']} are false. {source(*names)}"
     return markdown(columns, rows, notes, left=2)
+
+
+def passage_order() -> str:
+    """Exact match by the order of the passages."""
+    found = results("passage_order")
+    score = {(run["order"], run["context"]): run for run in found["results"]}
+    rows = [
+        [
+            title,
+            *(
+                f"{percent(run['score'])} ({percent(run['low'])}–{percent(run['high'])})"
+                for run in (score[order, context] for context in ("latents", "text"))
+            ),
+        ]
+        for order, title in ORDERS.items()
+    ]
+    notes = f"{found['questions']} questions, {found['top_k']} passages. {source('passage_order')}"
+    return markdown(["order", "latents", "pasted text"], rows, notes)
 
 
 def _precision_and_recall(run: dict[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def test_other_decoders_put_the_question_anew_and_see_the_conversation(
 ) -> None:
     kb, told = scripted(towns, ' "Which river crosses Velun?"\n', "The Hulamath.", frame=frame)
     answer = kb.query("Which river crosses it?", 1, history=HISTORY, expand="never")
-    asked, answered = (words(kb, prompt) for prompt in told.prompts)
+    asked, _ = (words(kb, prompt) for prompt in told.prompts)
     assert asked.count("User: Who is the mayor of Velun?") == 1
     assert "Assistant: Gedul Gizel is the mayor of Velun." in asked
     assert "User: Which river crosses it?" in asked
