@@ -98,7 +98,7 @@ class Job:
 
 
 Progress = Callable[[int, int], None]
-"""Takes the documents and passages that are done; raises `StoppedError` when the service stops. Call it often."""
+"""Takes the documents and passages that are done; raises `StoppedError` once the service stops."""
 
 Work = Callable[[Progress], dict[str, Any]]
 """Changes a knowledge base, in a thread, and returns the report. It must be able to run again."""

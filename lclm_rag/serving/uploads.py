@@ -42,6 +42,9 @@ _PARAMETERS = {
 }
 """What the options of the command line are called here."""
 
+_DOCX_UNPACKED = 64 * 2**20
+"""Bytes that a DOCX may unpack to, which are all in memory when it is read."""
+
 _AROUND_A_FILE = 2**16
 """Bytes that multipart/form-data may have besides the file."""
 
@@ -116,7 +119,7 @@ class Upload:
             ):
                 characters += len(document.text)
                 if characters > self.most:
-                    raise self._too_large("has", "characters")
+                    raise self._too_large("has", self.most, "characters")
                 yield _renamed(document, path.name, self.name)
         except CorpusError as error:
             raise CorpusError(self._in_words(str(error), path)) from error
@@ -128,8 +131,9 @@ class Upload:
         try:
             if self.path.suffix == ".docx":
                 with zipfile.ZipFile(self.path) as packed:
-                    if sum(part.file_size for part in packed.infolist()) > self.most:
-                        raise self._too_large("unpacks to", "bytes")
+                    most = max(self.most, _DOCX_UNPACKED)
+                    if sum(part.file_size for part in packed.infolist()) > most:
+                        raise self._too_large("unpacks to", most, "bytes")
             if self.path.suffix not in COMPRESSIONS:
                 return self.path
             path, size = self.path.with_suffix(""), 0
@@ -137,7 +141,7 @@ class Upload:
                 while piece := packed_bytes.read(_AT_ONCE):
                     size += len(piece)
                     if size > self.most:
-                        raise self._too_large("unpacks to", "bytes")
+                        raise self._too_large("unpacks to", self.most, "bytes")
                     file.write(piece)
         except zipfile.BadZipFile:
             return self.path  # Reading it says what is wrong.
@@ -145,9 +149,9 @@ class Upload:
             raise RequestError(400, f"{self.name}: cannot be unpacked; is it complete?") from error
         return path
 
-    def _too_large(self, has: str, what: str) -> RequestError:
+    def _too_large(self, has: str, most: int, what: str) -> RequestError:
         return RequestError(
-            413, f"{self.name} {has} more than {self.most:,} {what}; upload it in parts."
+            413, f"{self.name} {has} more than {most:,} {what}; upload it in parts."
         )
 
     def _in_words(self, sentence: str, path: Path) -> str:
