@@ -83,6 +83,7 @@ class ChatRequest(BaseModel):
     filters: Filters = None
     expand: Expand = "auto"
     context: Context = "latents"
+    compress_history: bool = False
 
 
 _UNSUPPORTED = {
@@ -107,6 +108,7 @@ class Asked:
         id: The id of the answer.
         created: When the question came, in seconds since 1970.
         came: The same, on a clock that never jumps.
+        not_turns: How many messages before the question are no turns of a conversation, such as the system's.
         bound: Whether the client's key binds it by a filter, which is not for the client to know.
     """
 
@@ -115,6 +117,7 @@ class Asked:
     id: str
     created: int
     came: float
+    not_turns: int = 0
     bound: bool = False
 
 
@@ -164,9 +167,27 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
         seed=body.seed,
     )
     filters = own if bound is None else bound if own is None else bound & own
-    query = Query.of(question, body.top_k, filters, body.context, body.expand, sampling)
-    id, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-    return Asked(base, query, id, now, time.perf_counter(), bound is not None)
+    before = body.messages[:-1]
+    history = [(m.role, _words(m)) for m in before if m.role in ("user", "assistant")]
+    query = Query.of(
+        question,
+        body.top_k,
+        filters,
+        body.context,
+        body.expand,
+        sampling,
+        history,
+        body.compress_history,
+    )
+    return Asked(
+        base,
+        query,
+        id=f"chatcmpl-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        came=time.perf_counter(),
+        not_turns=len(before) - len(history),
+        bound=bound is not None,
+    )
 
 
 def _words(message: Message) -> str:
@@ -193,6 +214,8 @@ async def ask(question: Asked) -> Answer:
         context=query.context,
         expand=query.expand,
         sampling=query.sampling,
+        history=query.history,
+        compress_history=query.compress_history,
     )
     return _discreet(question, answer)
 
@@ -216,7 +239,7 @@ def reply(question: Asked, answer: Answer) -> dict[str, Any]:
         **_head(question, "chat.completion"),
         "choices": [choice],
         "usage": usage_of(answer),
-        **_evidence(answer),
+        **_evidence(question, answer),
     }
 
 
@@ -244,6 +267,8 @@ async def events(
         context=query.context,
         expand=query.expand,
         sampling=query.sampling,
+        history=query.history,
+        compress_history=query.compress_history,
     )
 
     def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> dict[str, Any]:
@@ -268,7 +293,7 @@ async def events(
             yield event({"content": answer.reason})
         usage = usage_of(answer)
         more = {} if include_usage else {"usage": usage}
-        yield event({}, _finish_reason(answer), **_evidence(answer), **more)
+        yield event({}, _finish_reason(answer), **_evidence(question, answer), **more)
         if include_usage:
             head = _head(question, "chat.completion.chunk")
             yield {"data": _json({**head, "choices": [], "usage": usage})}
@@ -315,11 +340,15 @@ def usage_of(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _evidence(answer: Answer) -> dict[str, Any]:
+def _evidence(question: Asked, answer: Answer) -> dict[str, Any]:
     verbatim = set(answer.expanded)
     return {
         "citations": [citation(hit, hit.key in verbatim) for hit in answer.sources],
         "left_out": [str(key) for key in answer.left_out],
+        "history": {
+            "searched": next((r.reply for r in answer.rounds if r.purpose == "follow_up"), None),
+            "left_out": answer.history_left_out + question.not_turns,
+        },
         "grounding": asdict(answer.grounding),
         "reason": answer.reason,
         "timings": asdict(answer.timings),

@@ -147,7 +147,9 @@ def test_langchain_and_llama_index(url: str, known: Answer) -> None:
     assert streamed[-1].message.content == known.text
 
 
-def test_a_body_as_open_webui_sends_it(url: str, known: Answer) -> None:
+def test_a_body_as_open_webui_sends_it(
+    url: str, known: Answer, knowledge_base: KnowledgeBase
+) -> None:
     body = {
         "stream": True,
         "model": "towns",
@@ -175,7 +177,37 @@ def test_a_body_as_open_webui_sends_it(url: str, known: Answer) -> None:
     assert lines[-1] == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     words = [choice["delta"].get("content", "") for c in chunks for choice in c["choices"]]
-    assert "".join(words) == known.text
+    before = [(m["role"], m["content"]) for m in body["messages"][:-1]]  # type: ignore[index]
+    wanted = knowledge_base.query(
+        known.question, 4, history=before, sampling=Sampling(max_tokens=512)
+    )
+    assert "".join(words) == wanted.text
+
+
+def test_a_conversation(
+    client: openai.OpenAI, knowledge_base: KnowledgeBase, known: Answer
+) -> None:
+    before: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": known.question},
+        {"role": "assistant", "content": known.text},
+    ]
+    follow_up = "And what else is known of it?"
+    got = client.chat.completions.create(
+        model="towns",
+        messages=[*before, {"role": "user", "content": follow_up}],
+        max_tokens=16,
+        extra_body={"top_k": 2},
+    )
+    turns = [(m["role"], m["content"]) for m in before[1:]]
+    wanted = knowledge_base.query(follow_up, 2, history=turns, sampling=Sampling(max_tokens=16))
+    assert got.choices[0].message.content == wanted.text
+    assert got.model_extra is not None
+    assert [c["document"] for c in got.model_extra["citations"]] == [
+        hit.key.document_id for hit in wanted.sources
+    ]
+    # The system's message changes nothing, which is said.
+    assert got.model_extra["history"] == {"searched": None, "left_out": 1}
 
 
 def test_filters_expand_and_context(client: openai.OpenAI, known: Answer) -> None:
