@@ -10,6 +10,7 @@ from tables_markdown import MODEL, duration, markdown, percent, results, size, s
 
 __all__ = [
     "bundled_checkpoint",
+    "conversation",
     "exact_strings_kinds",
     "exact_strings_top4",
     "exact_strings_top8",
@@ -89,6 +90,22 @@ def grounding() -> str:
     pairs = now["all"]["pairs"]
     notes = f"{pairs} answers, of which {now['all']['answers_false']} are false. {source(*names)}"
     return markdown(columns, rows, notes, left=2)
+
+
+def conversation() -> str:
+    """Positions of the prompts of a conversation."""
+    found = results("conversation")
+    runs = {(run["turn"], run["history"]): run for run in found["results"]}
+    shown = [turn for turn in (1, 2, 5, 10, 15, 20) if (turn, "words") in runs]
+    rows = []
+    for turn in shown:
+        none, words, latents = (runs[turn, way] for way in ("none", "words", "latents"))
+        cells = [f"{run['positions']:,}" for run in (none, words, latents)]
+        ratio = times(words["positions"] / latents["positions"])
+        rows.append([str(turn), *cells, ratio])
+    columns = ["turn", "no history", "as words", "older turns as latents", "words ÷ latents"]
+    notes = f"{found['top_k']} passages at most. {source('conversation')}"
+    return markdown(columns, rows, notes)
 
 
 def passage_order() -> str:

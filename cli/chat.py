@@ -27,6 +27,12 @@ __all__ = ["chat"]
 @expand_option
 @frame_option
 @order_option
+@click.option("--no-history", is_flag=True, help="Each question stands alone.")
+@click.option(
+    "--compress-history",
+    is_flag=True,
+    help="Older questions and answers go into the prompt as latents.",
+)
 @sampling_options
 @decoder_options
 def chat(
@@ -36,6 +42,8 @@ def chat(
     expand: Any,
     frame: Any,
     order: Any,
+    no_history: bool,
+    compress_history: bool,
     decoder: str,
     decoder_options: dict[str, Any],
     device: str,
@@ -44,9 +52,10 @@ def chat(
 ) -> None:
     """Ask one question after another, with the models kept loaded.
 
-    Each question is answered from its own passages, without the earlier questions. An empty line or Ctrl-D
-    ends the session. Answers are shown as they are written, so --expand auto looks only at the question here,
-    and --expand model and tool work only with lclm-rag query.
+    A question may refer to those before it: the decoder puts it so that it can be searched for, or, if it
+    knows no conversations, as the bundled one, gets the last questions with it. An empty line or Ctrl-D ends
+    the session. Answers are shown as they are written, so --expand auto looks only at the question here, and
+    --expand model and tool work only with lclm-rag query.
 
     \b
     Examples:
@@ -71,16 +80,26 @@ def chat(
         dtype=dtype,
     ) as knowledge_base:
         click.echo(f"{len(knowledge_base):,} passages. An empty line ends the session.", err=True)
+        history: list[tuple[str, str]] = []
         while True:
             click.echo("> ", err=True, nl=False)
             question = sys.stdin.readline().strip()
             if not question:
                 return
+            answer = ""
             try:
                 for piece in knowledge_base.stream(
-                    question, top_k, chosen, expand=expand, sampling=how
+                    question,
+                    top_k,
+                    chosen,
+                    expand=expand,
+                    sampling=how,
+                    history=() if no_history else history,
+                    compress_history=compress_history,
                 ):
+                    answer += piece
                     click.echo(piece, nl=False)
                 click.echo()
+                history += [("user", question), ("assistant", answer)]
             except ValueError as error:  # A bad question does not end the session.
                 click.echo(f"Error: {error}", err=True)

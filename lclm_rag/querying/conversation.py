@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
@@ -21,14 +22,23 @@ FollowUp = Generator[SoftPrompt, Completion, Query]
 _JOINED = 3
 """Questions of the user that are joined with the new one, for a decoder that cannot rewrite it."""
 
+# A rule for English: what refers to the turns before. Joined with them, other questions would be understood
+# worse than alone.
+_REFERS = re.compile(
+    r"\b(?:its?|they|them|their|theirs|there|he|him|his|she|hers?|this|that|these|those|one|ones|same|former"
+    r"|latter|then|else|too|also)\b|^\W*(?:and|or|but|so|why|what about|how about)\b",
+    re.IGNORECASE,
+)
+
 
 def follow_up(
     checkpoint: Checkpoint, template: PromptTemplate, query: Query, budget: int
 ) -> FollowUp:
     """Make a question that can be understood alone, and so be searched for.
 
-    A decoder whose frame knows conversations writes it. For others the user's last questions are joined, and
-    so they are if the decoder writes nothing or does not come to an end.
+    A decoder whose frame knows conversations writes it. For others the user's last questions are joined with
+    one that refers to them, by a rule for English; and so they are if the decoder writes nothing or does not
+    come to an end.
 
     Args:
         checkpoint: The checkpoint.
@@ -44,8 +54,10 @@ def follow_up(
     """
     asked = [words for role, words in query.history if role == "user"][-_JOINED:]
     joined = replace(query, search=" ".join([*asked, query.question]))
-    if not query.history or not template.frame.history:
-        return joined if query.history else query
+    if not query.history:
+        return query
+    if not template.frame.history:
+        return joined if asked and _REFERS.search(query.question) else query
     plain = replace(template, system="", tools=())
     overhead = len(
         chat_ids(checkpoint, plain, [("user", query.question + template.frame.follow_up)])

@@ -48,6 +48,12 @@ def test_a_decoder_that_knows_no_conversations_is_asked_the_questions_together(
     assert len(answer.rounds) == 1
 
 
+def test_a_question_that_refers_to_nothing_is_asked_alone(towns: KnowledgeBase) -> None:
+    kb, told = scripted(towns, "Tibor Malen.")
+    kb.query("Who is the mayor of Sorak?", 1, history=HISTORY)
+    assert "Question: Who is the mayor of Sorak?" in words(kb, told.prompts[0])
+
+
 @pytest.mark.parametrize("frame", [name for name in FRAMES if name != "numbered"])
 def test_other_decoders_put_the_question_anew_and_see_the_conversation(
     frame: str, towns: KnowledgeBase
