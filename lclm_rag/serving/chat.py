@@ -86,7 +86,7 @@ class ChatRequest(BaseModel):
     compress_history: bool = False
 
 
-_UNSUPPORTED = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "stop": (None, [], ""),
     "tools": (None, []),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -83,7 +84,7 @@ class Metrics:
             registry=registry,
         )
         for name, base in bases.items():
-            version.labels(name).set_function(lambda base=base: base.kb.store.version)
+            version.labels(name).set_function(partial(_version, base))
             for each in (self._cached, self._latents, self._source, self._saved, self._generated):
                 each.labels(name)  # 0 from the start: a rate needs a first value.
             for result in ("complete", "cut", "no_passages", "no_answer"):
@@ -146,6 +147,10 @@ def first_token(answer: Answer) -> float:
     """
     timings = answer.timings
     return timings.retrieve + timings.load + timings.assemble + timings.first_token
+
+
+def _version(base: ServedBase) -> int:
+    return base.kb.store.version
 
 
 def _result(answer: Answer) -> str:

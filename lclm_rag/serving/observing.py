@@ -112,4 +112,4 @@ class ObserveRequests:
 def _id(state: dict[str, Any]) -> str:
     """The id of the answer, if there is to be one: clients and the log then name it alike."""
     question: Asked | None = state.get("question")
-    return state["id"] if question is None else question.id  # type: ignore[no-any-return]
+    return str(state["id"]) if question is None else question.id
