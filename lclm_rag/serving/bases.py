@@ -87,9 +87,8 @@ def open_bases(locations: Mapping[str, str], **options: Any) -> dict[str, Served
 
 def close_bases(bases: Mapping[str, ServedBase]) -> None:
     """Close all knowledge bases, and the decoders that they loaded."""
-    for base in reversed(
-        bases.values()
-    ):  # Those that share a decoder before the one that loaded it.
+    # Those that share a decoder before the one that loaded it.
+    for base in reversed(list(bases.values())):
         base.kb.close()
 
 

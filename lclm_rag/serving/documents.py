@@ -369,6 +369,7 @@ async def _accepted(jobs: Jobs, job: Job, wait: bool) -> JSONResponse:
 
 def _add(base: ServedBase, upload: Upload, reading: Reading, progress: Progress) -> dict[str, Any]:
     skipped: list[str] = []
+    done = (0, 0)
 
     def documents() -> Iterator[Document]:
         # Read with the writer's lock held. Until the job commits, the newest version is what others had
@@ -383,7 +384,6 @@ def _add(base: ServedBase, upload: Upload, reading: Reading, progress: Progress)
         done = report.added + report.updated + report.unchanged, report.passages
         progress(*done)
 
-    done = (0, 0)
     report = asdict(base.kb.add(documents(), on_progress=on_progress))
     del report["workers"], report["deleted"]
     if len(skipped) > _SKIPPED:

@@ -22,7 +22,7 @@ from lclm_rag.serving.bases import ServedBase
 from lclm_rag.serving.errors import RequestError
 from lclm_rag.serving.limits import Limits
 
-__all__ = ["Job", "Jobs", "StoppedError", "events"]
+__all__ = ["Job", "Jobs", "events"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _TRY_AGAIN = 0.2
 """Seconds between two tries to become the writer while another process is."""
 
 
-class StoppedError(Exception):
+class _StoppedError(Exception):
     """The service stops, and a job with it."""
 
 
@@ -98,7 +98,7 @@ class Job:
 
 
 Progress = Callable[[int, int], None]
-"""Takes the documents and passages that are done; raises `StoppedError` once the service stops."""
+"""Takes the documents and passages that are done; raises once the service stops, to end the work."""
 
 Work = Callable[[Progress], dict[str, Any]]
 """Changes a knowledge base, in a thread, and returns the report. It must be able to run again."""
@@ -217,7 +217,7 @@ class Jobs:
 
         def progress(documents: int, passages: int) -> None:
             if self._stop.is_set():
-                raise StoppedError
+                raise _StoppedError
             if (documents, passages) != (job.documents, job.passages):
                 tell = partial(job.set, documents=documents, passages=passages)
                 loop.call_soon_threadsafe(tell)
@@ -226,12 +226,12 @@ class Jobs:
         try:
             async with job.base.writing:
                 if self._stop.is_set():
-                    raise StoppedError
+                    raise _StoppedError
                 job.set(state="running")
                 report = await self._as_writer(lambda: work(progress))
             ended = {"state": "done", "report": report}
         except asyncio.CancelledError:
-            ended = {"state": "failed", "failure": _failure(job, StoppedError())}
+            ended = {"state": "failed", "failure": _failure(job, _StoppedError())}
             raise
         except Exception as error:
             ended = {"state": "failed", "failure": _failure(job, error)}
@@ -250,7 +250,7 @@ class Jobs:
                 return await loop.run_in_executor(self._threads, work)
             except LockedError:
                 if self._stop.is_set():
-                    raise StoppedError from None
+                    raise _StoppedError from None
                 if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(_TRY_AGAIN)
@@ -269,7 +269,7 @@ def _failure(job: Job, error: Exception) -> RequestError:
     match error:
         case RequestError():
             return error
-        case StoppedError():
+        case _StoppedError():
             return RequestError(
                 503, f"The service was stopped before the job was done; {name} is as before."
             )

@@ -8,6 +8,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -86,7 +87,7 @@ def test_documents_are_listed_page_by_page_in_the_order_of_their_ids(
     client: httpx.Client, copied_kb: KnowledgeBase
 ) -> None:
     listed: list[dict[str, Any]] = []
-    more, after = True, {}
+    more, after = True, dict[str, str]()
     while more:
         page = client.get("documents", params={"limit": 4, **after}).json()
         listed += page["data"]
@@ -484,6 +485,9 @@ def test_what_others_commit_is_served_and_no_request_fails(
     stop = threading.Event()
     question = {"messages": [{"role": "user", "content": "When does the ferry leave?"}]}
 
+    def finds(query: str, documents: set[str]) -> bool:
+        return found_ids(client, query) == documents
+
     chat = {"model": "towns", "max_tokens": 4, **question}
 
     def ask(number: int) -> None:
@@ -511,11 +515,11 @@ def test_what_others_commit_is_served_and_no_request_fails(
             other.__dict__["compressor"] = compressor
             for number in range(3):
                 other.add([Document(f"quay-{number}", f"Quay {number} is called Orta{number}.")])
-                until(lambda n=number: found_ids(client, f"Orta{n}") == {f"quay-{n}"})
+                until(partial(finds, f"Orta{number}", {f"quay-{number}"}))
                 other.compact()
                 other.vacuum(keep=1)
             other.delete(["quay-0"])
-            until(lambda: found_ids(client, "Orta0") == set())
+            until(partial(finds, "Orta0", set()))
             until(lambda: client.get("models/towns").json()["version"] == other.store.version)
     finally:
         stop.set()
