@@ -78,6 +78,7 @@ class ChatRequest(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     response_format: dict[str, Any] | None = None
+    rerank: Any = None
     # Fields of our own.
     top_k: int = Field(DEFAULT_TOP_K, ge=1)
     filters: Filters = None
@@ -94,6 +95,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
+    "rerank": (None, False),
 }
 """Fields that are not supported, with the values that change nothing."""
 
