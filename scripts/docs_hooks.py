@@ -25,7 +25,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.src_uri != "cli.md":
         return markdown
     parts = [markdown, _section("lclm-rag", cli)]
-    parts += [_section(f"lclm-rag {name}", command) for name, command in cli.commands.items()]
+    for name, command in cli.commands.items():
+        parts.append(_section(f"lclm-rag {name}", command))
+        if isinstance(command, click.Group):
+            below = command.commands.items()
+            parts += [_section(f"lclm-rag {name} {part}", each) for part, each in below]
     return "\n\n".join(parts)
 
 
