@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ClientGone",
     "CompressionError",
     "ContextLengthError",
     "CorpusError",
@@ -20,6 +21,7 @@ __all__ = [
     "NoPassagesError",
     "PassageIndexError",
     "PromptError",
+    "RequestError",
     "StoreError",
 ]
 
@@ -78,3 +80,31 @@ class ContextLengthError(PromptError):
 
 class CorpusError(LclmRagError, ValueError):
     """A corpus cannot be read; the message names the file, line or row and says what to do."""
+
+
+class RequestError(LclmRagError):
+    """A request that is refused.
+
+    Args:
+        status: The HTTP status.
+        message: What is wrong, and what to do.
+        code: OpenAI's word for it, such as "model_not_found".
+        param: The field of the request that is wrong.
+        headers: Headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, headers
+
+
+class ClientGone(Exception):  # noqa: N818  Nothing went wrong.
+    """The client went away before its answer was ready."""

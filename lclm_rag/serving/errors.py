@@ -9,7 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from lclm_rag.errors import ContextLengthError, DecoderError, LclmRagError, PromptError
+from lclm_rag.errors import (
+    ClientGone,
+    ContextLengthError,
+    DecoderError,
+    LclmRagError,
+    PromptError,
+    RequestError,
+)
 
 __all__ = ["CLIENT_GONE", "ClientGone", "RequestError", "body_of", "error_response", "install"]
 
@@ -22,34 +29,6 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-
-
-class RequestError(Exception):
-    """A request that is refused.
-
-    Args:
-        status: The HTTP status.
-        message: What is wrong, and what to do.
-        code: OpenAI's word for it, such as "model_not_found".
-        param: The field of the request that is wrong.
-        headers: Headers of the response.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param, self.headers = status, code, param, headers
-
-
-class ClientGone(Exception):  # noqa: N818  Nothing went wrong.
-    """The client went away before its answer was ready."""
 
 
 def body_of(error: Exception) -> tuple[int, dict[str, Any]]:

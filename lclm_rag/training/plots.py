@@ -67,9 +67,10 @@ def draw_curves(folder: Path, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlim(0, lines[-1]["step"])
     last = lines[-1]["step"]
-    for step, stage in [(0, lines[0]["stage"]), *ends]:
-        # A stage that has only begun has no room for its name.
-        if last - step > 0.03 * last:
+    starts = [(0, lines[0]["stage"]), *ends]
+    for (step, stage), end in zip(starts, [*(step for step, _ in ends), last], strict=True):
+        # A short stage has no room for its name.
+        if end - step > (0.01 + 0.008 * len(stage)) * last:
             axes[0].text(step, 102, f" {stage}", fontsize=7, color="0.4")
     axes[-1].set_xlabel("step")
     figure.savefig(path, dpi=150)
