@@ -24,7 +24,7 @@ from lclm_rag.serving.bases import ServedBase
 from lclm_rag.serving.errors import ClientGone, RequestError, body_of
 from lclm_rag.serving.filters import Filters, parsed_filters
 from lclm_rag.serving.limits import Limits
-from lclm_rag.types import DEFAULT_TOP_K, Answer, Hit
+from lclm_rag.types import DEFAULT_TOP_K, Answer, Hit, PassageKey
 
 __all__ = ["Asked", "ChatRequest", "ask", "asked", "events", "reply", "unless_gone"]
 
@@ -82,7 +82,7 @@ class ChatRequest(BaseModel):
     # Fields of our own.
     top_k: int = Field(DEFAULT_TOP_K, ge=1)
     filters: Filters = None
-    expand: Expand = "auto"
+    expand: Expand | list[str] = "auto"
     context: Context = "latents"
     compress_history: bool = False
 
@@ -176,7 +176,7 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
         body.top_k,
         filters,
         body.context,
-        body.expand,
+        _expand(body.expand),
         sampling,
         history,
         body.compress_history,
@@ -190,6 +190,19 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
         not_turns=len(before) - len(history),
         bound=bound is not None,
     )
+
+
+def _expand(expand: Expand | list[str]) -> Expand:
+    """What goes in verbatim; passages as `citation` names them, "doc#0"."""
+    if not isinstance(expand, list):
+        return expand
+    keys = [name.rpartition("#") for name in expand]
+    alien = next((name for name, key in zip(expand, keys, strict=True) if not key[2].isdecimal()), None)
+    if alien is not None:
+        raise RequestError(
+            400, f"expand names passages as document#number, not {alien!r}.", param="expand"
+        )
+    return tuple(PassageKey(document, int(number)) for document, _, number in keys)
 
 
 def _words(message: Message) -> str:
@@ -223,9 +236,11 @@ async def ask(question: Asked) -> Answer:
 
 
 def _discreet(question: Asked, answer: Answer) -> Answer:
-    """The answer, which does not tell a bound client what hidden passages have and lack."""
-    hidden = question.bound and answer.no_passages
-    return replace(answer, reason="No passage was found.") if hidden else answer
+    """The answer, telling nobody of the folder, and a bound client nothing of hidden passages."""
+    if question.bound and answer.no_passages:
+        return replace(answer, reason="No passage was found.")
+    folder = str(question.base.kb.folder)
+    return replace(answer, reason=answer.reason.replace(folder, question.base.name))
 
 
 def reply(question: Asked, answer: Answer) -> dict[str, Any]:
