@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lclm_rag.prompting.chat import ChatMessage
 from lclm_rag.prompting.frames import Frame, fill
+from lclm_rag.types import PassageKey
 
 __all__ = [
     "EXPANDED_AGAIN",
@@ -23,12 +24,13 @@ __all__ = [
     "tool_offered",
 ]
 
-Expand = Literal["auto", "never", "always", "model", "tool"] | int
+Expand = Literal["auto", "never", "always", "model", "tool"] | int | tuple[PassageKey, ...]
 """Which passages go into a prompt verbatim.
 
 - "never": none.
 - "always": all that were retrieved.
 - A number: that many of the best.
+- Keys of passages: those, if they are among the retrieved.
 - "auto": the best one if the question asks for an exact string. If the answer holds strings that its sources
   do not, the best three, and the question is decoded once more. The new answer replaces the first if its
   sources lack fewer of its strings; an empty one never does, nor one that was cut for one that was not.
@@ -77,9 +79,14 @@ def check_expand(expand: Expand) -> None:
     if isinstance(expand, int) and not isinstance(expand, bool):
         if expand < 0:
             raise ValueError(f"expand counts passages; it cannot be {expand}.")
+    elif isinstance(expand, tuple):
+        alien = next((key for key in expand if not isinstance(key, PassageKey)), None)
+        if alien is not None:
+            raise ValueError(f"expand takes keys of passages, PassageKey(…), not {alien!r}.")
     elif expand not in ("auto", "never", "always", "model", "tool"):
         raise ValueError(
-            f"Unknown expand {expand!r}; use auto, never, always, model, tool, or a number of passages."
+            f"Unknown expand {expand!r}; use auto, never, always, model, tool, a number of passages, or a "
+            "tuple of their keys."
         )
 
 

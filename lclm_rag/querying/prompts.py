@@ -213,8 +213,8 @@ class PromptBuilder:
             assemble=time.perf_counter() - loaded,
             history_left_out=history_left_out,
         )
-        count = _expanded_first(query.searched, query.expand, len(prompt.ranked))
-        prompt = prompt.expand(prompt.ranked[:count]) if count else prompt
+        verbatim = _expanded_first(prompt.ranked, query.searched, query.expand)
+        prompt = prompt.expand(verbatim) if verbatim else prompt
         longest = template.frame.trained_positions
         if longest is not None and prompt.prompt.positions + query.sampling.max_tokens > longest:
             _warn_of_length(template.frame.name, longest)
@@ -263,10 +263,10 @@ class PromptBuilder:
         keys = set(skimmed.used)
         used = [p for p in loaded if p.key in keys]
         ranked = [p.key for p in used if p.latents is not None]
-        best = ranked[: _expanded_first(question, expand, len(ranked))]
-        if not best:
+        verbatim = _expanded_first(ranked, question, expand)
+        if not verbatim:
             return skimmed
-        return _expanded(self.template, used, ends, budget, order, skimmed, best)[0]
+        return _expanded(self.template, used, ends, budget, order, skimmed, verbatim)[0]
 
     def _loaded(
         self, passages: Sequence[PromptPassage], store: LatentStore
@@ -380,10 +380,14 @@ def _expanded(
     return replace(assembled, left_out=skimmed.left_out), tuple(taken), tuple(no_room)
 
 
-def _expanded_first(question: str, expand: Expand, passages: int) -> int:
-    """How many of the best passages are verbatim in the first prompt."""
+def _expanded_first(
+    ranked: Sequence[PassageKey], question: str, expand: Expand
+) -> Sequence[PassageKey]:
+    """Which of the passages, given best first, are verbatim in the first prompt."""
+    if isinstance(expand, tuple):
+        return [key for key in ranked if key in expand]
     if isinstance(expand, int):
-        return min(expand, passages)
+        return ranked[:expand]
     if expand == "always":
-        return passages
-    return EXPANDED_FIRST if expand == "auto" and wants_exact_string(question) else 0
+        return ranked
+    return ranked[:EXPANDED_FIRST] if expand == "auto" and wants_exact_string(question) else []

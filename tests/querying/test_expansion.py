@@ -28,6 +28,20 @@ from support.scripted import Scripted, scripted, words
 # --- by rule ----------------------------------------------------------------------------------------
 
 
+def test_passages_that_are_named_go_in_verbatim(
+    string_kb: KnowledgeBase, string_questions: list[FactQuestion]
+) -> None:
+    question = string_questions[0].question
+    hits = string_kb.retrieve(question, 5)
+    chosen = hits[3].key, hits[1].key
+    answer = string_kb.query(
+        question, 5, expand=(*chosen, PassageKey("no such", 0)), sampling=Sampling(max_tokens=4)
+    )
+    assert set(answer.expanded) == set(chosen)
+    with pytest.raises(ValueError, match="expand takes keys of passages"):
+        string_kb.assemble(question, expand=PassageKey("velun", 0))
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_number_puts_so_many_of_the_best_in_verbatim(
     string_kb: KnowledgeBase, string_questions: list[FactQuestion], count: int

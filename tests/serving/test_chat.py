@@ -220,6 +220,11 @@ def test_filters_expand_and_context(client: openai.OpenAI, known: Answer) -> Non
     assert kinds == {"place"}
     assert {c["metadata"]["kind"] for c in ask(filters=["kind!=place"]).citations}.isdisjoint(kinds)
     assert [c["verbatim"] for c in ask(expand=2, top_k=3).citations].count(True) == 2
+    third = ask(expand="never", top_k=3).citations[2]
+    named = ask(expand=[f"{third['document']}#{third['passage']}"], top_k=3).citations
+    assert [c["verbatim"] for c in named] == [False, False, True]
+    with pytest.raises(openai.BadRequestError, match="names passages as document#number"):
+        ask(expand=["mezuhar"])
     assert all(c["verbatim"] for c in ask(expand="always", top_k=2).citations)
     assert ask(context="none").citations == []
     asked_for = ask(expand="model", top_k=2)
