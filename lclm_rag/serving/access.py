@@ -54,6 +54,16 @@ class Access:
         key = self.key(request)
         return [base for base in self.bases.values() if key is None or key.may_ask(base.name)]
 
+    def may_write(self, request: Request) -> bool:
+        """Whether a request may change documents.
+
+        Raises:
+            RequestError: 401, as for `key`.
+        """
+        key = self.key(request)
+        # A key that is bound by a filter could replace documents that it must not see.
+        return self.writable and (key is None or (key.write and key.filters is None))
+
     def base(
         self, request: Request, name: str | None, *, write: bool = False
     ) -> tuple[ServedBase, Filter | None]:
@@ -90,7 +100,6 @@ class Access:
                 raise RequestError(
                     403, "This service only reads; it was started without --writable."
                 )
-            # A key that is bound by a filter could replace documents that it must not see.
-            if key is not None and (not key.write or key.filters is not None):
+            if not self.may_write(request):
                 raise RequestError(403, "This API key may not change documents.")
         return found, None if key is None else key.filters

@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from lclm_rag import __version__
-from lclm_rag.serving import chat, documents, errors, health
+from lclm_rag.serving import chat, documents, errors, health, page
 from lclm_rag.serving.access import Access
 from lclm_rag.serving.bases import ServedBase, follow
 from lclm_rag.serving.guards import InFlight, LimitBody, LimitInFlight, Origins, SecurityHeaders
@@ -65,10 +65,14 @@ def create_app(
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
 
-    app = FastAPI(title="lclm-rag", version=__version__, lifespan=lifespan)
+    # FastAPI's own pages load scripts from elsewhere; /openapi.json stays.
+    app = FastAPI(
+        title="lclm-rag", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     errors.install(app)
     app.state.readiness = readiness
     health.install(app, access, metrics, readiness)
+    page.install(app)
     # The last one is the outermost.
     app.add_middleware(LimitInFlight, limit=limits.in_flight, count=count)
     app.add_middleware(LimitBody, limit=limits.body)
@@ -89,13 +93,15 @@ def create_app(
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         """List the knowledge bases, as models."""
+        writable = {"writable": access.may_write(request)}
         visible = access.visible(request)
-        return {"object": "list", "data": [base.describe() for base in visible]}
+        return {"object": "list", "data": [base.describe() | writable for base in visible]}
 
     @app.get("/v1/models/{name}")
     async def model(request: Request, name: str) -> dict[str, Any]:
         """Describe one knowledge base."""
-        return access.base(request, name)[0].describe()
+        base, _ = access.base(request, name)
+        return base.describe() | {"writable": access.may_write(request)}
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request, body: chat.ChatRequest) -> Response:
