@@ -197,7 +197,9 @@ def _expand(expand: Expand | list[str]) -> Expand:
     if not isinstance(expand, list):
         return expand
     keys = [name.rpartition("#") for name in expand]
-    alien = next((name for name, key in zip(expand, keys, strict=True) if not key[2].isdecimal()), None)
+    alien = next(
+        (name for name, key in zip(expand, keys, strict=True) if not key[2].isdecimal()), None
+    )
     if alien is not None:
         raise RequestError(
             400, f"expand names passages as document#number, not {alien!r}.", param="expand"

@@ -96,7 +96,7 @@ function submit(words) {
     .flatMap((turn) => [{ role: "user", content: turn.question }, { role: "assistant", content: turn.text }]);
   const answer = h("div", { class: "answer" });
   const after = h("div", { class: "after" });
-  const sources = h("aside", { class: "sources-column", "aria-label": "Sources" });
+  const sources = h("div", { class: "sources-column" });
   const article = h("article", { class: "turn" },
     h("h2", { class: "question", tabindex: "-1" }, question),
     h("div", { class: "turn-grid" }, h("div", { class: "answer-column" }, answer, after), sources));

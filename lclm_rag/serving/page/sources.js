@@ -93,7 +93,7 @@ export async function openPassage(base, citation, { string, readVerbatim } = {})
       text.replaceChildren(...inDocument(found, string));
       const titled = citation.document !== name(citation);
       where.textContent = `${titled ? `${citation.document}, p` : "P"}assage ${citation.passage + 1}` +
-        (found.data.length > 1 ? "; its neighbors are in grey" : "");
+        (found.data.length > 1 ? "; its neighbours are in grey" : "");
       const first = found.data[0].passage;
       const last = found.data[found.data.length - 1].passage;
       const all = (around === MOST_AROUND || first === 0) && last < citation.passage + around;
@@ -103,7 +103,9 @@ export async function openPassage(base, citation, { string, readVerbatim } = {})
       wider.hidden = true;
     }
     text.setAttribute("aria-busy", "false");
-    text.querySelector(".hit, .span")?.scrollIntoView({ block: "center" });
+    const hit = text.querySelector(".hit");
+    if (hit) hit.scrollIntoView({ block: "center" });
+    else text.querySelector(".span")?.scrollIntoView({ block: "start" });
   }
 
   sheet.replaceChildren(
