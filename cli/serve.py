@@ -124,10 +124,10 @@ def serve(
 ) -> None:
     """Serve knowledge bases over HTTP, as models of an OpenAI-compatible endpoint.
 
-    Each answer names the passages that it rests on. Writes of other processes are served within a second.
-    SIGTERM and Ctrl-C let running answers finish. /healthz, /readyz and /metrics are for machines, and stderr
-    has a line of JSON for each request, without text of questions or documents. It needs
-    pip install 'lclm-rag[serve]'.
+    Each answer names the passages that it rests on. A browser shows a page at /. Writes of other processes
+    are served within a second. SIGTERM and Ctrl-C let running answers finish. /healthz, /readyz and /metrics
+    are for machines, and stderr has a line of JSON for each request, without text of questions or documents.
+    It needs pip install 'lclm-rag[serve]'.
 
     \b
     Examples:
@@ -284,6 +284,7 @@ def _announce(host: str, port: int, names: list[str], *, needs_key: bool) -> Non
     body = {"model": names[0], "messages": [{"role": "user", "content": "Your question?"}]}
     header = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
     click.echo(f"Serving {', '.join(names)} at http://{place}:{port}/v1", err=True)
+    click.echo(f"Page: http://{here}:{port}/", err=True)
     click.echo(
         f"Ask:  curl http://{here}:{port}/v1/chat/completions{header} "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'",

@@ -99,8 +99,10 @@ def test_it_starts_answers_and_finishes_what_runs_when_it_is_ended(
     ) as service:
         url, headers = service.url, {"Authorization": f"Bearer {key}"}
         assert service.lines[0] == f"Serving towns, kb at {url}/v1"
-        assert service.lines[1].startswith(f"Ask:  curl {url}/v1/chat/completions -H ")
-        assert "Bearer $KEY" in service.lines[1]
+        assert service.lines[1] == f"Page: {url}/"
+        assert service.lines[2].startswith(f"Ask:  curl {url}/v1/chat/completions -H ")
+        assert "Bearer $KEY" in service.lines[2]
+        assert httpx.get(f"{url}/").headers["content-type"].startswith("text/html")
         assert httpx.get(f"{url}/v1/models").status_code == 401
         models = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
         assert [model["id"] for model in models] == ["towns", "kb"]
