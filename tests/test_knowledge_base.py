@@ -331,9 +331,9 @@ def test_the_passage_index_is_brought_to_the_stores_version(
     small_kb.close()
     index, saved = small_kb.path / "index", small_kb.path.parent / "saved"
     shutil.copytree(index, saved)
-    small_kb.delete([sheets[0].document.id])
-    small_kb.add([sheets[7].document])
-    small_kb.close()
+    with KnowledgeBase.open(small_kb.path, decoder=decoder) as kb:
+        kb.delete([sheets[0].document.id])
+        kb.add([sheets[7].document])
     shutil.rmtree(index)
     if damage != "lost":
         shutil.copytree(saved, index)

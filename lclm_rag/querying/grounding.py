@@ -40,7 +40,7 @@ _MAIL = rf"(?<![{CODE}_.+\-])[{CODE}_.+\-]++@[{CODE}\-]++(?:\.[{CODE}\-]++)++"
 _LINK = regex.compile(rf"(?i:(?:https?|ftp)://|(?<![{CODE}@.-])www\.){_LINK_CHARACTER}+|{_MAIL}")
 # Groups of digits, as in telephone numbers, accounts and "12 345".
 _GROUPS = regex.compile(
-    rf"(?<![{CODE}]|[{CODE}][-._/])\+?(?:\p{{Lu}}{{2}}(?=\d\d ))?\d+(?: \d[\d-]*)*(?: \d+)(?:[.,]\d+)?"
+    rf"(?<![{CODE}]|[{CODE}][-._/]|\d[,:])\+?(?:\p{{Lu}}{{2}}(?=\d\d ))?\d+(?: \d[\d-]*)*(?: \d+)(?:[.,]\d+)?"
     rf"(?![{CODE}]|[-.,:_/\\]+[{CODE}])"
 )
 # Signs may be inside a code or a number; at its ends they belong to the sentence.
@@ -137,7 +137,9 @@ def _strings(text: str) -> list[_String]:
         found.append(_String("link", text[start:end], start, end))
         blank = blank[:start] + " " * (end - start) + blank[end:]
     for match in _GROUPS.finditer(blank):
-        if _is_long(match[0]) or _THOUSANDS.fullmatch(match[0]):
+        # Looked at where it stands: in "9.5 12 265" there may be other numbers.
+        grouped = _THOUSANDS.match(blank, match.start())
+        if _is_long(match[0]) or (grouped and grouped.end() == match.end()):
             found.append(_String("groups", match[0], match.start(), match.end()))
             blank = blank[: match.start()] + " " * len(match[0]) + blank[match.end() :]
     for match in _RUN.finditer(blank):

@@ -72,7 +72,7 @@ _STEPS: list[tuple[regex.Pattern[str], str | Callable[[regex.Match[str]], str]]]
         (r"[™℠®©№]", " "),
         # Only a separator of thousands does not let a line break here.
         (
-            rf"(?<=(?<!\p{{Nd}})\p{{Nd}}{{1,3}})[{_SPACE_IN_NUMBERS}٬'’ʼ](?=\p{{Nd}}{{3}}(?!\p{{Nd}}))",
+            rf"(?<=(?<!\p{{Nd}}|\p{{Nd}}[.,])\p{{Nd}}{{1,3}})[{_SPACE_IN_NUMBERS}٬'’ʼ](?=\p{{Nd}}{{3}}(?!\p{{Nd}}))",
             "",
         ),
         # The sign of an accent would become a space with an accent.
