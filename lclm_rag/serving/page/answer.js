@@ -70,5 +70,5 @@ export function missingNote(missing) {
   if (!missing.length) return null;
   const strings = missing.flatMap((string, i) => [i ? ", " : "", h("q", {}, string)]);
   return h("p", { class: "missing-note" }, "Not in the sources: ", ...strings,
-    ". Check it, or read the best source verbatim.");
+    ". Check before you rely on it, or read a source verbatim.");
 }
