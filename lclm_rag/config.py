@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lclm_rag.checksummed_json import seal, unseal
+from lclm_rag.checksummed_json import digest, seal, unseal
 from lclm_rag.errors import KnowledgeBaseError
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS", "Settings", "is_knowledge_base", "read_settings", "write_settings"]
 
 SETTINGS = "kb.json"
-_FORMAT = 4
-_READABLE = (3, _FORMAT)
-"""Format 3 has no `frame`, and always an `instruction`."""
+_FORMAT = 5
+_READABLE = (3, 4, _FORMAT)
+"""Formats 3 and 4 have no `id`. Format 3 has no `frame` either, and always an `instruction`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Settings:
         contextual_headers: Whether passages carry title and headings.
         frame: The words around passages and question, as `Frame.to_json` gives them; None is the frame that
             the checkpoint names.
+        id: What no other knowledge base is called, but a copy of this one: the passage index carries it. One
+            from before there were ids has one that is made of its settings.
         format: Version of the file's format.
     """
 
@@ -44,6 +47,7 @@ class Settings:
     collection: str | None
     contextual_headers: bool
     frame: str | dict[str, Any] | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     format: int = _FORMAT
 
 
@@ -75,7 +79,7 @@ def read_settings(folder: Folder) -> Settings:
                 f"{folder} has format {raw['format']}; this lclm-rag reads format {_FORMAT}. Build it "
                 "anew, or use the version of lclm-rag that made it."
             )
-        return Settings(**{**raw, "format": _FORMAT})
+        return Settings(**{"id": digest(raw)[:32], **raw, "format": _FORMAT})
     except (FileNotFoundError, NotADirectoryError) as error:
         raise KnowledgeBaseError(
             f"{folder} is not a knowledge base: it has no {SETTINGS}. Make one with lclm-rag build."

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lclm_rag.config import (
@@ -20,6 +20,7 @@ from lclm_rag.config import (
     write_settings,
 )
 from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.indexing.state import remove_states
 from lclm_rag.storage import TEMPORARY, Folder, LocalFolder, disk_full_as
 from lclm_rag.store import LatentStore, Layout
 from lclm_rag.store.locks import write_lock
@@ -117,7 +118,7 @@ def discard(folder: LocalFolder, *, whole: bool) -> None:
         folder.remove(SETTINGS)
         for name in ("published", "private"):
             shutil.rmtree(folder.path / "index" / name, ignore_errors=True)
-        (folder / "index").remove("state.json")
+        remove_states(folder / "index")
         discard_unfinished(store, folders=True)
     for path in (folder.path / "index", *([folder.path] if whole else [])):
         with suppress(OSError):  # The folder is not empty: something else is in it.
@@ -195,6 +196,8 @@ def check_unfinished(
     """
     if store.version:
         raise finished_already(folder, store)
+    # Each that is asked for has an id of its own; the one that was begun keeps its.
+    wanted = replace(wanted, id=found.id)
     there, requested = vars(found) | vars(store.layout), vars(wanted) | vars(layout)
     other = [name for name in requested if there[name] != requested[name]]
     if other:

@@ -263,6 +263,8 @@ class KnowledgeBase:
             compression_ratio=opened.config.compression_ratio,
         )
         store, made = make(folder, settings, layout, wait=wait, resume=resume)
+        if not made.contents:
+            settings = read_settings(folder)  # It was begun with another id.
         knowledge_base = cls(
             folder,
             settings,
@@ -867,7 +869,7 @@ class KnowledgeBase:
                     session.publish()
         vacuumed = vacuum(self.folder / "store", keep=keep, wait=self.wait)
         if self.settings.qdrant_url is None:
-            freed = SnapshotFolder(self.folder / "index").remove_superseded()
+            freed = SnapshotFolder(self.folder / "index", self.settings.id).remove_superseded()
             vacuumed = replace(vacuumed, bytes=vacuumed.bytes + freed)
         return vacuumed
 

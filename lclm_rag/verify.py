@@ -74,8 +74,8 @@ def verify(
 
     Raises:
         KnowledgeBaseError: When there is no knowledge base, or its settings cannot be read.
-        StoreError: When there is no store or nothing of it can be read; with `repair`, when it is in an
-            object store.
+        StoreError: When there is no store or nothing of it can be read; with `repair`, when the store is
+            damaged and in an object store, where only the passage index is repaired.
         LockedError: With `repair`, when another process still writes after `wait` seconds.
     """
     folder = open_folder(location)
@@ -86,7 +86,7 @@ def verify(
             problems = list(_problems(folder, settings, store, on_bytes))
             return _findings(store, problems, [])
     if not isinstance(store_folder, LocalFolder):
-        raise StoreError(f"{folder} lies in an object store: copy it to a disk to repair it.")
+        return _repair_index(folder, settings, on_bytes)
     with write_lock(store_folder.path, wait) if store_folder.path.is_dir() else nullcontext():
         repaired = go_back_to_an_intact_manifest(store_folder)
         with closing(LatentStore.open(store_folder)) as store:
@@ -97,6 +97,21 @@ def verify(
                 rebuild_index(folder / "index", settings, store)
                 repaired.append("The passage index was made anew.")
             return _findings(store, problems, repaired)
+
+
+def _repair_index(
+    folder: Folder, settings: Settings, on_bytes: Callable[[int, int], None]
+) -> Findings:
+    """Rebuild the passage index of a knowledge base in an object store, of which nothing else is repaired."""
+    with closing(LatentStore.open(folder / "store")) as store:
+        problems = list(_problems(folder, settings, store, on_bytes))
+        if any(problem.kind not in ("index", "earlier version") for problem in problems):
+            raise StoreError(f"{folder} lies in an object store: copy it to a disk to repair it.")
+        repaired = []
+        if any(map(_concerns_index, problems)):
+            rebuild_index(folder / "index", settings, store)
+            repaired.append("The passage index was made anew.")
+        return _findings(store, problems, repaired)
 
 
 def _problems(

@@ -38,6 +38,7 @@ class EmbeddedIndex:
         folder: The folder of the knowledge base's index.
         store: The store, at the version to show.
         embedder: Makes dense vectors; None for BM25 alone.
+        owner: The knowledge base's id.
 
     Raises:
         KnowledgeBaseError: If the index was made with another embedder.
@@ -45,9 +46,11 @@ class EmbeddedIndex:
         DamagedError: If a row of the store that has to be indexed is damaged.
     """
 
-    def __init__(self, folder: Folder, store: LatentStore, embedder: Embedder | None) -> None:
+    def __init__(
+        self, folder: Folder, store: LatentStore, embedder: Embedder | None, owner: str = ""
+    ) -> None:
         self._store = store
-        self._snapshots = SnapshotFolder(folder)
+        self._snapshots = SnapshotFolder(folder, owner)
         self._embedder = embedder
         with disk_full_as(lambda: _no_room(folder)):
             self._own = PrivateFolder(self._snapshots.private)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lclm_rag.indexing.server import state_version
 from lclm_rag.indexing.snapshots import published_versions
+from lclm_rag.indexing.state import state_version
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore, newest_version
 

@@ -1,6 +1,8 @@
 """Sessions: the passage index of a knowledge base, opened and kept at a version of its store.
 
-The index is derived from the store: what is missing, or of another version, is made from it.
+The index is derived from the store: what is missing, or of another version, is made from it. An embedded
+index is each process's own, so whoever opens it does that; a collection on a server is shared, so only a
+writer does.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lclm_rag.indexing.embedded import EmbeddedIndex
-from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex
+from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex, Task
 from lclm_rag.retrieval import Embedder, PassageIndex
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore
@@ -44,9 +46,13 @@ def open_index(
     embedder: Embedder | None,
     qdrant_url: str | None,
     collection: str | None,
+    owner: str,
     put_points: PutPoints = ServerPoints.upsert,
+    task: Task = "read",
 ) -> IndexSession:
-    """Open the passage index at the store's version: built if there is none, updated if it is behind.
+    """Open the passage index at the store's version.
+
+    An embedded index is built if there is none, and updated if it is behind.
 
     Args:
         folder: The folder of the knowledge base's index.
@@ -54,15 +60,21 @@ def open_index(
         embedder: Makes dense vectors; None for BM25 alone.
         qdrant_url: The URL of a Qdrant server; None for an embedded index.
         collection: The name of the collection on the server; not used for an embedded index.
+        owner: The knowledge base's id.
         put_points: Puts points on the server; by default from this process.
+        task: What to do with a collection on a server: "read" it as it is, "write" to build or update it, or
+            "rebuild" to put a new one in its place.
 
     Raises:
         KnowledgeBaseError: If the index was made with another embedder, or the collection on the server
             exists but is not of this knowledge base.
-        PassageIndexError: If the disk is too full, the server cannot be reached or refuses a request, or
-            snapshots keep changing while they are opened.
+        LockedError: If another process changes the collection, and is not done after ten minutes.
+        PassageIndexError: If the disk is too full, the server cannot be reached or refuses a request, the
+            collection is lost or not filled yet, or snapshots keep changing while they are opened.
         DamagedError: If a row of the store that has to be indexed is damaged.
     """
     if qdrant_url is None:
-        return EmbeddedIndex(folder, store, embedder)
-    return SharedIndex(folder, store, embedder, qdrant_url, str(collection), put_points)
+        return EmbeddedIndex(folder, store, embedder, owner)
+    return SharedIndex(
+        folder, store, embedder, qdrant_url, str(collection), owner, put_points, task
+    )

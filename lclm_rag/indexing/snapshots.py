@@ -114,11 +114,14 @@ class SnapshotFolder:
 
     Args:
         folder: The folder of the knowledge base's index.
+        owner: The knowledge base's id. One that is removed and made again at the same place has another, so
+            that it does not use what was cached of the old one.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, owner: str = "") -> None:
         self.folder = folder
-        cached = cache_folder() / "index" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        named = f"{folder} {owner}" if owner else str(folder)
+        cached = cache_folder() / "index" / hashlib.sha256(named.encode()).hexdigest()[:16]
         self.home = folder.local or cached
         self.published = self.home / "published"
         try:

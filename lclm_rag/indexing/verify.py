@@ -9,8 +9,10 @@ import numpy as np
 
 from lclm_rag.config import Settings
 from lclm_rag.errors import PassageIndexError
+from lclm_rag.indexing.server import copied, foreign
 from lclm_rag.indexing.session import open_index
 from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
+from lclm_rag.indexing.state import read_state
 from lclm_rag.indexing.versions import indexed_store
 from lclm_rag.problem import Problem
 from lclm_rag.retrieval import SentenceTransformerEmbedder
@@ -39,19 +41,15 @@ def verify_index(
     """
     try:
         if settings.qdrant_url is None:
-            yield from _snapshot_problems(SnapshotFolder(folder), store, contents)
+            yield from _snapshot_problems(SnapshotFolder(folder, settings.id), store, contents)
         else:
-            from lclm_rag.retrieval.server import collection_keys
-
-            collection = str(settings.collection)
-            keys = collection_keys(settings.qdrant_url, collection)
-            yield from _differences(keys, store, contents, collection, is_current=True)
+            yield from _collection_problems(folder, settings.qdrant_url, settings, store, contents)
     except PassageIndexError as error:
         yield Problem("index", settings.collection or str(folder), str(error))
 
 
 def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> None:
-    """Build the index from the store, and discard the one that exists.
+    """Build the index from the store, and put it in the place of the one that exists.
 
     Args:
         folder: The folder of the knowledge base's index.
@@ -59,20 +57,40 @@ def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> Non
         store: The store, at its newest version.
     """
     if settings.qdrant_url is None:
-        SnapshotFolder(folder).remove_all()
-    else:
-        from lclm_rag.retrieval.server import drop_collection
-
-        drop_collection(settings.qdrant_url, str(settings.collection))
-        folder.remove("state.json")
+        SnapshotFolder(folder, settings.id).remove_all()
     index = open_index(
         folder,
         store,
         embedder=SentenceTransformerEmbedder(settings.embedder) if settings.embedder else None,
         qdrant_url=settings.qdrant_url,
         collection=settings.collection,
+        owner=settings.id,
+        task="rebuild",
     )
     index.close()
+
+
+def _collection_problems(
+    folder: Folder, url: str, settings: Settings, store: LatentStore, contents: Contents
+) -> Iterator[Problem]:
+    from lclm_rag.retrieval.server import collection_keys, read_mark
+
+    state = read_state(folder)
+    if state is None:
+        if len(store):
+            sentence = f"There is no passage index of {store.folder} at {url}; --repair makes it."
+            yield Problem("index", str(settings.collection), sentence)
+        return
+    collection = state.collection or str(settings.collection)
+    where = f"The collection {collection!r} at {url}"
+    mark = read_mark(url, collection)
+    if sentence := (
+        foreign(mark, settings.id, state, store, where) or copied(folder, state, where) or ""
+    ):
+        yield Problem("index", collection, sentence)
+        return
+    keys = collection_keys(url, collection)
+    yield from _differences(keys, store, contents, collection, is_current=True)
 
 
 def _snapshot_problems(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, PassageIndexError, StoreError
 from lclm_rag.forking import keep_for_ever, watch
-from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex
+from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex, Task
 from lclm_rag.indexing.session import IndexSession, open_index
 from lclm_rag.retrieval import Filter, Missing, PassageIndex
 from lclm_rag.retrieval.filter_check import filter_keys
@@ -96,9 +96,10 @@ class Reader:
 
     @property
     def index(self) -> PassageIndex:
-        """The passage index, at the store's version; built or brought up to date if it is not.
+        """The passage index, at the store's version.
 
-        It is opened once, whichever thread asks first.
+        An embedded index is built or brought up to date if it is not; one on a server only by who writes. It
+        is opened once, whichever thread asks first.
         """
         return self.at_one_version()[0]
 
@@ -106,7 +107,9 @@ class Reader:
         """The index and the store at the same version, even while another thread writes."""
         with self._opening:
             self.require_open()
-            return self._opened(ServerPoints.upsert).index, self.store
+            if self._session is None:
+                self._session = self._open_index(ServerPoints.upsert, "read")
+            return self._session.index, self.store
 
     @cached_property
     def _embedder(self) -> Embedder | None:
@@ -287,10 +290,12 @@ class Reader:
                 self.require_open()
             old, self._store = self.store, store
             try:
-                session = self._opened(put_points)
-                if isinstance(session, SharedIndex):
-                    session.put_points = put_points
-                session.follow(store)
+                if self._session is None:
+                    self._session = self._open_index(put_points, "write")
+                else:
+                    if isinstance(self._session, SharedIndex):
+                        self._session.put_points = put_points
+                    self._session.follow(store)
             except BaseException:
                 # The index may be between two versions, so it is opened again when it is next needed.
                 self._session = None
@@ -317,6 +322,10 @@ class Reader:
                 return False
             old, self._store = self.store, LatentStore.open(folder)
             old.close()
+            if self._session is not None:
+                # Opened again when it is needed, because the collection may be another, or the first.
+                self._session.close()
+                self._session = None
             return True
 
     @contextmanager
@@ -343,17 +352,17 @@ class Reader:
             if self._store is not None:
                 self._store.close()
 
-    def _opened(self, put_points: PutPoints) -> IndexSession:
-        if self._session is None:
-            self._session = open_index(
-                self._folder / "index",
-                self.store,
-                embedder=self._embedder,
-                qdrant_url=self._settings.qdrant_url,
-                collection=self._settings.collection,
-                put_points=put_points,
-            )
-        return self._session
+    def _open_index(self, put_points: PutPoints, task: Task) -> IndexSession:
+        return open_index(
+            self._folder / "index",
+            self.store,
+            embedder=self._embedder,
+            qdrant_url=self._settings.qdrant_url,
+            collection=self._settings.collection,
+            owner=self._settings.id,
+            put_points=put_points,
+            task=task,
+        )
 
 
 def hits_of(rows: Sequence[StoredPassage], scores: Sequence[float]) -> list[Hit]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
@@ -26,27 +28,61 @@ from lclm_rag.retrieval.qdrant_index import (
     SearchVectors,
     check_dense_width,
 )
+from lclm_rag.retrieval.retries import with_retries
 from lclm_rag.types import PassageKey
 
-__all__ = ["ServerIndex", "collection_exists", "collection_keys", "drop_collection"]
+__all__ = [
+    "Mark",
+    "ServerIndex",
+    "collection_behind",
+    "collection_exists",
+    "collection_keys",
+    "count_points",
+    "drop_collection",
+    "put_alias",
+    "read_mark",
+]
 
 _TIMEOUT = 60  # seconds that one request may take
 
+_MARK = "lclm_rag"  # the key of `Mark` in a collection's metadata
+_NOT_FOUND = 404
+
+T = TypeVar("T")
+
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "float": models.PayloadSchemaType.FLOAT}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a collection itself says about its content, in its metadata.
+
+    Attributes:
+        id: The id of the knowledge base.
+        version: The number of the store's version that the collection shows; None while it is first filled.
+        manifest: The digest of that version's manifest.
+    """
+
+    id: str
+    version: int | None
+    manifest: str | None
 
 
 class ServerIndex(QdrantIndex):
     """A `PassageIndex` in a collection on a Qdrant server.
 
+    Calls that fail because the server is busy or does not answer in time are made again.
+
     Args:
         client: A client that speaks HTTP. `close` leaves it open.
-        collection: The collection's name; it is created if the server has none of that name.
+        collection: The collection's name, or an alias of it.
         bm25: How words become sparse vectors; for an existing index, the settings that it was created with.
         embedder: Makes the dense vectors; None for BM25 alone.
+        create: Whether to create the collection if there is none of that name.
 
     Raises:
-        PassageIndexError: When the server cannot be reached, the collection is not a passage index, or its
-            dense vectors do not fit the embedder.
+        PassageIndexError: When the server cannot be reached, there is no such collection, it is not a passage
+            index, or its dense vectors do not fit the embedder.
     """
 
     def __init__(
@@ -56,6 +92,7 @@ class ServerIndex(QdrantIndex):
         *,
         bm25: Bm25Settings,
         embedder: Embedder | None = None,
+        create: bool = False,
     ) -> None:
         super().__init__(bm25, embedder)
         self._client = client
@@ -63,10 +100,11 @@ class ServerIndex(QdrantIndex):
         self._collection = collection
         options = client.init_options
         self._where = options.get("url") or options.get("host") or options.get("location")
-        with self._server_errors():
-            if not client.collection_exists(collection):
-                self._create_collection()
-            self._check_collection(client.get_collection(collection))
+        if create:
+            self._call(self._create_collection)
+        info = self._call(lambda: client.get_collection(collection))
+        self._check_collection(info)
+        self.mark = _mark_of(info)
 
     @classmethod
     def connect(
@@ -76,6 +114,7 @@ class ServerIndex(QdrantIndex):
         *,
         bm25: Bm25Settings,
         embedder: Embedder | None = None,
+        create: bool = False,
     ) -> ServerIndex:
         """Open, or create, an index on the server at a URL.
 
@@ -86,6 +125,7 @@ class ServerIndex(QdrantIndex):
             collection: See the class.
             bm25: See the class.
             embedder: See the class.
+            create: See the class.
 
         Returns:
             The index, whose `close` closes the connection.
@@ -95,7 +135,7 @@ class ServerIndex(QdrantIndex):
         """
         client = _client(url)
         try:
-            index = cls(client, collection, bm25=bm25, embedder=embedder)
+            index = cls(client, collection, bm25=bm25, embedder=embedder, create=create)
         except BaseException:
             client.close()
             raise
@@ -104,8 +144,18 @@ class ServerIndex(QdrantIndex):
 
     def count(self) -> int:
         """The number of passages, exact."""
-        with self._server_errors():
-            return self._client.count(self._collection, exact=True).count
+        return self._call(lambda: self._client.count(self._collection, exact=True).count)
+
+    @property
+    def collection(self) -> str:
+        """The name that the collection was opened with."""
+        return self._collection
+
+    def put_mark(self, mark: Mark) -> None:
+        """Note in the collection what it shows. Servers before Qdrant 1.16 forget it."""
+        metadata = {_MARK: {"id": mark.id, "version": mark.version, "manifest": mark.manifest}}
+        self._call(lambda: self._client.update_collection(self._collection, metadata=metadata))
+        self.mark = mark
 
     def flush(self) -> None:
         """Do nothing: every write waits until the server has applied it, and the server keeps a log."""
@@ -119,6 +169,9 @@ class ServerIndex(QdrantIndex):
             self._client.close()
 
     def _create_collection(self) -> None:
+        # Asked each time, because the answer to an earlier try may have been lost.
+        if self._client.collection_exists(self._collection):
+            return
         vectors = {}
         if self._embedder is not None:
             vectors[DENSE] = models.VectorParams(
@@ -141,20 +194,22 @@ class ServerIndex(QdrantIndex):
         self._note_indexed(info.payload_schema)
 
     def _write(self, points: list[PointData]) -> None:
-        with self._server_errors():
-            self._client.upsert(self._collection, [_point(point) for point in points], wait=True)
+        made = [_point(point) for point in points]
+        self._call(lambda: self._client.upsert(self._collection, made, wait=True))
 
     def _remove(self, ids: list[str]) -> None:
-        with self._server_errors():
-            self._client.delete(self._collection, models.PointIdsList(points=[*ids]), wait=True)
+        gone = models.PointIdsList(points=[*ids])
+        self._call(lambda: self._client.delete(self._collection, gone, wait=True))
 
     def _create_field_index(self, path: str, schema: str) -> None:
-        with self._server_errors():
-            self._client.create_payload_index(self._collection, path, _SCHEMAS[schema], wait=True)
+        kind = _SCHEMAS[schema]
+        self._call(
+            lambda: self._client.create_payload_index(self._collection, path, kind, wait=True)
+        )
 
     def _refresh_indexed(self) -> None:
-        with self._server_errors():
-            self._note_indexed(self._client.get_collection(self._collection).payload_schema)
+        info = self._call(lambda: self._client.get_collection(self._collection))
+        self._note_indexed(info.payload_schema)
 
     def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
         condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
@@ -173,38 +228,60 @@ class ServerIndex(QdrantIndex):
                     for query, using in queries
                 ],
             }
-        with self._server_errors():
-            found = self._client.query_points(
+        found = self._call(
+            lambda: self._client.query_points(
                 self._collection, limit=limit, with_payload=PAYLOAD_KEYS, **request
             )
+        )
         return [ScoredKey(passage_key(point.payload), point.score) for point in found.points]
 
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any
     ) -> tuple[list[dict[str, Any] | None], Any]:
         condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
-        with self._server_errors():
-            found, following = self._client.scroll(
+        found, following = self._call(
+            lambda: self._client.scroll(
                 self._collection,
                 scroll_filter=condition,
                 limit=limit,
                 offset=offset,
                 with_payload=PAYLOAD_KEYS,
             )
+        )
         return [record.payload for record in found], following
 
-    def _server_errors(self) -> AbstractContextManager[None]:
-        return _errors_at(self._where, self._collection)
+    def _call(self, call: Callable[[], T]) -> T:
+        return _at(self._where, self._collection, call)
 
 
 def collection_exists(url: str, collection: str) -> bool:
-    """Whether the server has a collection of this name.
+    """Whether the server has a collection or an alias of this name.
 
     Raises:
         PassageIndexError: When the server cannot be reached.
     """
-    with _errors_at(url, collection), closing(_client(url)) as client:
-        return client.collection_exists(collection)
+    with closing(_client(url)) as client:
+        return _at(url, collection, lambda: client.collection_exists(collection))
+
+
+def collection_behind(url: str, name: str) -> str | None:
+    """The collection that an alias stands for.
+
+    Args:
+        url: The server's URL.
+        name: The alias, or the name of a collection.
+
+    Returns:
+        The collection's name, which is `name` itself if it is no alias; None if there is neither.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached.
+    """
+    with closing(_client(url)) as client:
+        for alias in _at(url, name, client.get_aliases).aliases:
+            if alias.alias_name == name:
+                return alias.collection_name
+        return name if _at(url, name, lambda: client.collection_exists(name)) else None
 
 
 def collection_keys(url: str, collection: str) -> set[PassageKey]:
@@ -214,15 +291,53 @@ def collection_keys(url: str, collection: str) -> set[PassageKey]:
         PassageIndexError: When the server cannot be reached, or has no such collection.
     """
     keys: set[PassageKey] = set()
-    with _errors_at(url, collection), closing(_client(url)) as client:
-        offset = None
+    with closing(_client(url)) as client:
+        offset: Any = None
         while True:
-            found, offset = client.scroll(
-                collection, limit=10_000, offset=offset, with_payload=PAYLOAD_KEYS
-            )
+            page = partial(_page, client, collection, offset)
+            found, offset = _at(url, collection, page)
             keys.update(passage_key(record.payload) for record in found)
             if offset is None:
                 return keys
+
+
+def read_mark(url: str, collection: str) -> Mark | None:
+    """What a collection itself says about its content; None if it says nothing.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached, or has no such collection.
+    """
+    with closing(_client(url)) as client:
+        return _mark_of(_at(url, collection, lambda: client.get_collection(collection)))
+
+
+def count_points(url: str, collection: str) -> int:
+    """The number of points in a collection, exact.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached, or has no such collection.
+    """
+    with closing(_client(url)) as client:
+        return _at(url, collection, lambda: client.count(collection, exact=True).count)
+
+
+def put_alias(url: str, alias: str, collection: str) -> None:
+    """Let an alias stand for a collection, in one step, whatever it stood for before.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached, or a collection has the alias as its name.
+    """
+    delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+    create = models.CreateAliasOperation(
+        create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)
+    )
+    with closing(_client(url)) as client:
+
+        def put() -> None:
+            there = any(a.alias_name == alias for a in client.get_aliases().aliases)
+            client.update_collection_aliases([delete, create] if there else [create])
+
+        _at(url, alias, put)
 
 
 def drop_collection(url: str, collection: str) -> None:
@@ -231,8 +346,19 @@ def drop_collection(url: str, collection: str) -> None:
     Raises:
         PassageIndexError: When the server cannot be reached.
     """
-    with _errors_at(url, collection), closing(_client(url)) as client:
-        client.delete_collection(collection)
+    with closing(_client(url)) as client:
+        _at(url, collection, lambda: client.delete_collection(collection))
+
+
+def _page(client: QdrantClient, collection: str, offset: Any) -> tuple[list[models.Record], Any]:
+    return client.scroll(collection, limit=10_000, offset=offset, with_payload=PAYLOAD_KEYS)
+
+
+def _mark_of(info: models.CollectionInfo) -> Mark | None:
+    raw = (info.config.metadata or {}).get(_MARK)
+    if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
+        return None
+    return Mark(raw["id"], raw.get("version"), raw.get("manifest"))
 
 
 def _is_empty(path: str) -> models.IsEmptyCondition:
@@ -249,15 +375,24 @@ def _client(url: str) -> QdrantClient:
     )
 
 
-@contextmanager
-def _errors_at(where: Any, collection: str) -> Iterator[None]:
+def _at(where: Any, collection: str, call: Callable[[], T]) -> T:
+    """Make a call with retries; PassageIndexError if it fails for good."""
     try:
-        yield
+        return with_retries(call)
+    except UnexpectedResponse as error:
+        if error.status_code == _NOT_FOUND:
+            raise PassageIndexError(
+                f"Qdrant at {where} has no collection {collection!r}: was it deleted, or is this another "
+                "server? lclm-rag verify --repair makes it anew from the store, where nothing is lost."
+            ) from error
+        raise _failed(where, collection, error) from error
     except (ApiException, QdrantException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PassageIndexError(
-            f"Qdrant at {where}, collection {collection!r}, failed: {reason}"
-        ) from error
+        raise _failed(where, collection, error) from error
+
+
+def _failed(where: Any, collection: str, error: Exception) -> PassageIndexError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return PassageIndexError(f"Qdrant at {where}, collection {collection!r}, failed: {reason}")
 
 
 def _point(point: PointData) -> models.PointStruct:

@@ -170,7 +170,7 @@ def test_who_opened_it_empty_writes_as_the_others_do(
         assert first.score == second.score
 
 
-def test_an_index_that_fell_behind_is_brought_up_to_date_when_it_is_opened(
+def test_an_index_that_fell_behind_is_brought_up_to_date_by_the_next_writer(
     kb: KnowledgeBase, elsewhere: Elsewhere, qdrant_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lclm_rag.retrieval.server import ServerIndex
@@ -183,8 +183,12 @@ def test_an_index_that_fell_behind_is_brought_up_to_date_when_it_is_opened(
         with pytest.raises(PassageIndexError, match="gone away"):
             kb.add([Document("ice", "Glaciers carve valleys.")])
     assert points(kb, qdrant_url) == 3
-    assert elsewhere(kb, "len(kb.retrieve('glaciers'))") == 1
-    assert points(kb, qdrant_url) == 4
+    # A reader changes nothing.
+    assert elsewhere(kb, "len(kb.retrieve('glaciers'))") == 0
+    assert points(kb, qdrant_url) == 3
+    elsewhere(kb, "kb.add([Document('snow', 'Snow falls.')])")
+    assert found(kb, "glaciers") == [("ice", "Glaciers carve valleys.")]
+    assert points(kb, qdrant_url) == 5
 
 
 def test_verify_tells_of_lost_points_and_repair_brings_them_back(
@@ -209,14 +213,24 @@ def test_a_collection_that_is_gone_is_told_and_made_anew(
     kb: KnowledgeBase, qdrant_url: str
 ) -> None:
     client = QdrantClient(url=qdrant_url, check_compatibility=False)
-    client.delete_collection(str(kb.settings.collection))
+    for alias in client.get_aliases().aliases:
+        if alias.alias_name == kb.settings.collection:
+            client.delete_collection(alias.collection_name)
     client.close()
-    with pytest.raises(PassageIndexError, match="404"):
+    with pytest.raises(
+        PassageIndexError, match=r"has no collection .* verify --repair makes it anew"
+    ):
         kb.retrieve("moon")
+    with KnowledgeBase.open(kb.path) as other:
+        with pytest.raises(PassageIndexError, match="verify --repair makes it anew"):
+            other.retrieve("moon")
+        with pytest.raises(PassageIndexError, match="verify --repair makes it anew"):
+            other.add([Document("ice", "Glaciers carve valleys.")])
     (problem,) = verify(kb.folder).problems
-    assert "404" in problem
+    assert "has no collection" in problem
     verify(kb.folder, repair=True)
     assert found(kb, "moon") == [("tides", TIDES.text)]
+    assert found(kb, "glaciers") == [("ice", "Glaciers carve valleys.")]
 
 
 def test_a_collection_of_someone_else_is_not_touched(

@@ -115,7 +115,7 @@ def edge_backend(path: Path) -> Backend:
 def server_backend(url: str) -> Backend:
     name = f"test-{uuid.uuid4()}"
     return Backend(
-        lambda embedder: ServerIndex.connect(url, name, bm25=BM25, embedder=embedder),
+        lambda embedder: ServerIndex.connect(url, name, bm25=BM25, embedder=embedder, create=True),
         lambda: drop_collection(url, name),
     )
 
