@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from lclm_rag.errors import KnowledgeBaseError, PassageIndexError, StoreError
 from lclm_rag.indexing.changes import Changes, entries_of
 from lclm_rag.indexing.nothing import NothingIndexed
+from lclm_rag.indexing.ownership import copied, foreign
 from lclm_rag.indexing.state import (
     FILLING,
     UPDATING,
@@ -37,15 +38,13 @@ from lclm_rag.indexing.state import (
 from lclm_rag.indexing.versions import bm25_settings, check_embedder, indexed_store
 from lclm_rag.retrieval import Bm25Settings, Embedder, PassageIndex
 from lclm_rag.storage import Folder
-from lclm_rag.store import LatentStore, newest_version
+from lclm_rag.store import LatentStore
 from lclm_rag.store.locks import write_lock
-from lclm_rag.store.manifest import committed_versions
-from lclm_rag.store.store import MANIFESTS
 
 if TYPE_CHECKING:
     from lclm_rag.retrieval.server import Mark, ServerIndex
 
-__all__ = ["PutPoints", "ServerPoints", "SharedIndex", "Task", "copied", "foreign"]
+__all__ = ["PutPoints", "ServerPoints", "SharedIndex", "Task"]
 
 Task = Literal["read", "write", "rebuild"]
 
@@ -535,67 +534,6 @@ class SharedIndex:
         return ServerIndex.connect(
             self._url, collection, bm25=bm25, embedder=self._embedder, create=create
         )
-
-
-def foreign(
-    mark: Mark | None, owner: str, state: State, store: LatentStore, where: str
-) -> str | None:
-    """Why a collection is not what the state says.
-
-    Args:
-        mark: What the collection itself says; None if it says nothing.
-        owner: The knowledge base's id.
-        state: What the knowledge base's folder says.
-        store: The store, at any version.
-        where: The collection, as the subject of a sentence.
-
-    Returns:
-        A sentence that says what to do; None if nothing is wrong.
-    """
-    if mark is not None and mark.id != owner:
-        return (
-            f"{where} is of another knowledge base; lclm-rag verify --repair gives {store.folder} one of its "
-            "own."
-        )
-    versions = [(state.version, state.manifest)]
-    if mark is not None and mark.version is not None:
-        versions.append((mark.version, str(mark.manifest)))
-    for version, digest in versions:
-        if not _is_of(store, version, digest):
-            return (
-                f"{where} shows a version {version} that {store.folder} does not have: a copy of this "
-                "knowledge base has written it, or this one was restored from a backup. lclm-rag verify "
-                "--repair gives it a collection of its own."
-            )
-    return None
-
-
-def copied(folder: Folder, state: State, where: str) -> str | None:
-    """Why a knowledge base must not write its collection: because it is a copy of another one.
-
-    Args:
-        folder: The folder of the knowledge base's index.
-        state: What that folder says.
-        where: The collection, as the subject of a sentence.
-
-    Returns:
-        A sentence that says what to do; None if it may.
-    """
-    if state.home is None or state.home.is_same(home_of(folder)):
-        return None
-    return (
-        f"{where} is that of {state.home.place}, and {folder} is a copy of it, or was moved: lclm-rag verify "
-        "--repair gives it a collection of its own."
-    )
-
-
-def _is_of(store: LatentStore, version: int, digest: str) -> bool:
-    """Whether a version is one of this store, as far as can be told: `vacuum` removes early ones."""
-    if indexed_store(store, version, digest) is not None:
-        return True
-    return version < newest_version(store.folder) and version not in committed_versions(
-        store.folder / MANIFESTS
-    )
 
 
 def _delete_others(index: PassageIndex, store: LatentStore) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lclm_rag.config import Settings
 from lclm_rag.errors import PassageIndexError
-from lclm_rag.indexing.server import copied, foreign
+from lclm_rag.indexing.ownership import copied, foreign
 from lclm_rag.indexing.session import open_index
 from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
 from lclm_rag.indexing.state import read_state
