@@ -15,8 +15,8 @@ __all__ = ["discard_unfinished", "is_open", "is_unfinished"]
 _FILES = (FRAGMENTS, MANIFESTS, UNCOMMITTED)
 _PARTS = (*_FILES, LEASES)
 _LOCKS = ("lock", "gate", "writer-*", "0-*-*")
-# Endings of files that writers and workers leave if they are killed before they have finished anything.
-_PASSING = (TEMPORARY, ".attempt")
+# Endings of files that writers leave if they are killed before they have finished anything.
+_PASSING = (TEMPORARY,)
 
 
 def is_unfinished(folder: Folder) -> bool:

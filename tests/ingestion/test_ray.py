@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,27 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from lclm_rag import Document, KnowledgeBase, RayEngine
-from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.errors import CompressionError, KnowledgeBaseError
+from lclm_rag.ingestion.ray import engine as engine_module
+from lclm_rag.ingestion.ray.attempts import Notes
 from lclm_rag.store import LatentStore
 from lclm_rag.types import AddReport, DocumentParts
 from lclm_rag.verify import verify
 from support.commands import Run
 from support.qdrant_server import serve
-from support.ray_parts import Deadly, Large, Made, Poisoned, made_documents
+from support.ray_parts import (
+    LONG_PASSAGES,
+    Changing,
+    Deadly,
+    Failing,
+    Large,
+    LongWithDeath,
+    Made,
+    Poisoned,
+    long_document,
+    made_documents,
+    small_documents,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -271,6 +286,108 @@ def test_a_document_that_cannot_be_compressed_ends_the_run_by_its_name(tmp_path:
         with pytest.raises(KnowledgeBaseError, match=r"^poison: the encoder does not like it"):
             kb.add(parts, engine=RayEngine())
         assert LatentStore.open(tmp_path / "kb" / "store").version == 0
+
+
+def test_a_document_at_which_gpus_fail_is_skipped_and_the_others_are_there(tmp_path: Path) -> None:
+    with new_kb(tmp_path / "kb") as kb:
+        report = kb.add(DocumentParts([Poisoned(0, 6, "cuda")]), engine=RayEngine(on_error="skip"))
+        assert report.skipped == ("poison: a worker died 2 times while it was at it.",)
+        assert report.added == 6
+        check_whole(kb)
+
+
+# --- storage and GPUs fail --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["writing", "reading", "gpu"])
+def test_a_fault_of_a_machine_is_not_the_documents(tmp_path: Path, what: str) -> None:
+    """One document in all: nothing else shows that it is not to blame."""
+    tally = tmp_path / "failures"
+    tally.touch()
+    part = Failing(0, 1, what, 2, str(tally))
+    with new_kb(tmp_path / "kb") as kb:
+        report = kb.add(DocumentParts([part]), engine=RayEngine(on_error="skip"))
+        assert tally.stat().st_size == 2
+        assert (report.added, report.skipped) == (1, ())
+        check_whole(kb)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("writing", "reduce your request rate"), ("gpu", r"^The GPU on .* failed 5")],
+)
+def test_a_fault_that_stays_ends_the_run_by_its_name(
+    tmp_path: Path, what: str, message: str
+) -> None:
+    tally = tmp_path / "failures"
+    tally.touch()
+    part = Failing(0, 1, what, 1_000, str(tally))
+    with new_kb(tmp_path / "kb") as kb:
+        with pytest.raises((OSError, CompressionError), match=message):
+            kb.add(DocumentParts([part]), engine=RayEngine(on_error="skip"))
+        tally.unlink()  # The processes may serve other tests.
+        assert LatentStore.open(tmp_path / "kb" / "store").version == 0
+
+
+# --- a reader dies within a document ----------------------------------------------------------------
+
+
+def test_a_reader_dies_before_each_passage_and_every_document_is_whole_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each passage of a long document has a part of its own, whose reader dies there three times."""
+    monkeypatch.setattr(engine_module, "_SHARD_BYTES", 512)  # What is handed over is taken at once.
+
+    def part(number: int, passage: int, times: int) -> LongWithDeath:
+        return LongWithDeath(number, passage, times, str(tmp_path / f"deaths{number}"))
+
+    deadly = [part(number, number, 3) for number in range(LONG_PASSAGES)]
+    survived = part(LONG_PASSAGES, LONG_PASSAGES - 1, 2)
+    with new_kb(tmp_path / "kb") as kb, new_kb(tmp_path / "other") as other:
+        report = kb.add(DocumentParts([*deadly, survived]), engine=RayEngine(on_error="skip"))
+        assert {Path(part.tally).stat().st_size for part in deadly} == {3}
+        named = [f"long{p.number}: a worker died 2 times while it was at it." for p in deadly]
+        assert sorted(report.skipped) == named
+        small = [small_documents(part.number, 6) for part in (*deadly, survived)]
+        other.add([*chain.from_iterable(small), long_document(survived.number)])
+        assert contents(kb) == contents(other)
+        assert len(list(kb.store.document_keys("long5"))) == LONG_PASSAGES
+        check_whole(kb)
+
+
+def test_after_a_death_only_the_documents_near_it_are_noted_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = tmp_path / "noted"
+
+    class Counted(Notes):
+        def at(self, task: str, document_id: str | None) -> None:
+            with noted.open("a") as f:
+                f.write(f"{document_id}\n")
+            super().at(task, document_id)
+
+    monkeypatch.setattr(engine_module, "Notes", Counted)
+    part = Deadly(0, 200, str(tmp_path / "deaths"), times=1)
+    with new_kb(tmp_path / "kb") as kb:
+        assert kb.add(DocumentParts([part]), engine=RayEngine()).added == 200
+        # The reader died at number 100, and notes go in steps of 64.
+        near = [line for line in noted.read_text().splitlines() if line != "None"]
+        assert near == [f"d{number}" for number in range(64, 128)]
+
+
+@pytest.mark.parametrize("way", ["gone", "changed", "unreadable"])
+def test_a_part_that_is_not_the_same_when_it_is_read_again_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(engine_module, "_SHARD_BYTES", 512)
+    part = Changing(str(tmp_path / "deaths"), way)
+    with new_kb(tmp_path / "kb") as kb:
+        with pytest.raises(KnowledgeBaseError, match=r"^part-0 of the corpus was read again"):
+            kb.add(DocumentParts([part]), engine=RayEngine(on_error="skip"))
+        assert LatentStore.open(tmp_path / "kb" / "store").version == 0
+        report = kb.add(DocumentParts([part]), engine=RayEngine(on_error="skip"))
+        assert report.added == (40 if way == "changed" else 39)
+        check_whole(kb)
 
 
 # --- memory ---------------------------------------------------------------------------------------

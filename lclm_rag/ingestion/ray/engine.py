@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
@@ -19,7 +19,8 @@ import pyarrow as pa
 from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.ingestion.passages import Splitting
-from lclm_rag.ingestion.ray.attempts import forget_attempts, suspects
+from lclm_rag.ingestion.ray.attempts import Notes
+from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
 from lclm_rag.ingestion.ray.reports import RunTotals, ShardReport
 from lclm_rag.ingestion.ray.workers import (
     EncodeShards,
@@ -28,7 +29,6 @@ from lclm_rag.ingestion.ray.workers import (
     read_part,
     upsert_fragments,
 )
-from lclm_rag.storage import Folder
 from lclm_rag.store import StoreWriter
 from lclm_rag.types import AddReport, Document, DocumentParts
 
@@ -43,14 +43,14 @@ _SHARD_BYTES = 4 * 2**20
 This is about half a million tokens, and the work that is lost and repeated when a worker dies.
 """
 
-_TRIES = 4
-"""Further tries of a task whose worker died. Three are enough to find a document at which workers die."""
-
 _RESTARTS = 100
 """Restarts of an actor. Machines come and go in a long run, but an actor that never starts must end it."""
 
 _READER_CPUS = 0.5
 """The CPUs that a reader asks Ray for."""
+
+_PATIENCE = 30.0
+"""Seconds to wait for the notes of tasks after a failure."""
 
 _DOCUMENTS_AT_ONCE = 1_000
 _CHARACTERS_AT_ONCE = 4 * 2**20
@@ -126,7 +126,7 @@ class RayEngine:
                 upsert_fragments,
                 batch_size=1,
                 num_cpus=_READER_CPUS,
-                max_retries=_TRIES,
+                max_retries=FURTHER_TRIES,
                 fn_kwargs={"points": points},
             )
             for _ in done.iter_rows():
@@ -191,39 +191,47 @@ def add_documents_on_ray(
         compressor_options=dict(compressor_options),
         threads=engine.cpus,
         resumable=writer.resumable,
+        attempts=_notes(ray),
     )
-    forget_attempts(folder)
     tally = RunTotals(
         writer,
         skip=engine.on_error == "skip",
         on_ignore=engine.on_ignore,
         on_document=on_document,
     )
-    with _ray_errors(ray, folder), closing(_run(ray, documents, job, engine, gpus)) as reports:
-        for report in reports:
-            tally.take(report)
-            on_progress(tally.counts.report())
-    return tally.finish()
+    try:
+        with _ray_errors(ray, job.attempts):
+            work, count = _work(ray, documents, job)
+            with closing(_run(ray, work, job, engine, gpus)) as reports:
+                for report in reports:
+                    tally.take(report)
+                    on_progress(tally.counts.report())
+    finally:
+        with suppress(ray.exceptions.RayError):  # Ray is gone, and the actor with it.
+            ray.kill(job.attempts)
+    return tally.finish(count)
 
 
-def _run(
-    ray: Any,
-    documents: Iterable[Document] | DocumentParts,
-    job: Job,
-    engine: RayEngine,
-    gpus: float,
-) -> Generator[ShardReport, None, None]:
+def _work(ray: Any, documents: Iterable[Document] | DocumentParts, job: Job) -> tuple[Any, int]:
+    """The data set of the readers' rows, and the number of parts that they read."""
+    readers = {"num_cpus": _READER_CPUS, "max_retries": FURTHER_TRIES, "fn_kwargs": {"job": job}}
     with _data_settings(ray):
-        readers = {"num_cpus": _READER_CPUS, "max_retries": _TRIES, "fn_kwargs": {"job": job}}
         if isinstance(documents, DocumentParts):
             numbers = [{"part": number} for number in range(len(job.parts))]
             source = ray.data.from_items(numbers, override_num_blocks=max(1, len(numbers)))
-            work = source.map_batches(read_part, batch_size=1, **readers)
-        else:
-            source = ray.data.from_arrow_refs(list(map(ray.put, _document_tables(documents))))
-            work = source.map_batches(
-                read_documents, batch_size=None, batch_format="pyarrow", **readers
-            )
+            return source.map_batches(read_part, batch_size=1, **readers), len(numbers)
+        tables = list(map(ray.put, _document_tables(documents)))
+        source = ray.data.from_arrow_refs(tables)
+        work = source.map_batches(
+            read_documents, batch_size=None, batch_format="pyarrow", **readers
+        )
+        return work, len(tables)
+
+
+def _run(
+    ray: Any, work: Any, job: Job, engine: RayEngine, gpus: float
+) -> Generator[ShardReport, None, None]:
+    with _data_settings(ray):
         least, most = engine.bounds
         shards = work.map_batches(
             EncodeShards,
@@ -234,10 +242,10 @@ def _run(
             num_gpus=gpus or None,
             num_cpus=_encoder_cpus(engine, gpus),
             max_restarts=_RESTARTS,
-            max_task_retries=_TRIES,
+            max_task_retries=FURTHER_TRIES,
         )
     for row in shards.iter_rows():
-        yield ShardReport.parse(row["report"])
+        yield from ShardReport.parse(row["reports"])
 
 
 @contextmanager
@@ -292,6 +300,7 @@ def _ray() -> Any:
         raise ImportError("Compressing on Ray needs ray: pip install 'lclm-rag[ray]'")
     import ray
     import ray.data
+    import ray.util.scheduling_strategies
 
     return ray
 
@@ -338,20 +347,20 @@ def _check_room(ray: Any, engine: RayEngine, gpus: float) -> None:
 
 
 @contextmanager
-def _ray_errors(ray: Any, folder: Folder | None) -> Iterator[None]:
+def _ray_errors(ray: Any, notes: Any) -> Iterator[None]:
     """Raise the errors of workers as if they had occurred in this process.
 
     Args:
-        folder: The store's folder, with the notes of tasks (`attempts`); None if the tasks keep none.
         ray: The module.
+        notes: The actor with the notes of tasks (`attempts.Notes`); None if the tasks keep none.
     """
     try:
         yield
     except ray.exceptions.RayError as error:
-        own = _own_error(error)
+        own = _own_error(ray, error)
         if own is not None:
             raise own from error
-        if folder is not None and (names := suspects(folder)):
+        if notes is not None and (names := _suspects(ray, notes)):
             raise KnowledgeBaseError(
                 f"Workers died again and again while they were at {', '.join(names[:5])}: nothing was "
                 "committed. Leave that out, or see in Ray's logs what killed them."
@@ -360,7 +369,26 @@ def _ray_errors(ray: Any, folder: Folder | None) -> Iterator[None]:
         raise KnowledgeBaseError(f"The Ray job failed: {reason}") from error
 
 
-def _own_error(error: BaseException) -> Exception | None:
+def _notes(ray: Any) -> Any:
+    """An actor beside the driver, which lives as long."""
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    # If it is killed and starts again, it knows nothing of earlier deaths. This may end the run, but no
+    # document is lost: `handovers` sees to that.
+    kept = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Notes).options(scheduling_strategy=here, **kept).remote()
+
+
+def _suspects(ray: Any, notes: Any) -> list[str]:
+    try:
+        found: list[str] = ray.get(notes.suspects.remote(), timeout=_PATIENCE)
+    except ray.exceptions.RayError:
+        return []  # Ray itself has failed, and its error says more.
+    return found
+
+
+def _own_error(ray: Any, error: BaseException) -> Exception | None:
     """The error that a worker raised, if it is one that a person is meant to read."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -369,7 +397,10 @@ def _own_error(error: BaseException) -> Exception | None:
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        if isinstance(each, LclmRagError | OSError):
+        # Ray's errors are of the class of the worker's error as well, but their message is a traceback.
+        if isinstance(each, LclmRagError | OSError) and not isinstance(
+            each, ray.exceptions.RayError
+        ):
             return each
         pending += [each.__cause__, each.__context__, getattr(each, "cause", None)]
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.ingestion.local import Counts
+from lclm_rag.ingestion.ray.handovers import Handovers, Run
 from lclm_rag.ingestion.ray.work_rows import Source
 from lclm_rag.ingestion.unique_ids import UniqueIds
 from lclm_rag.store import StoreWriter, Totals
@@ -52,6 +53,8 @@ class DocumentRows:
         updated: Whether the store has another version of the document.
         first: The first row.
         rows: The number of rows.
+        ordinal: The ordinal of the first row's passage.
+        ended: Whether the last row is the document's last passage.
     """
 
     source: Source
@@ -59,6 +62,8 @@ class DocumentRows:
     updated: bool
     first: int
     rows: int
+    ordinal: int
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class ShardReport:
 
     Attributes:
         worker: The worker, as "host:pid".
+        runs: The readers' rows that the report is on. The first report on a shard has all of them.
         entry: The fragment's packed entry; None if there is no fragment.
         written: The documents with rows in the fragment.
         not_written: The documents of which nothing was written.
@@ -78,6 +84,7 @@ class ShardReport:
     """
 
     worker: str
+    runs: list[Run] = field(default_factory=list)
     entry: dict[str, Any] | None = None
     written: list[DocumentRows] = field(default_factory=list)
     not_written: list[NotWritten] = field(default_factory=list)
@@ -87,17 +94,31 @@ class ShardReport:
     latents: int = 0
     seconds: float = 0.0
 
-    def table(self) -> pa.Table:
-        """The report as a table with one row, as JSON in the column `report`."""
-        return pa.table({"report": [json.dumps(asdict(self))]})
+    @staticmethod
+    def table(reports: Sequence[ShardReport]) -> pa.Table:
+        """The reports on one shard as a table with one row, as JSON in the column `reports`."""
+        return pa.table({"reports": [json.dumps([asdict(report) for report in reports])]})
 
     @classmethod
-    def parse(cls, report: str) -> ShardReport:
-        """The report from the JSON that `table` made."""
-        raw = json.loads(report)
+    def parse(cls, reports: str) -> list[ShardReport]:
+        """The reports from the JSON that `table` made."""
+        return [cls._of(raw) for raw in json.loads(reports)]
+
+    @classmethod
+    def _of(cls, raw: dict[str, Any]) -> ShardReport:
+        raw["runs"] = [Run(**run) for run in raw["runs"]]
         for name, kind in (("written", DocumentRows), ("not_written", NotWritten)):
             raw[name] = [kind(**{**each, "source": Source(**each["source"])}) for each in raw[name]]
         return cls(**{**raw, "totals": Totals(**raw["totals"])})
+
+
+@dataclass
+class _Pieces:
+    """A document whose passages came in several reports: how many are there, and how many it has."""
+
+    document_id: str
+    passages: int = 0
+    wanted: int | None = None
 
 
 class RunTotals:
@@ -128,6 +149,8 @@ class RunTotals:
         self._skipped: list[str] = []
         self._left_out: dict[Source, str] = {}
         self._workers: dict[str, WorkerReport] = {}
+        self._handovers = Handovers()
+        self._pieces: dict[Source, _Pieces] = {}
 
     def take(self, report: ShardReport) -> None:
         """Take a report into account.
@@ -136,16 +159,19 @@ class RunTotals:
             report: The report of one encoder.
 
         Raises:
-            KnowledgeBaseError: When a document ends the run.
+            KnowledgeBaseError: When a document ends the run, or a part of the corpus was read twice and was
+                not the same.
         """
+        for run in report.runs:
+            self._handovers.take(run)
         for not_written in report.not_written:
             self._take_not_written(not_written)
         if report.entry is None:
             return
         entry = unpack_entry(report.entry)
         self._writer.adopt(entry, report.totals)
-        for run in report.written:
-            self._take_written(run, entry.name)
+        for rows in report.written:
+            self._take_written(rows, entry.name)
         counts = self.counts
         counts.passages += report.totals.passages
         counts.reused += report.reused
@@ -159,18 +185,30 @@ class RunTotals:
             done.seconds + report.seconds,
         )
 
-    def finish(self) -> AddReport:
+    def finish(self, parts: int) -> AddReport:
         """Settle the changes once all reports are in.
 
-        First remove rows that were written for documents that are left out after all. Then delete the earlier
-        versions of updated documents, except those of documents left out: these keep the earlier version.
+        First check that all documents are whole. Then remove rows that were written for documents that are
+        left out after all. Last, delete the earlier versions of updated documents, except those of documents
+        left out: these keep the earlier version.
+
+        Args:
+            parts: The number of parts of the corpus.
 
         Returns:
             What was added.
 
         Raises:
+            KnowledgeBaseError: When rows of a part, or passages of a document, are missing.
             ValueError: When there were no documents.
         """
+        self._handovers.check(parts)
+        for source, pieces in self._pieces.items():
+            if source not in self._left_out:
+                raise KnowledgeBaseError(
+                    f"Passages of {pieces.document_id!r} are missing: nothing was committed. Run the same "
+                    "command again."
+                )
         if not self.counts.documents and not self._skipped:
             raise ValueError("There are no documents to add.")
         left_out = {name for name in self._left_out.values() if name}
@@ -212,12 +250,22 @@ class RunTotals:
             self.counts.passages += taken
             self.counts.reused += taken
 
-    def _take_written(self, run: DocumentRows, fragment: str) -> None:
-        is_new = self._note(run)
-        if is_new is None or run.source in self._left_out:
-            self._drop([(fragment, row) for row in range(run.first, run.first + run.rows)])
+    def _take_written(self, rows: DocumentRows, fragment: str) -> None:
+        self._piece_together(rows)
+        is_new = self._note(rows)
+        if is_new is None or rows.source in self._left_out:
+            self._drop([(fragment, row) for row in range(rows.first, rows.first + rows.rows)])
         elif is_new:
-            self._count(run, 1)
+            self._count(rows, 1)
+
+    def _piece_together(self, rows: DocumentRows) -> None:
+        """Count the passages of a document until all are there."""
+        pieces = self._pieces.pop(rows.source, None) or _Pieces(rows.document_id)
+        pieces.passages += rows.rows
+        if rows.ended:
+            pieces.wanted = rows.ordinal + rows.rows
+        if pieces.passages != pieces.wanted:
+            self._pieces[rows.source] = pieces
 
     def _note(self, of: NotWritten | DocumentRows) -> bool | None:
         """Whether a document is seen for the first time; None if another document has its id."""

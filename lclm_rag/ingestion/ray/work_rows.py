@@ -19,7 +19,7 @@ from lclm_rag.types import Passage, PassageKey
 
 __all__ = ["Kind", "Source", "WorkRow", "from_table", "to_table"]
 
-Kind = Literal["passage", "unchanged", "finished", "problem", "ignored"]
+Kind = Literal["passage", "unchanged", "finished", "problem", "ignored", "end"]
 """What a row is about.
 
 - passage: a passage to be written.
@@ -27,6 +27,7 @@ Kind = Literal["passage", "unchanged", "finished", "problem", "ignored"]
 - finished: a document that an earlier run had finished before it was killed.
 - problem: a document that is left out; `message` says why.
 - ignored: something that the corpus leaves out by rule; `message` says what.
+- end: none; the part ends here.
 """
 
 
@@ -55,6 +56,8 @@ class WorkRow:
         updated: Whether the store has another version of the document.
         message: A sentence, for the kinds "problem" and "ignored".
         work: The passage, for the kind "passage".
+        row: The number of the row in the part.
+        before: The digest of all rows of the part before this one: see `handovers`.
     """
 
     kind: Kind
@@ -64,6 +67,8 @@ class WorkRow:
     updated: bool
     message: str = ""
     work: PassageWork | None = None
+    row: int = 0
+    before: bytes = b""
 
 
 _SCHEMA = pa.schema(
@@ -75,6 +80,8 @@ _SCHEMA = pa.schema(
         ("document_hash", pa.binary()),
         ("updated", pa.bool_()),
         ("message", pa.large_string()),
+        ("row", pa.int64()),
+        ("before", pa.binary()),
         ("ordinal", pa.int32()),
         ("start", pa.int64()),
         ("end", pa.int64()),

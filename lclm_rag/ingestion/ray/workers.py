@@ -6,13 +6,11 @@ that a killed writer leaves behind, and their notes are the journal from which t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, groupby
@@ -32,6 +30,8 @@ from lclm_rag.ingestion.passages import (
     with_token_ids,
 )
 from lclm_rag.ingestion.ray.attempts import DEATHS, Attempts
+from lclm_rag.ingestion.ray.faults import is_fault, worker_ends_at_faults
+from lclm_rag.ingestion.ray.handovers import Numbering, runs
 from lclm_rag.ingestion.ray.reports import DocumentRows, NotWritten, ShardReport
 from lclm_rag.ingestion.ray.work_rows import Kind, Source, WorkRow, from_table, to_table
 from lclm_rag.storage import open_folder
@@ -54,6 +54,9 @@ __all__ = [
     "upsert_fragments",
 ]
 
+_DOCUMENTS_AT_ONCE = 64
+"""The documents that a reader notes one by one after a death, and the number between notes before one."""
+
 _ROWS_AT_ONCE = 4_096
 """The most rows in a table between readers and encoders; reached if documents need no compression."""
 
@@ -75,6 +78,7 @@ class Job:
         compressor_options: Further options of `Compressor.from_pretrained`.
         threads: The threads of an encoder on a CPU.
         resumable: Whether fragments get notes, from which a later run can continue.
+        attempts: The actor with the tasks' notes (`attempts.Notes`).
     """
 
     store: str
@@ -89,6 +93,7 @@ class Job:
     compressor_options: dict[str, Any]
     threads: int
     resumable: bool
+    attempts: Any
 
 
 # --- readers ----------------------------------------------------------------------------------------
@@ -107,7 +112,7 @@ def read_part(batch: dict[str, Any], job: Job) -> Iterator[pa.Table]:
     for number in map(int, batch["part"]):
         items = job.parts[number].read()
         sourced = ((Source(number, i), item) for i, item in enumerate(items))
-        yield from _work_tables(job, f"part-{number}", sourced)
+        yield from _work_tables(job, number, sourced)
 
 
 def read_documents(table: pa.Table, job: Job) -> Iterator[pa.Table]:
@@ -128,67 +133,100 @@ def read_documents(table: pa.Table, job: Job) -> Iterator[pa.Table]:
         )
         for row in rows
     )
-    return _work_tables(job, f"part-{rows[0]['part']}", documents)
+    return _work_tables(job, rows[0]["part"], documents)
 
 
 def _work_tables(
-    job: Job, task: str, items: Iterable[tuple[Source, Document | Exception | str]]
+    job: Job, part: int, items: Iterable[tuple[Source, Document | Exception | str]]
 ) -> Iterator[pa.Table]:
-    checkpoint = _checkpoint(job.checkpoint)
-    compressed = _compressed(job.store, job.version, job.uncommitted)
-    attempts = Attempts(open_folder(job.store), task)
-    rows: list[WorkRow] = []
-    size = 0
-    for source, item in items:
-        for row in _document_rows(source, item, job, checkpoint, compressed, attempts):
-            rows.append(row)
+    """The rows of one part in tables. All tries make the same, up to where one of them died."""
+    attempts = Attempts(job.attempts, f"part-{part}", _DOCUMENTS_AT_ONCE)
+    with worker_ends_at_faults(attempts.tries):
+        checkpoint = _checkpoint(job.checkpoint)
+        numbering = Numbering()
+        rows: list[WorkRow] = []
+        size = 0
+        for row in _rows(part, items, job, checkpoint, attempts, numbering):
+            rows.append(numbering.next(row))
             size += row.work.passage.characters if row.work is not None else 0
-            if size >= CHARACTERS_AT_ONCE or len(rows) >= _ROWS_AT_ONCE:
-                yield to_table(_with_token_ids(rows, checkpoint, job.splitting.memory))
+            ended = row.kind == "end"
+            if size >= CHARACTERS_AT_ONCE or len(rows) >= _ROWS_AT_ONCE or ended:
+                table = to_table(_with_token_ids(rows, checkpoint, job.splitting.memory))
+                attempts.hand_over(numbering.rows)
+                yield table
                 rows, size = [], 0
-    if rows:
-        yield to_table(_with_token_ids(rows, checkpoint, job.splitting.memory))
-    attempts.done()
+        attempts.done(forget=False)
+
+
+def _rows(
+    part: int,
+    items: Iterable[tuple[Source, Document | Exception | str]],
+    job: Job,
+    checkpoint: Checkpoint,
+    attempts: Attempts,
+    numbering: Numbering,
+) -> Iterator[WorkRow]:
+    compressed = _compressed(job.store, job.version, job.uncommitted)
+    count = 0
+    for count, (source, item) in enumerate(items, start=1):  # noqa: B007
+        if isinstance(item, Document):
+            yield from _document_rows(
+                source, item, job, checkpoint, compressed, attempts, numbering
+            )
+        else:
+            kind: Kind = "ignored" if isinstance(item, str) else "problem"
+            yield WorkRow(kind, source, "", b"", False, str(item))
+    yield WorkRow("end", Source(part, count), "", b"", False)
 
 
 def _document_rows(
     source: Source,
-    item: Document | Exception | str,
+    document: Document,
     job: Job,
     checkpoint: Checkpoint,
     compressed: Compressed,
     attempts: Attempts,
+    numbering: Numbering,
 ) -> Iterator[WorkRow]:
-    if not isinstance(item, Document):
-        kind: Kind = "ignored" if isinstance(item, str) else "problem"
-        yield WorkRow(kind, source, "", b"", False, str(item))
-        return
-    stored, digest = compressed.base.document_hash(item.id), item.content_hash()
+    stored, digest = compressed.base.document_hash(document.id), document.content_hash()
 
     def row(kind: Kind, message: str = "", work: PassageWork | None = None) -> WorkRow:
-        return WorkRow(kind, source, item.id, digest, stored is not None, message, work)
+        return WorkRow(kind, source, document.id, digest, stored is not None, message, work)
 
     if stored == digest:
         yield row("unchanged")
-    elif compressed.finished(item.id, digest):
+        return
+    if compressed.finished(document.id, digest):
         yield row("finished")
-    elif attempts.deadly(item.id):
-        yield row("problem", _deadly(item.id))
-    else:
-        known = compressed.passages(item.id)
-        try:
-            with attempts.at(item.id):
-                offsets = checkpoint.token_offsets
-                for work in passage_work(item, digest, known, offsets, job.splitting):
-                    yield row("passage", work=work)
-        except Exception as error:  # Every error concerns this document alone.
-            yield row("problem", _failed(item.id, error))
+        return
+    known = compressed.passages(document.id)
+    try:
+        with attempts.at(document.id):
+            offsets = checkpoint.token_offsets
+            passages = passage_work(document, digest, known, offsets, job.splitting)
+            # Asked before each passage is made, because making it may be what kills the worker.
+            while not attempts.gives_up(document.id, numbering.rows):
+                work = next(passages, None)
+                if work is None:
+                    return
+                if attempts.careful:  # What kills the worker may be the tokenizer.
+                    (work,) = with_token_ids([work], checkpoint, job.splitting.memory)
+                yield row("passage", work=work)
+    except Exception as error:  # Every error but those of storage concerns this document alone.
+        if is_fault(error):
+            raise
+        yield row("problem", _failed(document.id, error))
+        return
+    yield row("problem", _deadly(document.id))
 
 
 def _with_token_ids(rows: list[WorkRow], checkpoint: Checkpoint, memory: str) -> list[WorkRow]:
-    new = [row.work for row in rows if row.work is not None]
+    new = [row.work for row in rows if row.work is not None and not row.work.token_ids]
     work = iter(with_token_ids(new, checkpoint, memory))
-    return [replace(row, work=next(work)) if row.work is not None else row for row in rows]
+    return [
+        row if row.work is None or row.work.token_ids else replace(row, work=next(work))
+        for row in rows
+    ]
 
 
 def _deadly(document_id: str) -> str:
@@ -250,38 +288,52 @@ class EncodeShards:
         """Compress one shard. If the actor dies, Ray repeats the whole call."""
         begun = time.perf_counter()
         rows = from_table(table, self._job.layout)
-        attempts = Attempts(self._folder, _name(rows))
-        not_written = [_not_written(row, row.kind, row.message) for row in rows if row.work is None]
-        new = [row for row in rows if row.work is not None]
-        compressed, problems = self._compressed(new, attempts)
-        reports = [self._write(part) for part in _fragments(compressed)]
-        attempts.done()
-        if not_written or problems:
-            yield ShardReport(self._worker, not_written=[*not_written, *problems]).table()
+        attempts = Attempts(self._job.attempts, _name(rows))
+        with worker_ends_at_faults(attempts.tries):
+            not_written = [
+                _not_written(row, row.kind, row.message)
+                for row in rows
+                if row.work is None and row.kind != "end"
+            ]
+            new = [row for row in rows if row.work is not None]
+            compressed, problems = self._compressed(new, attempts)
+            reports = [self._write(part) for part in _fragments(compressed)]
+            attempts.done(forget=True)
         seconds = (time.perf_counter() - begun) / max(1, len(reports))
-        for report in reports:
-            yield replace(report, seconds=seconds).table()
+        first = ShardReport(self._worker, runs=runs(rows), not_written=[*not_written, *problems])
+        # All at once: of several outputs, some could come from another try than the rest.
+        yield ShardReport.table([first, *(replace(each, seconds=seconds) for each in reports)])
 
     def _compressed(
         self, rows: list[WorkRow], attempts: Attempts
     ) -> tuple[list[tuple[WorkRow, StoredPassage]], list[NotWritten]]:
         """The passages with their latents, and the documents that cannot be compressed."""
-        if not attempts.careful:
-            with suppress(Exception):  # Caused by a single document, which is found below.
+        if attempts.careful:
+            # If this fails, it is this machine and no document.
+            self._compressor.compress(["This machine works."])
+        else:
+            try:
                 return self._latents(rows), []
+            except Exception as error:
+                if is_fault(error):
+                    raise
+                # Caused by a single document, which is found below.
         done: list[tuple[WorkRow, StoredPassage]] = []
         problems: list[NotWritten] = []
         errors: list[Exception] = []
         for _, group in groupby(rows, lambda row: row.source):
             document = list(group)
             name = document[0].document_id
-            if attempts.deadly(name):
+            if attempts.gives_up(name):
                 problems.append(_not_written(document[0], "problem", _deadly(name)))
                 continue
             try:
-                with attempts.at(name):
+                # The worker ends while the document is noted: it is given up if this happens again.
+                with attempts.at(name), worker_ends_at_faults(attempts.tries):
                     done += self._latents(document)
             except Exception as error:
+                if is_fault(error):
+                    raise
                 errors.append(error)
                 problems.append(_not_written(document[0], "problem", _failed(name, error)))
         if len(errors) > 1 and not done:
@@ -303,9 +355,7 @@ class EncodeShards:
         first = 0
         for source, group in groupby(compressed, lambda pair: pair[0].source):
             work = [row for row, _ in group]
-            written.append(
-                DocumentRows(source, work[0].document_id, work[0].updated, first, len(work))
-            )
+            written.append(_written(source, work, first))
             first += len(work)
         return ShardReport(
             self._worker,
@@ -334,6 +384,14 @@ def _fragments(
         yield part
 
 
+def _written(source: Source, work: list[WorkRow], first: int) -> DocumentRows:
+    passages = [row.work for row in work if row.work is not None]
+    ordinal, ended = passages[0].passage.key.ordinal, passages[-1].last
+    return DocumentRows(
+        source, work[0].document_id, work[0].updated, first, len(work), ordinal, ended
+    )
+
+
 def _not_written(row: WorkRow, kind: str, message: str) -> NotWritten:
     digest = row.document_hash.hex()
     return NotWritten(kind, row.source, row.document_id, digest, row.updated, message)
@@ -341,9 +399,9 @@ def _not_written(row: WorkRow, kind: str, message: str) -> NotWritten:
 
 def _name(rows: list[WorkRow]) -> str:
     """The name of a shard, which is always the same for the same rows."""
-    ends = (rows[0], rows[-1])
-    places = [(row.source, row.work.passage.key.ordinal if row.work else 0) for row in ends]
-    return hashlib.blake2b(repr((places, len(rows))).encode(), digest_size=16).hexdigest()
+    first, last = rows[0], rows[-1]
+    begin, end = (f"row {row.row} of part-{row.source.part}" for row in (first, last))
+    return f"{begin} to {end}"
 
 
 # --- the passage index ------------------------------------------------------------------------------
