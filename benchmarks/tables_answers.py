@@ -19,6 +19,8 @@ __all__ = [
     "others",
     "passage_order",
     "ruler_4k",
+    "serving_bears",
+    "serving_load",
     "transformers_context",
     "vllm_inputs",
 ]
@@ -90,6 +92,59 @@ def grounding() -> str:
     pairs = now["all"]["pairs"]
     notes = f"{pairs} answers, of which {now['all']['answers_false']} are false. {source(*names)}"
     return markdown(columns, rows, notes, left=2)
+
+
+def serving_load() -> str:
+    """Questions a second and time to the first word, by clients at once."""
+    found = [run for run in results("serving")["results"] if run["what"] == "load"]
+    runs = {(run["clients"], run["context"]): run["values"] for run in found}
+    rows = [
+        [
+            str(clients),
+            *(
+                cell
+                for values in (runs[clients, "latents"], runs[clients, "text"])
+                for cell in (f"{values['per_second']:.0f}", duration(values["first_median"]))
+            ),
+        ]
+        for clients in sorted({clients for clients, _ in runs})
+    ]
+    columns = ["clients", "latents: a second", "first word", "text: a second", "first word"]
+    return markdown(columns, rows, f"Medians. {source('serving')}")
+
+
+def serving_bears() -> str:
+    """What the service costs and bears besides."""
+    found = {run["what"]: run for run in results("serving")["results"]}
+    engine, elsewhere = (
+        found[f"overhead, {at}"]["values"] for at in ("engine", "decoder elsewhere")
+    )
+    memory, version, gone = (found[what]["values"] for what in ("memory", "version", "gone"))
+    rows = [
+        [
+            f"{what}, at 32 clients",
+            f"{duration(v['http'])}, {duration(v['overhead'])} more than `aquery`",
+        ]
+        for what, v in (
+            ("An answer, engine on the same cores", engine),
+            ("An answer, decoder elsewhere", elsewhere),
+        )
+    ]
+    rows += [
+        [
+            f"{gone['clients']:.0f} clients that go away midway",
+            f"{gone['left']:.0f} questions left",
+        ],
+        [
+            f"A version committed during {version['requests']:,.0f} questions",
+            f"{version['failed']:.0f} failed; served after {duration(version['served_after'])}",
+        ],
+        [
+            f"Memory after {memory['requests']:,.0f} questions",
+            f"{size(memory['after'] / 2**20)}, {size(memory['before'] / 2**20)} before",
+        ],
+    ]
+    return markdown(["", "measured"], rows, source("serving"), left=2)
 
 
 def conversation() -> str:
