@@ -39,6 +39,8 @@ from lclm_rag.prompting import SoftPrompt
 from support.processes import LIMIT, in_child
 from support.stand_in import StandIn, stand_in
 
+pytestmark = pytest.mark.slow  # All of them, a minute.
+
 LONG = Sampling(max_tokens=8000)
 """Minutes of an answer, where the prompt is endless: what goes on is found out."""
 

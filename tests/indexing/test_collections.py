@@ -33,6 +33,8 @@ from lclm_rag.types import Document, Passage, PassageKey
 from lclm_rag.verify import verify
 from support.qdrant_server import Faults, serve
 
+pytestmark = pytest.mark.slow  # All of them, half a minute.
+
 LAYOUT = Layout("bf16", "encoder", 8, "f" * 16, 4)
 
 

@@ -23,6 +23,8 @@ from lclm_rag.retrieval import field
 from support.corpus_files import HTML
 from support.services import LONG, ODD_ID, Serve, bearer, keys, until
 
+pytestmark = pytest.mark.slow  # All of them, half a minute.
+
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
 

@@ -19,6 +19,8 @@ from lclm_rag.serving import Limits
 from support.processes import LIMIT
 from support.services import Serve, bearer, ended, keys, until
 
+pytestmark = pytest.mark.slow  # All of them, half a minute.
+
 MILL = {"id": "mill", "text": "The mill grinds rye."}
 
 
