@@ -85,8 +85,8 @@ def check_expand(expand: Expand) -> None:
             raise ValueError(f"expand takes keys of passages, PassageKey(…), not {alien!r}.")
     elif expand not in ("auto", "never", "always", "model", "tool"):
         raise ValueError(
-            f"Unknown expand {expand!r}; use auto, never, always, model, tool, a number of passages, or a "
-            "tuple of their keys."
+            f"Unknown expand {expand!r}; use auto, never, always, model, tool, or a number of passages; or, "
+            "from a program, their keys."
         )
 
 
