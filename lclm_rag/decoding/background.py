@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
-from functools import partial
+from functools import cached_property, partial
 
 from lclm_rag.decoding.decoder import Completion, Decoder, Finished, Outcome, Sampling
+from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.streams import Generation, Put, apieces, pieces
 from lclm_rag.errors import DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -19,6 +20,16 @@ __all__ = ["BackgroundDecoder"]
 
 class BackgroundDecoder(Decoder):
     """A decoder whose work is submitted to another thread. Nobody waits for the work of others."""
+
+    _ends: list[int]
+    """The tokens that end an answer."""
+
+    @cached_property
+    def _hidden(self) -> frozenset[int]:
+        return hidden_tokens(self.checkpoint, self._ends)
+
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
 
     @abstractmethod
     def _submit(

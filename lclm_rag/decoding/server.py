@@ -7,7 +7,7 @@ import base64
 import io
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +23,6 @@ from lclm_rag.decoding.decoder import (
     end_token_ids,
     vllm_sampling,
 )
-from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -89,7 +88,6 @@ class ServerDecoder(EventLoopDecoder):
         self._retries = retries
         self._timeout = timeout
         self._ends = end_token_ids(checkpoint)
-        self._hidden = hidden_tokens(checkpoint, self._ends)
         self._turns = _turns(checkpoint)
         table = embedding_table(checkpoint)
         self._row = lru_cache(maxsize=65_536)(lambda token: table[token : token + 1][0])
@@ -111,7 +109,8 @@ class ServerDecoder(EventLoopDecoder):
     async def _served(self, model: str | None) -> tuple[str, int]:
         """The name and the context length of the model to use, from the server's list of models."""
         try:
-            served = {str(entry.id): entry for entry in (await self._models()).data}
+            page: Any = await self._repeated(lambda: self._response(self._client.models.list()))
+            served = {str(entry.id): entry for entry in page.data}
         except (AttributeError, TypeError, ValueError) as error:  # As the client reads it.
             raise DecoderError(
                 f"What answers at {self.url}/models is no list of models; is this the URL of a vLLM server?"
@@ -127,25 +126,20 @@ class ServerDecoder(EventLoopDecoder):
             length = self.checkpoint.context_length
         return model, length
 
-    async def _models(self) -> Any:
+    async def _repeated(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, which is done again where that does no harm."""
         for pause in self._pauses():
             try:
-                return await self._response(self._client.models.list())
+                return await work()
             except _UnreachableError as error:
                 if pause is None:
                     raise
                 await asyncio.sleep(max(pause, error.after))
+        raise AssertionError  # The last pause is None.
 
     async def _complete(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         async with self._turn():
-            for pause in self._pauses():
-                try:
-                    return await self._complete_once(prompt, sampling)
-                except _UnreachableError as error:
-                    if pause is None:
-                        raise
-                    await asyncio.sleep(max(pause, error.after))
-        raise AssertionError  # The last pause is None.
+            return await self._repeated(lambda: self._complete_once(prompt, sampling))
 
     async def _complete_once(self, prompt: SoftPrompt, sampling: Sampling) -> Completion:
         ids: list[int] = []
@@ -206,9 +200,6 @@ class ServerDecoder(EventLoopDecoder):
         for number in range(self._retries):
             yield 0.5 * 2**number * random.uniform(0.5, 1.5)
         yield None
-
-    def _detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
 
     async def _tokens(
         self, prompt: SoftPrompt, sampling: Sampling, end: _End

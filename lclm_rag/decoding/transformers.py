@@ -34,7 +34,7 @@ from lclm_rag.decoding.decoder import (
     Sampling,
     end_token_ids,
 )
-from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
+from lclm_rag.decoding.detokenizer import Detokenizer
 from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
 from lclm_rag.decoding.streams import Generation, Put, in_thread
 from lclm_rag.errors import DecoderError
@@ -173,8 +173,7 @@ class TransformersDecoder(BackgroundDecoder):
         self.model = model
         self.context_length = checkpoint.context_length
         self.latent_dtype = model.dtype
-        self._stop_ids = end_token_ids(checkpoint)
-        self._hidden = hidden_tokens(checkpoint, self._stop_ids)
+        self._ends = end_token_ids(checkpoint)
         self._lifecycle = Lifecycle()
         self._forget()
         # transformers would fill gaps in our settings from the checkpoint's config; ours alone must decide.
@@ -241,9 +240,6 @@ class TransformersDecoder(BackgroundDecoder):
         self._queue([request])
         return Generation(request.future, request.future.cancel)
 
-    def _detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
-
     def _queue(self, requests: Sequence[_Request]) -> None:
         """Let the requests of one caller wait, and have them worked on."""
         # Prompts of similar length are padded least.
@@ -304,12 +300,12 @@ class TransformersDecoder(BackgroundDecoder):
     @torch.inference_mode()
     def _generate(self, requests: list[_Request]) -> None:
         """Complete some requests that are sampled alike."""
-        rows = _Rows(requests, self._stop_ids, self._lifecycle)
+        rows = _Rows(requests, self._ends, self._lifecycle)
         config = GenerationConfig(
             max_new_tokens=max(request.sampling.max_tokens for request in requests),
             do_sample=False,  # `_drawing` chooses.
-            eos_token_id=self._stop_ids,
-            pad_token_id=self._stop_ids[0],
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0],
         )
         try:
             embeds, mask = embed(self.model, [request.prompt for request in requests])

@@ -22,7 +22,7 @@ from lclm_rag.querying.query import Query
 from lclm_rag.retrieval import Filter
 from lclm_rag.serving.bases import ServedBase
 from lclm_rag.serving.errors import ClientGone, RequestError, body_of
-from lclm_rag.serving.filters import Filters, parsed_filters
+from lclm_rag.serving.filters import Filters, both, parsed_filters
 from lclm_rag.serving.limits import Limits
 from lclm_rag.types import DEFAULT_TOP_K, Answer, Hit, PassageKey
 
@@ -168,7 +168,7 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed,
     )
-    filters = own if bound is None else bound if own is None else bound & own
+    filters = both(own, bound)
     before = body.messages[:-1]
     history = [(m.role, _words(m)) for m in before if m.role in ("user", "assistant")]
     query = Query.of(
@@ -223,18 +223,14 @@ def _words(message: Message) -> str:
 
 async def ask(question: Asked) -> Answer:
     """Answer a question as a whole."""
-    query = question.query
-    answer = await question.base.kb.aquery(
-        query.question,
-        query.top_k,
-        query.filters,
-        context=query.context,
-        expand=query.expand,
-        sampling=query.sampling,
-        history=query.history,
-        compress_history=query.compress_history,
-    )
+    answer = await question.base.kb.aquery(**_arguments(question.query))
     return _discreet(question, answer)
+
+
+def _arguments(query: Query) -> dict[str, Any]:
+    """The arguments of `KnowledgeBase.query` that make up a question."""
+    names = ("question", "top_k", "filters", "context", "expand", "sampling", "history")
+    return {name: getattr(query, name) for name in (*names, "compress_history")}
 
 
 def _discreet(question: Asked, answer: Answer) -> Answer:
@@ -278,17 +274,7 @@ async def events(
     Yields:
         Events of sse-starlette.
     """
-    query = question.query
-    answers = question.base.kb.astream_answer(
-        query.question,
-        query.top_k,
-        query.filters,
-        context=query.context,
-        expand=query.expand,
-        sampling=query.sampling,
-        history=query.history,
-        compress_history=query.compress_history,
-    )
+    answers = question.base.kb.astream_answer(**_arguments(question.query))
 
     def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}

@@ -25,7 +25,7 @@ from lclm_rag.serving.access import Access
 from lclm_rag.serving.bases import ServedBase, move_to_newest
 from lclm_rag.serving.chat import citation
 from lclm_rag.serving.errors import RequestError
-from lclm_rag.serving.filters import Filters, parsed_filters
+from lclm_rag.serving.filters import Filters, both, parsed_filters
 from lclm_rag.serving.jobs import Job, Jobs, Progress, events
 from lclm_rag.serving.limits import Limits
 from lclm_rag.serving.uploads import Reading, Upload, json_documents, receive
@@ -121,7 +121,7 @@ def _add_reading(routes: APIRouter, access: Access, limits: Limits) -> None:
                 param="top_k",
             )
         own = parsed_filters(body.filters)
-        kb, filters = base.kb, _both(own, bound)
+        kb, filters = base.kb, both(own, bound)
         hits = await asyncio.to_thread(kb.retrieve, body.query, body.top_k, filters)
         request.state.passages, reason = len(hits), ""
         if not hits:
@@ -145,7 +145,7 @@ def _add_reading(routes: APIRouter, access: Access, limits: Limits) -> None:
     ) -> dict[str, Any]:
         """List documents by id, page by page."""
         base, bound = access.base(request, model)
-        condition = _both(_conditions(filters), bound)
+        condition = both(_conditions(filters), bound)
 
         def page(index: PassageIndex, store: LatentStore) -> dict[str, Any]:
             if condition is None:
@@ -490,7 +490,3 @@ def _conditions(filters: list[str] | None) -> Filter | None:
     if filters and len(filters) == 1 and filters[0].lstrip().startswith("{"):
         return parsed_filters(json.loads(filters[0]))
     return parsed_filters(filters)
-
-
-def _both(own: Filter | None, bound: Filter | None) -> Filter | None:
-    return own if bound is None else bound if own is None else bound & own

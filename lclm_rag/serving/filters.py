@@ -8,7 +8,7 @@ from typing import Any
 
 from lclm_rag.retrieval import Filter, as_filter, parse_filter
 
-__all__ = ["Filters", "parsed_filters"]
+__all__ = ["Filters", "both", "parsed_filters"]
 
 Filters = dict[str, Any] | list[str] | str | None
 """{"lang": "en"}, "year>=2020", or several such expressions that must all hold."""
@@ -31,3 +31,8 @@ def parsed_filters(filters: Filters) -> Filter | None:
     if isinstance(filters, list):
         return reduce(and_, [parse_filter(text) for text in filters]) if filters else None
     return as_filter(filters or None)
+
+
+def both(own: Filter | None, bound: Filter | None) -> Filter | None:
+    """The condition of a request together with the one that its key is bound by; None for neither."""
+    return own if bound is None else bound if own is None else bound & own

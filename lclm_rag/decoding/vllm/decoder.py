@@ -24,7 +24,6 @@ from lclm_rag.decoding.decoder import (
     end_token_ids,
     vllm_sampling,
 )
-from lclm_rag.decoding.detokenizer import Detokenizer, hidden_tokens
 from lclm_rag.decoding.event_loop import EventLoopDecoder
 from lclm_rag.decoding.vllm.engine import Engine, item_latents, latent_architecture, start_engine
 from lclm_rag.decoding.vllm.inputs import item_prompt, mixed_prompt, token_prompt
@@ -71,7 +70,6 @@ class VLLMDecoder(EventLoopDecoder):
         self.latent_dtype = engine.running.model_config.dtype
         self._engine = engine
         self._ends = end_token_ids(checkpoint)
-        self._hidden = hidden_tokens(checkpoint, self._ends)
 
     @property
     def engine(self) -> AsyncLLM:
@@ -169,9 +167,6 @@ class VLLMDecoder(EventLoopDecoder):
         if piece := detokenizer.end():
             yield piece
         finished(self._completion(ids, output, called))
-
-    def _detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.checkpoint.decoder_tokenizer, self._hidden)
 
     async def _outputs(
         self, prompt: SoftPrompt, sampling: Sampling, *, streaming: bool
