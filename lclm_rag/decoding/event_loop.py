@@ -190,7 +190,13 @@ class EventLoopDecoder(BackgroundDecoder):
         async def pump() -> None:
             async with aclosing(self._stream(prompt, sampling, finished)) as came:
                 async for piece in came:
-                    put(piece)
+                    try:
+                        put(piece)
+                    except RuntimeError:
+                        # The reader is gone and has cancelled this. That comes here, before the stream is
+                        # closed: its closing, interrupted, would leave the engine's request running.
+                        await asyncio.sleep(0)
+                        raise
 
         done = self.thread.submit(pump)
         return Generation(done, done.cancel)

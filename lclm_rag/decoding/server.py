@@ -284,7 +284,8 @@ class ServerDecoder(EventLoopDecoder):
             report = f"{self.url} sent what is no part of an answer: {error}"
             raise DecoderError(report) from error
         finally:
-            await chunks.close()
+            # In a task of its own: cancelled half-way, the connection would stay open.
+            await asyncio.shield(chunks.close())
 
     async def _response(self, request: Coroutine[Any, Any, T] | Any) -> T:
         """The server's answer. Refusals become PromptError or DecoderError with the server's message."""

@@ -29,8 +29,9 @@ import lclm_rag.decoding.transformers
 from lclm_rag import DecoderError, KnowledgeBase, Sampling
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.decoding import Completion, Decoder, all_answered, load_decoder
-from lclm_rag.decoding.event_loop import EventLoopThread
+from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.decoding.server import ServerDecoder
+from lclm_rag.decoding.streams import Generation
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
@@ -155,6 +156,31 @@ def test_astream_cancelled_at_its_first_piece_raises_what_was_asked_for(
 
     asyncio.run(cancelled())
     assert nothing_runs(running, asked, endless)
+
+
+@pytest.mark.parametrize("name", ["imitated", "items_decoder"])
+def test_a_reader_that_is_gone_when_a_piece_comes_ends_the_generation(
+    name: str, request: pytest.FixtureRequest, imitation: StandIn, endless: SoftPrompt
+) -> None:
+    """Its cancellation arrives while the stream is being closed already."""
+    decoder: EventLoopDecoder = request.getfixturevalue(name)
+    generation: list[Generation] = []
+    started = threading.Event()
+
+    def put(_: str) -> None:
+        started.wait(LIMIT)
+        generation[0].end()
+        raise RuntimeError("Event loop is closed")
+
+    def running() -> int:
+        if isinstance(decoder, VLLMDecoder):
+            return int(decoder.engine.get_num_unfinished_requests())
+        return imitation.open
+
+    generation.append(decoder._start(endless, LONG, lambda _: None, put))
+    assert until(lambda: running() == 1)
+    started.set()
+    assert nothing_runs(running, decoder, endless)
 
 
 def test_a_deadline_ends_a_stream_before_its_first_piece(
@@ -644,12 +670,14 @@ def test_a_knowledge_base_is_closed_at_any_moment(
     rng, ends = random.Random(9), set[type]()
     which = imitation.url if name == "server" else name
     options = {"context": "text", "sampling": LONG}
-    for number in range(12):
+    for number in range(100):
+        if number >= 12 and ends >= {DecoderError, KnowledgeBaseError}:
+            break
         kb = KnowledgeBase.open(path, device="cpu", decoder=which, decoder_options={})
         if number % 2:
             assert kb.decoder
         wait = in_threads(*(partial(ask, kb, **options) for ask in QUESTIONS[:4]))
-        time.sleep(rng.random() * (0.05 if number % 3 else 0.5))
+        time.sleep(rng.random() * (0.05 if number % 3 else 0.5 + number / 20))
         kb.close()
         assert kb._decoder is None
         for result in wait():

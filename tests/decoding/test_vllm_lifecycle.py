@@ -1,6 +1,6 @@
 """vLLM's engine when it is interrupted, forked from, killed and closed.
 
-`python tests/decoding/test_vllm_lifecycle.py PATH MODEL` is a program that asks, and says what becomes of it.
+`python tests/decoding/test_vllm_lifecycle.py PATH MODEL QUESTION PIPE` asks, and says in the pipe what becomes of it.
 What ends an engine needs one of its own; what does not is in test_lifecycle.py, with the shared engine.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -129,37 +129,38 @@ def test_an_engine_outlives_interrupts_and_forks_is_started_again_and_closed(
 
 
 class Program:
-    """A program that says what happens, a line at a time; other lines are its log."""
+    """A program that says what happens, a line at a time, apart from its log."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], said: IO[str], log: Path) -> None:
         self.process = process
-        self._lines: list[str] = []
+        self._said = said
+        self._log = log
 
     def heard(self, name: str) -> Any:
         """The next thing that it says, which must have this name."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
-            if line.startswith("SAID "):
-                said, value = json.loads(line.removeprefix("SAID "))
-                assert said == name, "".join(self._lines[-60:])
-                return value
-        raise AssertionError("It ended:\n" + "".join(self._lines[-60:]))
+        line = self._said.readline()
+        assert line, f"It ended:\n{self._log.read_text()[-8000:]}"
+        said, value = json.loads(line)
+        assert said == name, self._log.read_text()[-8000:]
+        return value
 
 
 @contextmanager
 def program(path: Path, model: Path, endless: str) -> Iterator[Program]:
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, __file__, str(path), str(model), endless]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here,
-        start_new_session=True,
+    log = path.parent / "log"
+    reading, writing = os.pipe()
+    command = [sys.executable, __file__, str(path), str(model), endless, str(writing)]
+    with log.open("wb") as output, open(reading) as said, subprocess.Popen(
+        command, stdout=output, stderr=subprocess.STDOUT, env=here, start_new_session=True,
+        pass_fds=(writing,),
     ) as process:  # fmt: skip
+        os.close(writing)
         # What hangs is killed, with its engine.
         watch = threading.Timer(2 * START, os.killpg, (process.pid, signal.SIGKILL))
         watch.start()
         try:
-            yield Program(process)
+            yield Program(process, said, log)
         finally:
             watch.cancel()
             if process.poll() is None:
@@ -170,7 +171,7 @@ def program(path: Path, model: Path, endless: str) -> Iterator[Program]:
 
 
 def say(name: str, value: Any) -> None:
-    print("SAID", json.dumps([name, value]), flush=True)
+    os.write(int(sys.argv[4]), json.dumps([name, value]).encode() + b"\n")
 
 
 def end_of(work: Callable[[], Any]) -> str:
@@ -302,4 +303,4 @@ def main(path: str, model: str, endless: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:4])
