@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval import Filter, IndexEntry, ScoredKey
@@ -24,6 +24,15 @@ class NothingIndexed:
     def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[ScoredKey]:
         """No hits."""
         return []
+
+    def search_all(
+        self, questions: Sequence[str], top_k: int, filter: Filter | None = None
+    ) -> list[list[ScoredKey]]:
+        """No hits."""
+        return [[] for _ in questions]
+
+    def dense_vectors(self, keys: Sequence[PassageKey]) -> None:
+        """None."""
 
     def keys(self, filter: Filter | None) -> list[PassageKey]:
         """No keys."""

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,28 +210,21 @@ class EdgeIndex(QdrantIndex):
         with self._open_shard() as shard:
             shard.update(operation)
 
-    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
-        condition = _condition(filter)
-        words = edge.Query.Nearest(edge.SparseVector(vectors.indices, vectors.values), using=BM25)
-        if vectors.dense is None:
-            request = edge.QueryRequest(
-                limit=limit, query=words, filter=condition, with_payload=PAYLOAD_KEYS
-            )
-        else:
-            queries = [edge.Query.Nearest(vectors.dense, using=DENSE)]
-            queries += [words] if vectors.indices else []
-            request = edge.QueryRequest(
-                limit=limit,
-                prefetches=[
-                    edge.Prefetch(limit=vectors.candidates, query=query, filter=condition)
-                    for query in queries
-                ],
-                query=edge.Fusion.Rrf(k=RRF_K),  # type: ignore[arg-type]  # it is a Fusion
-                with_payload=PAYLOAD_KEYS,
-            )
+    def _query_all(
+        self, vectors: Sequence[SearchVectors], limit: int, filter: Filter | None
+    ) -> list[list[ScoredKey]]:
+        requests = [_request(each, limit, _condition(filter)) for each in vectors]
+        found = []
+        for request in requests:  # Threads take turns after each, and not after all.
+            with self._open_shard() as shard:
+                found.append(shard.query(request))
+        return [[ScoredKey(passage_key(p.payload), p.score) for p in points] for points in found]
+
+    def _dense(self, ids: list[str]) -> dict[str, list[float]]:
         with self._open_shard() as shard:
-            found = shard.query(request)
-        return [ScoredKey(passage_key(point.payload), point.score) for point in found]
+            records = shard.retrieve([*ids], with_payload=False, with_vector=[DENSE])
+        vectors: list[Any] = [record.vector for record in records]
+        return {str(r.id): vector[DENSE] for r, vector in zip(records, vectors, strict=True)}
 
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any
@@ -281,6 +274,25 @@ def _condition(filter: Filter | None) -> Any:
     if filter is None:
         return None
     return translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
+
+
+def _request(vectors: SearchVectors, limit: int, condition: Any) -> edge.QueryRequest:
+    words = edge.Query.Nearest(edge.SparseVector(vectors.indices, vectors.values), using=BM25)
+    if vectors.dense is None:
+        return edge.QueryRequest(
+            limit=limit, query=words, filter=condition, with_payload=PAYLOAD_KEYS
+        )
+    queries = [edge.Query.Nearest(vectors.dense, using=DENSE)]
+    queries += [words] if vectors.indices else []
+    return edge.QueryRequest(
+        limit=limit,
+        prefetches=[
+            edge.Prefetch(limit=vectors.candidates, query=query, filter=condition)
+            for query in queries
+        ],
+        query=edge.Fusion.Rrf(k=RRF_K),  # type: ignore[arg-type]  # it is a Fusion
+        with_payload=PAYLOAD_KEYS,
+    )
 
 
 def _point(point: PointData) -> edge.Point:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.types import Metadata, PassageKey
@@ -82,6 +84,39 @@ class PassageIndex(Protocol):
         Raises:
             ValueError: When `top_k` is below 1.
             PassageIndexError: When the engine fails.
+        """
+        ...
+
+    def search_all(
+        self, questions: Sequence[str], top_k: int, filter: Filter | None = None
+    ) -> list[list[ScoredKey]]:
+        """Search for several questions together.
+
+        Args:
+            questions: The questions.
+            top_k: As for `search`.
+            filter: As for `search`; it holds for every question.
+
+        Returns:
+            For each question what `search` returns.
+
+        Raises:
+            ValueError: As for `search`.
+            PassageIndexError: As for `search`.
+        """
+        ...
+
+    def dense_vectors(self, keys: Sequence[PassageKey]) -> np.ndarray | None:
+        """Read the dense vectors of passages.
+
+        Args:
+            keys: The passages' keys, all of them in the index.
+
+        Returns:
+            The vectors, float32 [len(keys), width], each of length 1; None without an embedder.
+
+        Raises:
+            PassageIndexError: When the engine fails, or does not hold one of the passages.
         """
         ...
 

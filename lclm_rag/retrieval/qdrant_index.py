@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
+
+import numpy as np
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
@@ -112,22 +114,43 @@ class QdrantIndex(ABC):
 
     def search(self, question: str, top_k: int, filter: Filter | None = None) -> list[ScoredKey]:
         """See `PassageIndex.search`."""
+        return self.search_all([question], top_k, filter)[0]
+
+    def search_all(
+        self, questions: Sequence[str], top_k: int, filter: Filter | None = None
+    ) -> list[list[ScoredKey]]:
+        """See `PassageIndex.search_all`."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
-        question = _valid_unicode(question)
-        words = self._bm25.embed_query(question)
-        dense = None
+        vectors = [self._vectors(_valid_unicode(question), top_k) for question in questions]
+        asked = [i for i, v in enumerate(vectors) if v.indices or v.dense is not None]
+        found: list[list[ScoredKey]] = [[] for _ in questions]
+        for batch in _batches(asked):
+            searched = [vectors[i] for i in batch]
+            for i, hits in zip(batch, self._query_all(searched, top_k + 1, filter), strict=True):
+                # The engine may cut a run of equal scores anywhere: if one crosses top_k, fetch all of it.
+                if len(hits) > top_k and hits[top_k].score == hits[top_k - 1].score:
+                    (hits,) = self._query_all([vectors[i]], top_k + _TIE_REACH, filter)
+                found[i] = sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
+        return found
+
+    def _vectors(self, question: str, top_k: int) -> SearchVectors:
+        words, dense = self._bm25.embed_query(question), None
         if self._embedder is not None:
             dense = self._embedder.embed_question(question)
             _check_vectors(self._embedder, [dense], 1)
-        elif not words.indices:
-            return []
-        vectors = SearchVectors(words.indices, words.values, dense, max(_CANDIDATES, 2 * top_k))
-        # The engine may cut a run of equal scores anywhere: when a run crosses top_k, fetch all of it.
-        hits = self._query(vectors, top_k + 1, filter)
-        if len(hits) > top_k and hits[top_k].score == hits[top_k - 1].score:
-            hits = self._query(vectors, top_k + _TIE_REACH, filter)
-        return sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
+        return SearchVectors(words.indices, words.values, dense, max(_CANDIDATES, 2 * top_k))
+
+    def dense_vectors(self, keys: Sequence[PassageKey]) -> np.ndarray | None:
+        """See `PassageIndex.dense_vectors`."""
+        if self._embedder is None:
+            return None
+        found = self._dense([point_id(key) for key in keys])
+        gone = next((key for key in keys if point_id(key) not in found), None)
+        if gone is not None:
+            raise PassageIndexError(f"The passage index does not hold passage {gone}.")
+        rows = [found[point_id(key)] for key in keys]
+        return np.array(rows, np.float32).reshape(len(keys), self._embedder.width)
 
     def keys(self, filter: Filter | None) -> list[PassageKey]:
         """See `PassageIndex.keys`."""
@@ -165,8 +188,14 @@ class QdrantIndex(ABC):
         """Ask the engine again which paths are indexed, if other processes may have written to it."""
 
     @abstractmethod
-    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
-        """At most `limit` hits, best first."""
+    def _query_all(
+        self, vectors: Sequence[SearchVectors], limit: int, filter: Filter | None
+    ) -> list[list[ScoredKey]]:
+        """For each question at most `limit` hits, best first."""
+
+    @abstractmethod
+    def _dense(self, ids: list[str]) -> dict[str, list[float]]:
+        """The dense vectors of points, by id."""
 
     @abstractmethod
     def _scroll(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -211,29 +211,28 @@ class ServerIndex(QdrantIndex):
         info = self._call(lambda: self._client.get_collection(self._collection))
         self._note_indexed(info.payload_schema)
 
-    def _query(self, vectors: SearchVectors, limit: int, filter: Filter | None) -> list[ScoredKey]:
+    def _query_all(
+        self, vectors: Sequence[SearchVectors], limit: int, filter: Filter | None
+    ) -> list[list[ScoredKey]]:
         condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
-        words = models.SparseVector(indices=vectors.indices, values=vectors.values)
-        if vectors.dense is None:
-            request: dict[str, Any] = {"query": words, "using": BM25, "query_filter": condition}
-        else:
-            queries: list[tuple[Any, str]] = [(vectors.dense, DENSE)]
-            queries += [(words, BM25)] if vectors.indices else []
-            request = {
-                "query": models.FusionQuery(fusion=models.Fusion.RRF),
-                "prefetch": [
-                    models.Prefetch(
-                        query=query, using=using, filter=condition, limit=vectors.candidates
-                    )
-                    for query, using in queries
-                ],
-            }
-        found = self._call(
-            lambda: self._client.query_points(
-                self._collection, limit=limit, with_payload=PAYLOAD_KEYS, **request
+        requests = [_request(each, limit, condition) for each in vectors]
+        answers = self._call(lambda: self._client.query_batch_points(self._collection, requests))
+        return [
+            [ScoredKey(passage_key(point.payload), point.score) for point in answer.points]
+            for answer in answers
+        ]
+
+    def _dense(self, ids: list[str]) -> dict[str, list[float]]:
+        records = self._call(
+            lambda: self._client.retrieve(
+                self._collection, [*ids], with_payload=False, with_vectors=[DENSE]
             )
         )
-        return [ScoredKey(passage_key(point.payload), point.score) for point in found.points]
+        return {
+            str(record.id): record.vector[DENSE]  # type: ignore[misc]  # One list of floats.
+            for record in records
+            if isinstance(record.vector, dict)
+        }
 
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any
@@ -393,6 +392,27 @@ def _at(where: Any, collection: str, call: Callable[[], T]) -> T:
 def _failed(where: Any, collection: str, error: Exception) -> PassageIndexError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return PassageIndexError(f"Qdrant at {where}, collection {collection!r}, failed: {reason}")
+
+
+def _request(
+    vectors: SearchVectors, limit: int, condition: models.Filter | None
+) -> models.QueryRequest:
+    words = models.SparseVector(indices=vectors.indices, values=vectors.values)
+    if vectors.dense is None:
+        return models.QueryRequest(
+            query=words, using=BM25, filter=condition, limit=limit, with_payload=PAYLOAD_KEYS
+        )
+    queries: list[tuple[Any, str]] = [(vectors.dense, DENSE)]
+    queries += [(words, BM25)] if vectors.indices else []
+    return models.QueryRequest(
+        query=models.FusionQuery(fusion=models.Fusion.RRF),
+        prefetch=[
+            models.Prefetch(query=query, using=using, filter=condition, limit=vectors.candidates)
+            for query, using in queries
+        ],
+        limit=limit,
+        with_payload=PAYLOAD_KEYS,
+    )
 
 
 def _point(point: PointData) -> models.PointStruct:

