@@ -41,6 +41,7 @@ from lclm_rag.checkpoint_files import (
 from lclm_rag.errors import CheckpointError
 from lclm_rag.hub import fetch, is_hub_id
 from lclm_rag.lora import Lora
+from lclm_rag.own_code import load_tokenizer, refuse_own_code
 
 __all__ = [
     "BUNDLED",
@@ -197,7 +198,8 @@ class Checkpoint:
 
         Raises:
             CheckpointError: When it cannot be found, a file or a tensor is missing or has the wrong shape, a
-                setting is not supported, or the decoder's tokenizer lacks the memory tokens.
+                setting is not supported, the decoder's tokenizer lacks the memory tokens, or encoder, decoder
+                or a tokenizer needs Python code of its own, which is never run.
         """
         if isinstance(name_or_path, Checkpoint):
             return name_or_path
@@ -438,9 +440,7 @@ class Checkpoint:
     @cached_property
     def chat_tokenizer(self) -> Any:
         """The decoder's tokenizer as transformers loads it, for chat templates and for decoding answers."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.decoder_folder, local_files_only=True)
+        return load_tokenizer(self.decoder_folder)
 
     # --- identity -------------------------------------------------------------------------------
 
@@ -494,6 +494,9 @@ class Checkpoint:
         for folder, lora in parts:
             if lora is None:
                 _require(folder / "config.json", self.path)
+            else:
+                refuse_own_code(lora.base_with_config)
+            refuse_own_code(folder)
         _require_weights(self.encoder_folder)
         if self.revision is None:  # Else they are fetched when the decoder is loaded.
             _require_weights(self.decoder_folder)

@@ -10,6 +10,7 @@ import torch
 
 from lclm_rag.errors import CheckpointError, LclmRagError
 from lclm_rag.forking import this_process
+from lclm_rag.own_code import own_code_refused
 
 __all__ = [
     "is_out_of_memory",
@@ -141,7 +142,7 @@ def load_transformers_model(
 
     Raises:
         CheckpointError: When the model cannot be loaded, or a weight is missing or has the wrong shape:
-            transformers would fill it with random numbers and only warn.
+            transformers would fill it with random numbers and only warn. Also when it needs code of its own.
     """
     from transformers.utils import logging
 
@@ -149,9 +150,14 @@ def load_transformers_model(
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, report = auto_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        with own_code_refused(folder):
+            model, report = auto_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"The model in {folder} cannot be loaded: {error}") from error
     finally:

@@ -66,6 +66,7 @@ BASE = {
     "checkpoint_files",
     "adapter_tensors",
     "lora",
+    "own_code",
     "checksummed_json",
     "forking",
     "torch_setup",

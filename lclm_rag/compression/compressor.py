@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from lclm_rag.compression.attention import PackedEncoder
 from lclm_rag.compression.pooling import pool
 from lclm_rag.compression.windows import Windows, cut_windows
 from lclm_rag.errors import CheckpointError, CompressionError
+from lclm_rag.own_code import load_tokenizer
 from lclm_rag.torch_setup import (
     is_out_of_memory,
     load_transformers_model,
@@ -258,9 +258,7 @@ def marker_id(checkpoint: Checkpoint) -> int | None:
     """
     if checkpoint.config.pooling != "eos":
         return None
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.encoder_folder, local_files_only=True)
+    tokenizer = load_tokenizer(checkpoint.encoder_folder)
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
             f"{checkpoint.encoder_folder}: eos pooling needs a tokenizer with a pad token."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from lclm_rag.own_code import own_code_refused
+
 __all__ = ["Embedder", "SentenceTransformerEmbedder"]
 
 
@@ -58,6 +60,7 @@ class SentenceTransformerEmbedder:
 
     Raises:
         ImportError: When sentence-transformers is not installed.
+        CheckpointError: When the model needs code of its own, which is never run.
     """
 
     def __init__(self, name_or_path: str, device: str | None = None) -> None:
@@ -71,9 +74,13 @@ class SentenceTransformerEmbedder:
 
         renew_thread_pool()
         self.name = str(name_or_path)
-        self._model: Any = SentenceTransformer(
-            self.name, device=device, model_kwargs={"use_safetensors": True}
-        )
+        with own_code_refused(self.name):
+            self._model: Any = SentenceTransformer(
+                self.name,
+                device=device,
+                model_kwargs={"use_safetensors": True},
+                trust_remote_code=False,
+            )
         self.width = len(self.embed_question("width"))
 
     def embed_passages(self, texts: list[str]) -> list[list[float]]:

@@ -26,6 +26,7 @@ from lclm_rag.checkpoint import (
 from lclm_rag.compression.adapter import Adapter
 from lclm_rag.compression.attention import PackedEncoder
 from lclm_rag.errors import CheckpointError
+from lclm_rag.own_code import load_tokenizer
 from lclm_rag.prompting.frames import FRAMES, load_frame
 from lclm_rag.prompting.template import PromptTemplate
 from lclm_rag.torch_setup import load_transformers_model, resolve_dtype
@@ -296,9 +297,7 @@ def _check_encoder(encoder: Any, folder: Path, config: ModelConfig) -> int:
 
 
 def _require_pad_token(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.pad_token_id is None:
         raise ValueError("pooling 'eos' needs an encoder whose tokenizer has a pad token.")
 

@@ -9,6 +9,7 @@ import torch
 
 from lclm_rag.errors import CheckpointError
 from lclm_rag.hub import fetch, is_hub_id
+from lclm_rag.own_code import load_tokenizer, refuse_own_code
 
 __all__ = ["model_folder"]
 
@@ -25,13 +26,15 @@ def model_folder(name: str | Path, place: Path, dtype: torch.dtype) -> Path:
         The folder.
 
     Raises:
-        CheckpointError: When there is no such model, or it cannot be fetched or converted.
+        CheckpointError: When there is no such model, or it cannot be fetched or converted, or
+            it needs code of its own.
         ImportError: When it is a GGUF file, but gguf is not installed.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is not the folder of a model: config.json is missing.")
+        refuse_own_code(path)
         return path
     if path.is_file() and path.suffix.lower() == ".gguf":
         _convert(path, place, dtype)
@@ -43,31 +46,40 @@ def model_folder(name: str | Path, place: Path, dtype: torch.dtype) -> Path:
         )
     wanted = ["*.json", "*.jinja", "*.txt", "*.safetensors", "tokenizer.model"]
     try:
-        return fetch(str(name), allow_patterns=wanted, ignore_patterns=["*/*"])
+        folder = fetch(str(name), allow_patterns=wanted, ignore_patterns=["*/*"])
     except OSError as error:
         raise CheckpointError(
             f"Model {str(name)!r} is neither a folder nor could it be fetched from the hub: {error}."
         ) from error
+    refuse_own_code(folder)
+    return folder
 
 
 def _convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
     """Write a GGUF file as a folder in transformers' format, not quantized."""
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
         import gguf  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{file} needs gguf: pip install 'lclm-rag[train]'.") from error
-    options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    options: dict[str, Any] = {"gguf_file": file.name}
     # Newer versions of transformers would keep the weights packed where they have a kernel for them.
     packed = getattr(transformers, "GgufConfig", None)
     unpacked = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=dtype, **options, **unpacked
+            file.parent,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
+            **unpacked,
         )
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **options)
+        tokenizer = load_tokenizer(file.parent, **options)
+    except CheckpointError:
+        raise
     except Exception as error:  # gguf and transformers raise what they like.
         raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error
     # What is left says that the model is quantized, and forbids that it is saved.

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from lclm_rag.checkpoint import MEMORY, MEMORY_END, MEMORY_START
 from lclm_rag.errors import CheckpointError
+from lclm_rag.own_code import load_tokenizer
 
 __all__ = ["name_memory_tokens", "take_tokenizer"]
 
@@ -36,12 +37,12 @@ def take_tokenizer(source: Path, target: Path, *, chat: bool) -> None:
     Raises:
         CheckpointError: When there is no tokenizer, or no chat template though there must be one.
     """
-    from transformers import AutoTokenizer
-
     if not any((source / name).is_file() for name in ("tokenizer.json", *_VOCABULARIES)):
         raise CheckpointError(f"{source} has no tokenizer: tokenizer.json is missing.")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer = load_tokenizer(source)
+    except CheckpointError:
+        raise
     except Exception as error:  # It raises what the tokenizer's own parts raise.
         raise CheckpointError(f"The tokenizer in {source} cannot be loaded: {error}") from error
     if chat and not tokenizer.chat_template:
@@ -94,9 +95,7 @@ def name_memory_tokens(folder: Path) -> dict[str, str | None]:
 
 def _spare_tokens(folder: Path) -> list[str]:
     """Special tokens that nothing uses, by their ids."""
-    from transformers import AutoTokenizer
-
-    loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    loaded = load_tokenizer(folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     used_text = json.dumps([loaded.chat_template, tokenizer.get("post_processor")])
     named = {getattr(loaded, f"{role}_token", None) for role in _ROLES}

@@ -119,6 +119,10 @@ def start_engine(
         ImportError: When vLLM is not installed, or cannot be imported.
         DecoderError: When the engine does not start.
     """
+    if "trust_remote_code" in options:
+        raise ValueError(
+            "trust_remote_code cannot be set: code that comes with a model is never run."
+        )
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -129,6 +133,7 @@ def start_engine(
         "model": str(checkpoint.decoder_model_folder),
         "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
         "enable_prompt_embeds": True,
+        "trust_remote_code": False,
     }
     if on.type == "cpu":
         # vLLM's default on a CPU is 128. Prompts of latents are short, and only full blocks are cached.

@@ -270,7 +270,9 @@ def _import_kvpress() -> Any:
     logging.getLogger("kvpress").setLevel(logging.ERROR)
     # KVzip loads the tokenizer again at each prefill, which is no cost of the method: cache it.
     tokenizers = importlib.import_module("kvpress.presses.kvzip_press").AutoTokenizer
-    tokenizers.from_pretrained = functools.cache(tokenizers.from_pretrained)
+    tokenizers.from_pretrained = functools.cache(
+        functools.partial(tokenizers.from_pretrained, trust_remote_code=False)
+    )
     return kvpress
 
 

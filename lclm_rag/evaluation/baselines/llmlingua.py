@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from lclm_rag.errors import CheckpointError, CompressionError
 from lclm_rag.hub import fetch, is_hub_id
+from lclm_rag.own_code import load_tokenizer, refuse_own_code
 from lclm_rag.prompting.template import plain_ids
 from lclm_rag.torch_setup import load_transformers_model, resolve_device
 
@@ -143,15 +144,16 @@ def _package(decoder_tokenizer: Tokenizer, folder: Path, device: torch.device) -
         raise ImportError(
             "LLMLingua-2 needs the package llmlingua: pip install 'lclm-rag[llmlingua]'"
         ) from error
-    from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForTokenClassification
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    refuse_own_code(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check(config, folder)
     model = load_transformers_model(AutoModelForTokenClassification, folder, device, torch.float32)
     package = made.__new__(made)
     package.model, package.device = model, str(device)
     package.model_name = _NAMES[config.model_type]
-    package.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    package.tokenizer = load_tokenizer(folder)
     package.special_tokens = set(package.tokenizer.all_special_tokens)
     package.added_tokens, package.max_force_token = list[str](), 0
     package.max_batch_size, package.max_seq_len = 50, _WINDOW
