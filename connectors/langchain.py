@@ -159,10 +159,12 @@ class LatentAnswer(RunnableSerializable[Request, str]):
                 yield piece
 
     def _query(self, request: Request, **own: Any) -> Answer:
-        return self.knowledge_base.query(**self._arguments(request, own))
+        answer: Answer = self.knowledge_base.query(**self._arguments(request, own))
+        return answer
 
     async def _aquery(self, request: Request, **own: Any) -> Answer:
-        return await self.knowledge_base.aquery(**self._arguments(request, own))
+        answer: Answer = await self.knowledge_base.aquery(**self._arguments(request, own))
+        return answer
 
     def _arguments(self, request: Request, own: Mapping[str, Any]) -> dict[str, Any]:
         named = {**(request if isinstance(request, dict) else {"question": request}), **own}

@@ -1,4 +1,4 @@
-"""An MCP server over one KnowledgeBase: the tools `search`, `ask` and `expand`."""
+"""An MCP server over one KnowledgeBase: the tools `search`, `ask`, `expand` and `fields`."""
 
 from __future__ import annotations
 
@@ -81,6 +81,16 @@ class Answered(TypedDict):
     usage: dict[str, int | None]
 
 
+class FieldOfMetadata(TypedDict):
+    name: str
+    kinds: Annotated[list[str], Field(description="The kinds of its values.")]
+    documents: Annotated[int, Field(description="How many documents have it.")]
+
+
+class Fields(TypedDict):
+    fields: list[FieldOfMetadata]
+
+
 class Expanded(TypedDict):
     document_id: str
     first_ordinal: int
@@ -101,7 +111,7 @@ def mcp_server(
         sampling: How answers are decoded; None for the default.
 
     Returns:
-        The server with the tools `search`, `ask` and `expand`.
+        The server with the tools `search`, `ask`, `expand` and `fields`.
     """
     default_top_k, kb = top_k, knowledge_base
     server: MCPServer[Any] = MCPServer(
@@ -109,7 +119,7 @@ def mcp_server(
         version=__version__,
         instructions="A knowledge base of documents. `ask` answers a question from it and names its "
         "sources; `search` gives the passages themselves; `expand` gives a passage verbatim, with "
-        "what stands before and after it.",
+        "what stands before and after it; `fields` lists the metadata that `filters` can name.",
         log_level="WARNING",
     )
     reading = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
@@ -155,6 +165,18 @@ def mcp_server(
             "start": first.start,
             "end": last.end,
             "text": "".join(passage.text for passage in passages),
+        }
+
+    @server.tool(annotations=reading)
+    async def fields() -> Fields:
+        """List the metadata keys that `filters` can name."""
+        with _errors_to_client():
+            found = await asyncio.to_thread(kb.metadata_fields)
+        return {
+            "fields": [
+                {"name": each.name, "kinds": list(each.kinds), "documents": each.documents}
+                for each in found
+            ]
         }
 
     return server

@@ -20,12 +20,17 @@ from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.config import Settings, is_knowledge_base, read_settings
 from lclm_rag.creation import Made, discard, finished_already, make, require_free
-from lclm_rag.errors import KnowledgeBaseError, LockedError, NoPassagesError
+from lclm_rag.errors import (
+    ContextLengthError,
+    KnowledgeBaseError,
+    LockedError,
+    NoPassagesError,
+)
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.prompting import (
     AssembledPrompt,
@@ -40,8 +45,9 @@ from lclm_rag.prompting import (
     frame_of,
     load_frame,
 )
-from lclm_rag.querying.query import Query
+from lclm_rag.querying.query import Query, Ranking, each_checked
 from lclm_rag.querying.reader import Reader, Retrieved
+from lclm_rag.retrieval.embedders import GIVEN
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.types import (
     DEFAULT_TOP_K,
@@ -50,11 +56,15 @@ from lclm_rag.types import (
     Document,
     DocumentParts,
     Hit,
+    MetadataField,
     Passage,
     PassageKey,
+    StoredDocument,
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
     import torch
 
     from lclm_rag.compression import Compressor
@@ -64,7 +74,7 @@ if TYPE_CHECKING:
     from lclm_rag.querying.expansion import Expand
     from lclm_rag.querying.prompts import PromptBuilder
     from lclm_rag.querying.rounds import Rounds
-    from lclm_rag.retrieval import Filter, PassageIndex
+    from lclm_rag.retrieval import Embedder, Filter, PassageIndex
     from lclm_rag.store import (
         CodecName,
         LatentStore,
@@ -80,6 +90,9 @@ _log = logging.getLogger(__name__)
 
 _KEPT_LATENTS = 1_000
 """Turns of conversations whose latents are kept in memory."""
+
+_TOGETHER = 64
+"""Questions whose prompts, with all their latents, are in memory at once."""
 
 
 class KnowledgeBase:
@@ -108,6 +121,7 @@ class KnowledgeBase:
         compressor_options: Mapping[str, Any] | None = None,
         wait: float = 0.0,
         read_only: bool = False,
+        embedder: Embedder | None = None,
     ) -> None:
         """Use `create` or `open` instead.
 
@@ -126,6 +140,7 @@ class KnowledgeBase:
             compressor_options: `token_budget` and `compile`, as for `Compressor.from_pretrained`.
             wait: How many seconds to wait while another process writes, before LockedError is raised.
             read_only: Whether to refuse every method that writes.
+            embedder: The embedder, if it is an object that the settings can only name.
         """
         self.folder = folder
         self.settings = settings
@@ -135,7 +150,8 @@ class KnowledgeBase:
         self.compressor_options = compressor_options or {}
         self.wait = wait
         self.read_only = read_only
-        self.reader = Reader(folder, settings, store)
+        self.reader = Reader(folder, settings, store, embedder)
+        self._given_embedder = embedder
         self.stored_frame = (
             frame_of(checkpoint) if settings.frame is None else load_frame(settings.frame)
         )
@@ -176,7 +192,7 @@ class KnowledgeBase:
         contextual_headers: bool = False,
         frame: str | Path | Frame | None = None,
         instruction: str | None = None,
-        embedder: str | None = None,
+        embedder: str | Path | Embedder | None = None,
         qdrant_url: str | None = None,
         collection: str | None = None,
         order: Order = "key",
@@ -204,7 +220,9 @@ class KnowledgeBase:
                 the path of a .toml file, or a `Frame`. Default: the frame that the checkpoint names, in which
                 its decoder was trained.
             instruction: The instruction in every prompt. Default: the frame's.
-            embedder: Name or path of a sentence-transformers model for hybrid retrieval. Default: BM25 alone.
+            embedder: Makes the dense vectors for hybrid retrieval: name or path of a sentence-transformers
+                model, or an `Embedder`, which must then be given to `open`, too, and needs the embedded
+                index. Default: BM25 alone.
             qdrant_url: URL of a Qdrant server that holds the passage index. Default: an embedded index in the
                 folder.
             collection: Name of the collection on the Qdrant server. Default: "lclm-" and the folder's name.
@@ -228,7 +246,8 @@ class KnowledgeBase:
             LockedError: When another process is making a knowledge base there and is not done after `wait`
                 seconds.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `order` or the URL is not valid.
+            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `order` or the URL is not valid, or
+                an `Embedder` is to go with a server.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.store import CODECS, Layout
@@ -243,13 +262,22 @@ class KnowledgeBase:
         if passage_tokens is not None and passage_tokens < 1:
             raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
         check_order(order)
+        given = None if embedder is None or isinstance(embedder, str | Path) else embedder
+        if given is not None and qdrant_url is not None:
+            raise ValueError(
+                "An embedder that is an object needs the embedded index; leave qdrant_url out, or name a "
+                "sentence-transformers model."
+            )
+        embedder_name = str(embedder) if embedder is not None else None
+        if given is not None:
+            embedder_name = f"{GIVEN}{given.name}"
         opened = Checkpoint.open(checkpoint)
         chosen = None if frame is None else load_frame(frame)
         settings = Settings(
             checkpoint=opened.lasting_name,
             passage_tokens=passage_tokens or opened.config.encoder_window_size,
             instruction=instruction,
-            embedder=embedder,
+            embedder=embedder_name,
             qdrant_url=qdrant_url,
             collection=(collection or f"lclm-{_name(folder)}") if qdrant_url else None,
             contextual_headers=contextual_headers,
@@ -277,6 +305,7 @@ class KnowledgeBase:
             dtype=dtype,
             compressor_options=compressor_options,
             wait=wait,
+            embedder=given,
         )
         knowledge_base._made, knowledge_base._to_be_first = made, resume
         return knowledge_base
@@ -295,6 +324,7 @@ class KnowledgeBase:
         device: str = "auto",
         dtype: str = "auto",
         compressor_options: Mapping[str, Any] | None = None,
+        embedder: Embedder | None = None,
         wait: float = 0.0,
     ) -> Self:
         """Open a knowledge base.
@@ -321,6 +351,8 @@ class KnowledgeBase:
                 CPU.
             compressor_options: `token_budget` and `compile`, as for `Compressor.from_pretrained`. On Ray they
                 apply to each encoder.
+            embedder: The `Embedder` that the knowledge base was created with, if it was an object. One that
+                was named is loaded by its name.
             wait: How many seconds to wait while another process writes, before LockedError is raised.
 
         Returns:
@@ -328,7 +360,7 @@ class KnowledgeBase:
 
         Raises:
             KnowledgeBaseError: When the folder is not a knowledge base or has another format, when it was
-                built with another checkpoint, or when a version is given and the passage index is on a
+                built with another checkpoint or embedder, or when a version is given and the passage index is on a
                 server, which shows the newest version only.
             StoreError: When there is no such version, or the store cannot be read.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
@@ -341,6 +373,14 @@ class KnowledgeBase:
         check_order(order)
         folder = open_folder(path)
         settings = read_settings(folder)
+        if embedder is not None and settings.embedder not in (
+            embedder.name,
+            f"{GIVEN}{embedder.name}",
+        ):
+            raise KnowledgeBaseError(
+                f"{folder} was made with {_embedder_of(settings)}, and cannot be searched with "
+                f"{embedder.name!r}."
+            )
         opened = Checkpoint.open(checkpoint or settings.checkpoint)
         store = LatentStore.open(folder / "store", version)
         if version is None and (sentence := lost_version(folder / "index", store)):
@@ -369,6 +409,7 @@ class KnowledgeBase:
             dtype=dtype,
             compressor_options=compressor_options,
             wait=wait,
+            embedder=embedder,
             read_only=version is not None,
         )
 
@@ -462,6 +503,7 @@ class KnowledgeBase:
             "dtype": self.dtype,
             "compressor_options": self.compressor_options,
             "wait": self.wait,
+            "embedder": self._given_embedder,
         }
         path = self._lasting_path
         # A server's passage index shows the newest version only, so no version can be asked for.
@@ -616,6 +658,42 @@ class KnowledgeBase:
             ImportError: When an engine is given and Ray is not installed.
         """
         return self._write(documents, "add", split, resume, engine, on_progress)
+
+    async def aadd(
+        self,
+        documents: Iterable[Document] | DocumentParts,
+        *,
+        split: bool = True,
+        resume: bool = True,
+        engine: RayEngine | None = None,
+        on_progress: Callable[[AddReport], None] = lambda report: None,
+    ) -> AddReport:
+        """Add documents as `add` does, without blocking the event loop.
+
+        `documents` and `on_progress` are used in another thread. What has begun cannot be cancelled: it goes
+        on, and commits.
+
+        Args:
+            documents: As for `add`.
+            split: As for `add`.
+            resume: As for `add`.
+            engine: As for `add`.
+            on_progress: As for `add`.
+
+        Returns:
+            As for `add`.
+
+        Raises:
+            ValueError: As for `add`; and so are the other errors.
+        """
+        return await asyncio.to_thread(
+            self.add,
+            documents,
+            split=split,
+            resume=resume,
+            engine=engine,
+            on_progress=on_progress,
+        )
 
     def sync(
         self,
@@ -888,6 +966,7 @@ class KnowledgeBase:
         from lclm_rag.store import writing
 
         self._refuse_reading()
+        self.reader.require_embedder()
         with writing(
             self.folder / "store", operation, wait=self.wait, resumable=resumable
         ) as writer:
@@ -916,33 +995,208 @@ class KnowledgeBase:
 
     # --- reading --------------------------------------------------------------------------------
 
+    @overload
     def retrieve(
         self,
         question: str,
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        **ranking: Unpack[Ranking],
+    ) -> list[Hit]: ...
+    @overload
+    def retrieve(
+        self,
+        question: list[str] | tuple[str, ...],
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        **ranking: Unpack[Ranking],
+    ) -> list[list[Hit]]: ...
+    def retrieve(
+        self,
+        question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
         filters: Filter | Mapping[str, Any] | None = None,
-    ) -> list[Hit]:
+        **ranking: Unpack[Ranking],
+    ) -> list[Hit] | list[list[Hit]]:
         """Find the best passages for a question. Loads neither encoder nor decoder.
 
         Args:
-            question: The question.
-            top_k: The most passages to return, at least 1.
+            question: The question, or a list of questions that are searched together.
+            top_k: The most passages to return for a question, at least 1.
             filters: Metadata conditions: {"lang": "en"} for equality (a list means any of its values), or an
                 expression made with `lclm_rag.retrieval.field`. A condition that no passage can meet, such as
                 a misspelt key, is logged as a warning. None searches all passages.
+            **ranking: `rerank`, the name of a cross-encoder that looks at the best passages again; `mmr`, how
+                much relevance counts against diversity; `neighbours`, how many passages before and after each
+                hit come with it. See `lclm_rag.querying.query.Ranking`.
 
         Returns:
-            The hits, best first.
+            The hits, best first; for a list of questions, a list of them for each.
 
         Raises:
-            ValueError: When the question is empty, `top_k` is less than 1, or the filters are not valid.
+            ValueError: When a question is empty, `top_k` is less than 1, the filters are not valid, or the
+                ranking is not valid or possible here.
             StoreError: When the store is damaged, or does not hold a passage that the index names.
             PassageIndexError: When the passage index cannot be opened or searched.
+            CheckpointError: When the reranker cannot be loaded, or is no cross-encoder.
+            ImportError: When there is a reranker and sentence-transformers is not installed.
         """
-        query = Query.of(question, top_k, filters)
-        hits = self.reader.search(query).hits
-        self.reader.warn_of(query.filters)
-        return hits
+        queries = each_checked(question, lambda q: Query.of(q, top_k, filters, **ranking))
+        found = [retrieved.hits for retrieved in self.reader.search_all(queries)]
+        if queries:
+            self.reader.warn_of(queries[0].filters)
+        return found[0] if isinstance(question, str) else found
+
+    @overload
+    async def aretrieve(
+        self,
+        question: str,
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        **ranking: Unpack[Ranking],
+    ) -> list[Hit]: ...
+    @overload
+    async def aretrieve(
+        self,
+        question: list[str] | tuple[str, ...],
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        **ranking: Unpack[Ranking],
+    ) -> list[list[Hit]]: ...
+    async def aretrieve(
+        self,
+        question: str | list[str] | tuple[str, ...],
+        top_k: int = DEFAULT_TOP_K,
+        filters: Filter | Mapping[str, Any] | None = None,
+        **ranking: Unpack[Ranking],
+    ) -> list[Hit] | list[list[Hit]]:
+        """Find passages as `retrieve` does, without blocking the event loop.
+
+        Args:
+            question: As for `retrieve`.
+            top_k: As for `retrieve`.
+            filters: As for `retrieve`.
+            **ranking: As for `retrieve`.
+
+        Returns:
+            As for `retrieve`.
+
+        Raises:
+            ValueError: As for `retrieve`; and so are the other errors.
+        """
+        return await asyncio.to_thread(lambda: self.retrieve(question, top_k, filters, **ranking))
+
+    # --- contents -------------------------------------------------------------------------------
+
+    def documents(
+        self, filters: Filter | Mapping[str, Any] | None = None
+    ) -> Iterator[StoredDocument]:
+        """List the documents of the version being read. Neither texts nor latents are read.
+
+        Args:
+            filters: Metadata conditions, as for `retrieve`. None lists all documents.
+
+        Returns:
+            The documents, one by one: in the order in which they lie in the store, or, with filters, by id.
+
+        Raises:
+            ValueError: When the filters are not valid.
+            PassageIndexError: When there are filters, and the passage index cannot be opened or searched.
+            DamagedError: When the store is damaged.
+        """
+        from lclm_rag.querying.contents import describe, document_ids
+
+        store, keys = self.reader.matching(filters)
+        ids = document_ids(store) if keys is None else dict.fromkeys(k.document_id for k in keys)
+        return (found for i in ids if (found := describe(store, i)) is not None)
+
+    def get(self, document_id: str) -> Document | None:
+        """Read a document as it was added. Latents are not read.
+
+        Args:
+            document_id: The document's id.
+
+        Returns:
+            The document; None if there is none with this id.
+
+        Raises:
+            DamagedError: When the store is damaged.
+        """
+        from lclm_rag.querying.contents import read_document
+
+        self.reader.require_open()
+        return read_document(self.store, document_id)
+
+    def __contains__(self, document_id: object) -> bool:
+        """Whether there is a document with this id."""
+        self.reader.require_open()
+        return isinstance(document_id, str) and PassageKey(document_id, 0) in self.store
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids of all documents, in the order in which they lie in the store."""
+        from lclm_rag.querying.contents import document_ids
+
+        self.reader.require_open()
+        return document_ids(self.store)
+
+    def metadata_fields(self) -> list[MetadataField]:
+        """List the metadata keys that filters can name. Reads the metadata of all documents once.
+
+        Returns:
+            The keys, sorted, with the kinds of their values and the number of documents that have them.
+
+        Raises:
+            DamagedError: When the store is damaged.
+        """
+        return self.reader.metadata_fields()
+
+    def to_arrow(
+        self, filters: Filter | Mapping[str, Any] | None = None, *, latents: bool = False
+    ) -> pa.Table:
+        """Read passages as an Arrow table, all of it in memory.
+
+        Args:
+            filters: Metadata conditions, as for `retrieve`. None reads all passages.
+            latents: Whether to read the latents, too; they are most of the bytes.
+
+        Returns:
+            A row for each passage: document_id, ordinal, start and end (characters of the document), tokens
+            (source tokens), header, text, metadata (JSON); and with `latents` a list of float32 vectors, in
+            the space of `store.layout`. In the order in which they lie in the store, or, with filters, by
+            key.
+
+        Raises:
+            ValueError: When the filters are not valid.
+            PassageIndexError: When there are filters, and the passage index cannot be opened or searched.
+            DamagedError: When the store is damaged.
+        """
+        from lclm_rag.querying.contents import passage_table
+
+        store, keys = self.reader.matching(filters)
+        return passage_table(store, keys, latents=latents)
+
+    def to_pandas(
+        self, filters: Filter | Mapping[str, Any] | None = None, *, latents: bool = False
+    ) -> pd.DataFrame:
+        """Read passages as a DataFrame of pandas, all of it in memory.
+
+        Args:
+            filters: As for `to_arrow`.
+            latents: As for `to_arrow`; each cell is a float32 array, [n_latents, width].
+
+        Returns:
+            The columns of `to_arrow`, with the metadata as dicts.
+
+        Raises:
+            ImportError: When pandas is not installed.
+            ValueError: As for `to_arrow`; and so are the other errors.
+        """
+        from lclm_rag.querying.contents import passage_frame
+
+        store, keys = self.reader.matching(filters)
+        return passage_frame(store, keys, latents=latents)
+
+    # --- questions ------------------------------------------------------------------------------
 
     def why_no_passages(self, filters: Filter | Mapping[str, Any] | None = None) -> str:
         """Explain why `retrieve` returned no hits for these filters.
@@ -1016,6 +1270,7 @@ class KnowledgeBase:
         expand: Expand = "auto",
         space: Space = "decoder",
         max_tokens: int = 256,
+        **ranking: Unpack[Ranking],
     ) -> SoftPrompt:
         """Assemble the first prompt that `query` would give the decoder, without decoding it.
 
@@ -1032,6 +1287,7 @@ class KnowledgeBase:
             space: "decoder" for latents that every decoder takes; "encoder" for decoders that have the
                 adapter, which then get the latents as a store in encoder space keeps them.
             max_tokens: Positions to leave for the answer.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Returns:
             The prompt: token ids and latents.
@@ -1046,7 +1302,7 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import Sampling
 
-        query = Query.of(question, top_k, filters, context, expand, Sampling(max_tokens))
+        query = Query.of(question, top_k, filters, context, expand, Sampling(max_tokens), **ranking)
         builder = self.prompt_builder(space)
         try:
             return self._first_prompt(query, builder)
@@ -1101,9 +1357,37 @@ class KnowledgeBase:
             order=order,
         )
 
+    @overload
     def query(
         self,
         question: str,
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        *,
+        context: Context = ...,
+        expand: Expand = ...,
+        sampling: Sampling | None = ...,
+        history: Sequence[ChatMessage] = ...,
+        compress_history: bool = ...,
+        **ranking: Unpack[Ranking],
+    ) -> Answer: ...
+    @overload
+    def query(
+        self,
+        question: list[str] | tuple[str, ...],
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        *,
+        context: Context = ...,
+        expand: Expand = ...,
+        sampling: Sampling | None = ...,
+        history: Sequence[ChatMessage] = ...,
+        compress_history: bool = ...,
+        **ranking: Unpack[Ranking],
+    ) -> list[Answer]: ...
+    def query(
+        self,
+        question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
         filters: Filter | Mapping[str, Any] | None = None,
         *,
@@ -1112,14 +1396,17 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
-    ) -> Answer:
+        **ranking: Unpack[Ranking],
+    ) -> Answer | list[Answer]:
         """Answer a question: retrieve passages, assemble the prompt and decode it.
 
         This is repeated, with a longer prompt, if passages must be read verbatim after a first reply. If no
         passage is found, nothing is decoded: `Answer.no_passages` is true and `Answer.reason` says why.
 
         Args:
-            question: The question.
+            question: The question, or a list of questions that are answered together: searched at once, and
+                decoded in batches. An error ends all of them; one that a question itself causes comes before
+                any is decoded, and names its number.
             top_k: How many passages to retrieve, at least 1.
             filters: Metadata conditions, as for `retrieve`. None searches all passages.
             context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
@@ -1134,9 +1421,11 @@ class KnowledgeBase:
             history: The conversation before the question, as ("user" or "assistant", words), oldest turn
                 first. The question may refer to it.
             compress_history: Whether turns older than the last question and its answer go in as latents.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Returns:
-            The answer, with its sources, and the transcript in `Answer.rounds`.
+            The answer, with its sources, and the transcript in `Answer.rounds`; for a list of questions, a
+            list of answers.
 
         Raises:
             ValueError: When an argument is not valid, the empty question included.
@@ -1149,12 +1438,18 @@ class KnowledgeBase:
             CheckpointError: When `expand` is "tool" or "model" and the decoder's chat template cannot render
                 such a chat.
         """
-        from lclm_rag.querying.rounds import drive
+        from lclm_rag.querying.rounds import drive_all
 
-        query = Query.of(
-            question, top_k, filters, context, expand, sampling, history, compress_history
+        queries = each_checked(
+            question,
+            lambda q: Query.of(
+                q, top_k, filters, context, expand, sampling, history, compress_history, **ranking
+            ),
         )
-        return drive(self._rounds(query), self.decoder, query.sampling)
+        answers: list[Answer] = []
+        for some in self._together(queries):
+            answers += drive_all(some, self.decoder, queries[0].sampling)
+        return answers[0] if isinstance(question, str) else answers
 
     def stream(
         self,
@@ -1167,6 +1462,7 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
+        **ranking: Unpack[Ranking],
     ) -> Iterator[str]:
         """Answer as `query` does, in pieces of text as they are written.
 
@@ -1186,6 +1482,7 @@ class KnowledgeBase:
             history: The conversation before the question, as ("user" or "assistant", words), oldest turn
                 first. The question may refer to it.
             compress_history: Whether turns older than the last question and its answer go in as latents.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Yields:
             Pieces of the answer; joined, they are its text.
@@ -1203,15 +1500,51 @@ class KnowledgeBase:
         from lclm_rag.decoding import answer_pieces
 
         query = Query.of(
-            question, top_k, filters, context, expand, sampling, history, compress_history
+            question,
+            top_k,
+            filters,
+            context,
+            expand,
+            sampling,
+            history,
+            compress_history,
+            **ranking,
         )
         decoder, prompt = self.decoder, self._streamed(query)
         if prompt is not None:
             yield from answer_pieces(decoder, prompt, query.sampling)
 
+    @overload
     async def aquery(
         self,
         question: str,
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        *,
+        context: Context = ...,
+        expand: Expand = ...,
+        sampling: Sampling | None = ...,
+        history: Sequence[ChatMessage] = ...,
+        compress_history: bool = ...,
+        **ranking: Unpack[Ranking],
+    ) -> Answer: ...
+    @overload
+    async def aquery(
+        self,
+        question: list[str] | tuple[str, ...],
+        top_k: int = ...,
+        filters: Filter | Mapping[str, Any] | None = ...,
+        *,
+        context: Context = ...,
+        expand: Expand = ...,
+        sampling: Sampling | None = ...,
+        history: Sequence[ChatMessage] = ...,
+        compress_history: bool = ...,
+        **ranking: Unpack[Ranking],
+    ) -> list[Answer]: ...
+    async def aquery(
+        self,
+        question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
         filters: Filter | Mapping[str, Any] | None = None,
         *,
@@ -1220,13 +1553,14 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
-    ) -> Answer:
+        **ranking: Unpack[Ranking],
+    ) -> Answer | list[Answer]:
         """Answer as `query` does, without blocking the event loop.
 
         On vLLM any number of questions is decoded together, and cancelling one ends its generation.
 
         Args:
-            question: The question.
+            question: The question, or a list of questions that are answered together, as for `query`.
             top_k: How many passages to retrieve, at least 1.
             filters: Metadata conditions, as for `retrieve`. None searches all passages.
             context: What to answer from: "latents"; "text", the same passages pasted; or "none", no passages:
@@ -1236,9 +1570,10 @@ class KnowledgeBase:
             history: The conversation before the question, as ("user" or "assistant", words), oldest turn
                 first. The question may refer to it.
             compress_history: Whether turns older than the last question and its answer go in as latents.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Returns:
-            The answer, as from `query`.
+            The answer, or the answers, as from `query`.
 
         Raises:
             ValueError: When an argument is not valid, the empty question included.
@@ -1251,13 +1586,19 @@ class KnowledgeBase:
             CheckpointError: When `expand` is "tool" or "model" and the decoder's chat template cannot render
                 such a chat.
         """
-        from lclm_rag.querying.rounds import adrive
+        from lclm_rag.querying.rounds import adrive_all
 
-        query = Query.of(
-            question, top_k, filters, context, expand, sampling, history, compress_history
+        queries = each_checked(
+            question,
+            lambda q: Query.of(
+                q, top_k, filters, context, expand, sampling, history, compress_history, **ranking
+            ),
         )
-        decoder = await asyncio.to_thread(lambda: self.decoder)
-        return await adrive(self._rounds(query), decoder, query.sampling)
+        answers: list[Answer] = []
+        together = self._together(queries)
+        while some := await asyncio.to_thread(next, together, None):
+            answers += await adrive_all(some, self.decoder, queries[0].sampling)
+        return answers[0] if isinstance(question, str) else answers
 
     async def astream(
         self,
@@ -1270,6 +1611,7 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
+        **ranking: Unpack[Ranking],
     ) -> AsyncIterator[str]:
         """Answer as `stream` does, without blocking the event loop.
 
@@ -1288,6 +1630,7 @@ class KnowledgeBase:
             history: The conversation before the question, as ("user" or "assistant", words), oldest turn
                 first. The question may refer to it.
             compress_history: Whether turns older than the last question and its answer go in as latents.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Yields:
             Pieces of the answer; joined, they are its text.
@@ -1305,7 +1648,15 @@ class KnowledgeBase:
         from lclm_rag.decoding import aanswer_pieces
 
         query = Query.of(
-            question, top_k, filters, context, expand, sampling, history, compress_history
+            question,
+            top_k,
+            filters,
+            context,
+            expand,
+            sampling,
+            history,
+            compress_history,
+            **ranking,
         )
         decoder = await asyncio.to_thread(lambda: self.decoder)
         prompt = await asyncio.to_thread(self._streamed, query)
@@ -1326,6 +1677,7 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
+        **ranking: Unpack[Ranking],
     ) -> AsyncGenerator[list[Hit] | str | Answer]:
         """Answer as `astream` does, and say what the answer rests on and what it took.
 
@@ -1342,6 +1694,7 @@ class KnowledgeBase:
             history: The conversation before the question, as ("user" or "assistant", words), oldest turn
                 first. The question may refer to it.
             compress_history: Whether turns older than the last question and its answer go in as latents.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Yields:
             The hits, before anything is decoded; the pieces of the answer; last the answer, as from `query`.
@@ -1353,7 +1706,15 @@ class KnowledgeBase:
         from lclm_rag.querying.rounds import adrive, answer, astream_answer, no_answer, standalone
 
         query = Query.of(
-            question, top_k, filters, context, expand, sampling, history, compress_history
+            question,
+            top_k,
+            filters,
+            context,
+            expand,
+            sampling,
+            history,
+            compress_history,
+            **ranking,
         )
         decoder = await asyncio.to_thread(lambda: self.decoder)
         builder = self.prompt_builder(decoder.space)
@@ -1392,6 +1753,7 @@ class KnowledgeBase:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
+        **ranking: Unpack[Ranking],
     ) -> Rounds:
         """Answer as `query` does, but let the caller do the decoding, perhaps of many questions together.
 
@@ -1406,6 +1768,7 @@ class KnowledgeBase:
             history: The conversation before the question, as ("user" or "assistant", words), oldest turn
                 first. The question may refer to it.
             compress_history: Whether turns older than the last question and its answer go in as latents.
+            **ranking: `rerank`, `mmr` and `neighbours`, as for `retrieve`.
 
         Returns:
             A generator that yields prompts, is sent the completion of each, and returns the answer.
@@ -1415,7 +1778,17 @@ class KnowledgeBase:
                 raises what `query` raises before decoding.
         """
         return self._rounds(
-            Query.of(question, top_k, filters, context, expand, sampling, history, compress_history)
+            Query.of(
+                question,
+                top_k,
+                filters,
+                context,
+                expand,
+                sampling,
+                history,
+                compress_history,
+                **ranking,
+            )
         )
 
     def prompt_builder(self, space: Space, frame: Frame | None = None) -> PromptBuilder:
@@ -1466,7 +1839,26 @@ class KnowledgeBase:
                 self._latents.pop(next(iter(self._latents)))
             return [self._latents[text, space] for text in texts]
 
-    def _rounds(self, query: Query) -> Rounds:
+    def _together(self, queries: Sequence[Query]) -> Iterator[list[Rounds]]:
+        """The rounds of several questions with the same options, as many as are worked on at once."""
+        if not queries:
+            return
+        builder = self.prompt_builder(self.decoder.space)
+        for number, query in enumerate(queries, start=1):
+            try:
+                builder.require_room(query)
+            except ContextLengthError as error:
+                if len(queries) == 1:
+                    raise
+                raise ContextLengthError(f"Question {number}: {error}") from error
+        for start in range(0, len(queries), _TOGETHER):
+            some = queries[start : start + _TOGETHER]
+            # A question that follows others is put so that it can be searched for, before it is searched.
+            alone = len(some) == 1 or some[0].history
+            found = [None] * len(some) if alone else self.reader.search_all(some)
+            yield [self._rounds(query, each) for query, each in zip(some, found, strict=True)]
+
+    def _rounds(self, query: Query, found: Retrieved | None = None) -> Rounds:
         from lclm_rag.querying.rounds import answer, no_answer, standalone
 
         builder = self.prompt_builder(self.decoder.space)
@@ -1474,7 +1866,7 @@ class KnowledgeBase:
         query, before = yield from standalone(builder, query)
         started = time.perf_counter()
         try:
-            retrieved = self.reader.search_to_answer(query)
+            retrieved = self.reader.search_to_answer(query, found)
         except NoPassagesError as error:
             return no_answer(query.question, str(error), time.perf_counter() - started)
         return (yield from answer(builder, query, retrieved, before))
@@ -1499,6 +1891,11 @@ class KnowledgeBase:
         except NoPassagesError as error:
             _log.warning("%s", error)
             return None
+
+
+def _embedder_of(settings: Settings) -> str:
+    name = settings.embedder
+    return "no embedder" if name is None else f"the embedder {name.removeprefix(GIVEN)!r}"
 
 
 def _name(folder: Folder) -> str:

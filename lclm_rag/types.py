@@ -19,11 +19,13 @@ __all__ = [
     "Grounding",
     "Hit",
     "Metadata",
+    "MetadataField",
     "MetadataScalar",
     "MetadataValue",
     "Passage",
     "PassageKey",
     "Round",
+    "StoredDocument",
     "Timings",
     "Usage",
     "WorkerReport",
@@ -217,11 +219,13 @@ class Hit:
 
     Attributes:
         key: The passage's key.
-        score: The passage index's score for it.
+        score: The passage index's score for it, or the reranker's.
         text: The passage's text.
         start: Where it begins in the document's text, in characters.
         end: Where it ends in the document's text (exclusive), in characters.
         metadata: The document's metadata.
+        neighbours: Other passages that `text`, `start` and `end` cover as well, because the search was to
+            bring what stands beside each hit; in reading order.
     """
 
     key: PassageKey
@@ -230,6 +234,7 @@ class Hit:
     start: int
     end: int
     metadata: Metadata
+    neighbours: tuple[PassageKey, ...] = ()
 
     def place(self) -> dict[str, Any]:
         """Describe where the passage is, as metadata for a document in another framework.
@@ -253,8 +258,49 @@ class Hit:
             "score": self.score,
             "text": self.text,
             "span": [self.start, self.end],
+            "neighbours": [key.ordinal for key in self.neighbours],
             "metadata": dict(self.metadata),
         }
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document of a knowledge base, without its text.
+
+    Attributes:
+        id: The document's id.
+        passages: How many passages it has.
+        characters: How many characters its text has.
+        tokens: Source tokens of its passages, their headers included.
+        latents: How many latents stand for it.
+        metadata: Its metadata.
+    """
+
+    id: str
+    passages: int
+    characters: int
+    tokens: int
+    latents: int
+    metadata: Metadata
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document as a dict that JSON can hold."""
+        return {**vars(self), "metadata": dict(self.metadata)}
+
+
+@dataclass(frozen=True)
+class MetadataField:
+    """A metadata key that documents can be filtered by.
+
+    Attributes:
+        name: The key.
+        kinds: The kinds of its values, such as "string", "number" and "boolean", sorted.
+        documents: How many documents have a value under it.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    documents: int
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 from lclm_rag.decoding import Sampling
 from lclm_rag.prompting import ChatMessage, Context
@@ -12,7 +12,32 @@ from lclm_rag.querying.expansion import Expand, check_expand
 from lclm_rag.retrieval import Filter, as_filter
 from lclm_rag.types import DEFAULT_TOP_K
 
-__all__ = ["Query"]
+__all__ = ["Query", "Ranking", "each_checked"]
+
+_CANDIDATES = 50
+"""The least number of passages that are looked at a second time."""
+
+
+class Ranking(TypedDict, total=False):
+    """What is done with the passages that a search finds, before the best `top_k` are taken.
+
+    The arguments that every method of `KnowledgeBase` takes that searches.
+
+    Attributes:
+        rerank: The name or the folder of a cross-encoder of sentence-transformers. It reads the question
+            together with each of the best 4 x `top_k` passages (at least 50), and its scores decide. A
+            passage that is longer than the model can read is scored in pieces, of which the best counts.
+        mmr: How much relevance counts against diversity (maximal marginal relevance), from 0 to 1: 1 is
+            relevance alone; the smaller, the less alike are the passages, by their dense vectors. They are
+            picked from the best 4 x `top_k` (at least 50). Needs a knowledge base with an embedder.
+        neighbours: How many passages before and after each hit come with it. Stretches of a document that
+            touch become one hit, in the place of the best passage in it, so that there may be fewer hits than
+            `top_k`; `Hit.neighbours` names the others.
+    """
+
+    rerank: str | None
+    mmr: float | None
+    neighbours: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +54,9 @@ class Query:
         history: The conversation before the question, oldest turn first.
         compress_history: Whether its older turns go into the prompt as latents.
         search: What is searched for, if it is not the question itself.
+        rerank: As in `Ranking`.
+        mmr: As in `Ranking`.
+        neighbours: As in `Ranking`.
     """
 
     question: str
@@ -40,6 +68,15 @@ class Query:
     history: tuple[ChatMessage, ...] = ()
     compress_history: bool = False
     search: str = ""
+    rerank: str | None = None
+    mmr: float | None = None
+    neighbours: int = 0
+
+    @property
+    def candidates(self) -> int:
+        """How many passages the index is asked for."""
+        again = self.rerank is not None or self.mmr is not None
+        return max(_CANDIDATES, 4 * self.top_k) if again else self.top_k
 
     @property
     def searched(self) -> str:
@@ -57,6 +94,10 @@ class Query:
         sampling: Sampling | None = None,
         history: Sequence[ChatMessage] = (),
         compress_history: bool = False,
+        *,
+        rerank: str | None = None,
+        mmr: float | None = None,
+        neighbours: int = 0,
     ) -> Query:
         """Check the arguments of a question.
 
@@ -69,6 +110,9 @@ class Query:
             sampling: How the answer is generated; default `Sampling()`.
             history: The conversation before the question, as (role, words), oldest turn first.
             compress_history: Whether its older turns go into the prompt as latents.
+            rerank: As in `Ranking`.
+            mmr: As in `Ranking`.
+            neighbours: As in `Ranking`.
 
         Returns:
             The checked question.
@@ -78,10 +122,18 @@ class Query:
         """
         if context not in get_args(Context):
             raise ValueError(f"Unknown context {context!r}; use {', '.join(get_args(Context))}.")
+        if not isinstance(question, str):
+            raise ValueError(f"A question is a string, not {type(question).__name__}.")
         if not question.strip():
             raise ValueError("The question is empty.")
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
+        if rerank is not None and (not isinstance(rerank, str) or not rerank.strip()):
+            raise ValueError(f"rerank is the name of a cross-encoder, not {rerank!r}.")
+        if mmr is not None and (isinstance(mmr, bool) or not 0 <= mmr <= 1):
+            raise ValueError(f"mmr is a number from 0 (diversity) to 1 (relevance), not {mmr!r}.")
+        if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0:
+            raise ValueError(f"neighbours is a number of passages, 0 or more, not {neighbours!r}.")
         check_expand(expand)
         # Only latents can be expanded.
         expand = expand if context == "latents" else "never"
@@ -94,7 +146,34 @@ class Query:
             sampling or Sampling(),
             _checked(history),
             compress_history,
+            rerank=rerank,
+            mmr=mmr,
+            neighbours=neighbours,
         )
+
+
+def each_checked(questions: str | Sequence[str], check: Callable[[str], Query]) -> list[Query]:
+    """Check one question, or each of several before any is worked on.
+
+    Args:
+        questions: The question or the questions.
+        check: Checks one.
+
+    Returns:
+        The checked questions.
+
+    Raises:
+        ValueError: When one is not valid; the message has its number, from 1, if there are several.
+    """
+    if isinstance(questions, str):
+        return [check(questions)]
+    checked = []
+    for number, question in enumerate(questions, start=1):
+        try:
+            checked.append(check(question))
+        except ValueError as error:
+            raise ValueError(f"Question {number}: {error}") from error
+    return checked
 
 
 def _checked(history: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:

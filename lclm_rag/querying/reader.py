@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, PassageIndexError, StoreError
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex, Task
 from lclm_rag.indexing.session import IndexSession, open_index
-from lclm_rag.retrieval import Filter, Missing, PassageIndex
+from lclm_rag.querying.contents import fields
+from lclm_rag.querying.ranking import by_score, diverse, joined, stretches
+from lclm_rag.retrieval import (
+    Filter,
+    Missing,
+    PassageIndex,
+    ScoredKey,
+    as_filter,
+    load_embedder,
+)
 from lclm_rag.retrieval.filter_check import filter_keys
 from lclm_rag.store import LatentStore, StoredPassage, newest_version
-from lclm_rag.types import Hit, Passage, PassageKey
+from lclm_rag.types import Hit, MetadataField, Passage, PassageKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from lclm_rag.config import Settings
     from lclm_rag.querying.query import Query
     from lclm_rag.retrieval import Embedder
+    from lclm_rag.retrieval.reranker import CrossEncoderReranker
     from lclm_rag.storage import Folder
 
 __all__ = ["Reader", "Retrieved", "hits_of"]
@@ -57,9 +67,17 @@ class Reader:
         folder: The knowledge base's folder.
         settings: The knowledge base's settings.
         store: The store, open at the version to read.
+        embedder: The embedder of the settings, if its user gives it as an object.
     """
 
-    def __init__(self, folder: Folder, settings: Settings, store: LatentStore) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        settings: Settings,
+        store: LatentStore,
+        embedder: Embedder | None = None,
+    ) -> None:
+        self._given_embedder = embedder
         self._folder = folder
         self._settings = settings
         self._version = store.version
@@ -67,6 +85,8 @@ class Reader:
         self._session: IndexSession | None = None
         self._opening = threading.RLock()
         self._closed = False
+        self._fields: tuple[LatentStore, list[MetadataField]] | None = None
+        self._rerankers: dict[str, CrossEncoderReranker] = {}
         watch(self)
 
     def after_fork(self) -> None:
@@ -75,7 +95,7 @@ class Reader:
         self._opening = threading.RLock()
         if self._store is not None and not self._store.closed:
             self._version, self._store = self._store.version, None
-        self._session = None
+        self._session, self._fields, self._rerankers = None, None, {}
         vars(self).pop("_embedder", None)
 
     @property
@@ -113,11 +133,11 @@ class Reader:
 
     @cached_property
     def _embedder(self) -> Embedder | None:
-        if self._settings.embedder is None:
-            return None
-        from lclm_rag.retrieval import SentenceTransformerEmbedder
+        return self._given_embedder or load_embedder(self._settings.embedder)
 
-        return SentenceTransformerEmbedder(self._settings.embedder)
+    def require_embedder(self) -> None:
+        """Load the embedder, so that a write fails before it has cost anything if there is none."""
+        _ = self._embedder
 
     # --- searching and reading ----------------------------------------------------------------------
 
@@ -131,17 +151,37 @@ class Reader:
             The hits and their rows; none for the context "none".
 
         Raises:
+            ValueError: When the ranking that the query wants is not possible.
             StoreError: When the store is damaged, or does not hold a passage that the index names.
             PassageIndexError: When the passage index cannot be opened or searched.
         """
-        if query.context == "none":
-            return Retrieved([], [], 0.0)
+        return self.search_all([query])[0]
+
+    def search_all(self, queries: Sequence[Query]) -> list[Retrieved]:
+        """Find the best passages for several questions together.
+
+        Args:
+            queries: The questions, which have all their options in common.
+
+        Returns:
+            As `search`, for each question; `seconds` is how long all of them took.
+
+        Raises:
+            ValueError: As for `search`.
+            StoreError: As for `search`.
+            PassageIndexError: As for `search`.
+        """
+        if not queries or queries[0].context == "none":
+            return [Retrieved([], [], 0.0) for _ in queries]
+        if queries[0].mmr is not None and self._settings.embedder is None:
+            raise ValueError(
+                f"mmr compares dense vectors, and {self._folder} has none; create it with an embedder."
+            )
         started = time.perf_counter()
         while True:
             index, store = self.at_one_version()
             try:
-                scored = index.search(query.searched, query.top_k, query.filters)
-                rows = store.read(key for key, _ in scored)
+                found = self._ranked(queries, index, store)
             except (PassageIndexError, KeyError) as error:
                 # Another thread (or another process, if the index is on a server) may have made a new version
                 # since index and store were taken; then search again, in the new version.
@@ -154,16 +194,68 @@ class Reader:
                     ) from error
             else:
                 if self.at_one_version()[1] is store:
-                    hits = hits_of(rows, [score for _, score in scored])
-                    return Retrieved(hits, rows, time.perf_counter() - started)
+                    seconds = time.perf_counter() - started
+                    return [Retrieved(hits, rows, seconds) for hits, rows in found]
 
-    def search_to_answer(self, query: Query) -> Retrieved:
+    def _ranked(
+        self, queries: Sequence[Query], index: PassageIndex, store: LatentStore
+    ) -> list[tuple[list[Hit], list[StoredPassage]]]:
+        """The hits and rows of each question, by the steps of `Ranking`, at one version."""
+        first = queries[0]
+        asked = [query.searched for query in queries]
+        found = index.search_all(asked, first.candidates, first.filters)
+        if first.rerank is not None:
+            found = self._reranked(first.rerank, asked, found, store)
+        if first.mmr is not None:
+            found = [_diverse(index, hits, first.top_k, first.mmr) for hits in found]
+        chosen = [stretches(store, hits[: first.top_k], first.neighbours) for hits in found]
+        rows = iter(store.read(key for each in chosen for part in each for key in part.keys))
+        results = []
+        for parts in chosen:
+            whole = [joined(part.best.key, [next(rows) for _ in part.keys]) for part in parts]
+            hits = hits_of(whole, [part.best.score for part in parts])
+            beside = (tuple(k for k in part.keys if k != part.best.key) for part in parts)
+            hits = [replace(hit, neighbours=keys) for hit, keys in zip(hits, beside, strict=True)]
+            results.append((hits, whole))
+        return results
+
+    def _reranked(
+        self,
+        model: str,
+        questions: Sequence[str],
+        found: Sequence[Sequence[ScoredKey]],
+        store: LatentStore,
+    ) -> list[list[ScoredKey]]:
+        keys = [[hit.key for hit in hits] for hits in found]
+        texts = [[passage.content for passage in store.read_texts(each)] for each in keys]
+        scores = self.reranker(model).scores(questions, texts)
+        return [by_score(each, of_each) for each, of_each in zip(keys, scores, strict=True)]
+
+    def reranker(self, model: str) -> CrossEncoderReranker:
+        """A cross-encoder, loaded when it is first asked for.
+
+        Args:
+            model: Its name or folder.
+
+        Raises:
+            ImportError: When sentence-transformers is not installed.
+            CheckpointError: When the model cannot be loaded, or is no cross-encoder.
+        """
+        with self._opening:
+            if model not in self._rerankers:
+                from lclm_rag.retrieval.reranker import CrossEncoderReranker
+
+                self._rerankers[model] = CrossEncoderReranker(model)
+            return self._rerankers[model]
+
+    def search_to_answer(self, query: Query, found: Retrieved | None = None) -> Retrieved:
         """Search as `search` does, for passages to answer from.
 
         Conditions of the filter that no passage can meet are logged as a warning.
 
         Args:
             query: The question and its options.
+            found: What a search has found already.
 
         Returns:
             The hits and their rows; none for the context "none".
@@ -173,12 +265,44 @@ class Reader:
             StoreError: As for `search`.
             PassageIndexError: As for `search`.
         """
-        retrieved = self.search(query)
+        retrieved = found or self.search(query)
         if query.context != "none":
             if not retrieved.hits:
                 raise NoPassagesError(self.why_none(query.filters))
             self.warn_of(query.filters)
         return retrieved
+
+    def matching(
+        self, filters: Filter | Mapping[str, Any] | None
+    ) -> tuple[LatentStore, list[PassageKey] | None]:
+        """The passages that a filter keeps, at one version.
+
+        Conditions of the filter that no passage can meet are logged as a warning.
+
+        Args:
+            filters: The filter.
+
+        Returns:
+            The store, and the keys of the passages, sorted; None for all of them: then the passage index is
+            not opened.
+
+        Raises:
+            ValueError: When the filters are not valid.
+        """
+        self.require_open()
+        if (condition := as_filter(filters)) is None:
+            return self.store, None
+        self.warn_of(condition)
+        index, store = self.at_one_version()
+        return store, index.keys(condition)
+
+    def metadata_fields(self) -> list[MetadataField]:
+        """The metadata keys of the version being read, gathered once for each version."""
+        self.require_open()
+        store = self.store
+        if self._fields is None or self._fields[0] is not store:
+            self._fields = store, fields(store)
+        return self._fields[1]
 
     def find(self, condition: Filter) -> list[PassageKey]:
         """Find all passages whose metadata match a filter.
@@ -378,6 +502,13 @@ def hits_of(rows: Sequence[StoredPassage], scores: Sequence[float]) -> list[Hit]
         )
         for row, score in zip(rows, scores, strict=True)
     ]
+
+
+def _diverse(
+    index: PassageIndex, hits: Sequence[ScoredKey], count: int, relevance: float
+) -> list[ScoredKey]:
+    vectors = index.dense_vectors([hit.key for hit in hits]) if hits else None
+    return [] if vectors is None else diverse(hits, vectors, count, relevance)
 
 
 def _missing_key(index: PassageIndex, condition: Filter) -> str | None:

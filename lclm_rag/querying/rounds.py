@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
@@ -40,9 +40,11 @@ from lclm_rag.types import Answer, Grounding, PassageKey, Round, Timings, Usage
 __all__ = [
     "Rounds",
     "adrive",
+    "adrive_all",
     "answer",
     "astream_answer",
     "drive",
+    "drive_all",
     "no_answer",
     "standalone",
     "step",
@@ -158,18 +160,33 @@ async def adrive(
         PromptError: When the decoder refuses a prompt.
         DecoderError: When the decoder fails, or is closed.
     """
+    return (await adrive_all([steps], decoder, sampling))[0]
 
-    def go_on(completion: Completion | None) -> tuple[SoftPrompt | None, T | None]:
-        try:
-            return (next(steps) if completion is None else steps.send(completion)), None
-        except StopIteration as finished:
-            return None, finished.value
 
-    prompt, result = await asyncio.to_thread(go_on, None)
-    while prompt is not None:
-        (completion,) = all_answered(await decoder.acomplete([prompt], sampling))
-        prompt, result = await asyncio.to_thread(go_on, completion)
-    return result  # type: ignore[return-value]
+async def adrive_all(
+    steps: Sequence[Generator[SoftPrompt, Completion, T]], decoder: Decoder, sampling: Sampling
+) -> list[T]:
+    """`adrive` for many at once: the prompts of a round are decoded together.
+
+    Args:
+        steps: The steps of each.
+        decoder: Completes the prompts.
+        sampling: How tokens are chosen.
+
+    Returns:
+        What each returns.
+
+    Raises:
+        PromptError: As for `adrive`.
+        DecoderError: As for `adrive`.
+    """
+    results: dict[int, T] = {}
+    prompts = await asyncio.to_thread(_next_prompts, steps, None, results)
+    while prompts:
+        decoded = all_answered(await decoder.acomplete(list(prompts.values()), sampling))
+        completions = dict(zip(prompts, decoded, strict=True))
+        prompts = await asyncio.to_thread(_next_prompts, steps, completions, results)
+    return [results[i] for i in range(len(steps))]
 
 
 def drive(steps: Generator[SoftPrompt, Completion, T], decoder: Decoder, sampling: Sampling) -> T:
@@ -183,14 +200,43 @@ def drive(steps: Generator[SoftPrompt, Completion, T], decoder: Decoder, samplin
     Returns:
         What the steps return.
     """
-    try:
-        prompt = next(steps)
-        while True:
-            (completion,) = all_answered(decoder.complete([prompt], sampling))
-            prompt = steps.send(completion)
-    except StopIteration as finished:
-        result: T = finished.value
-        return result
+    return drive_all([steps], decoder, sampling)[0]
+
+
+def drive_all(
+    steps: Sequence[Generator[SoftPrompt, Completion, T]], decoder: Decoder, sampling: Sampling
+) -> list[T]:
+    """`adrive_all` for callers outside of event loops.
+
+    Args:
+        steps: The steps of each.
+        decoder: Completes the prompts.
+        sampling: How tokens are chosen.
+
+    Returns:
+        What each returns.
+    """
+    results: dict[int, T] = {}
+    prompts = _next_prompts(steps, None, results)
+    while prompts:
+        decoded = all_answered(decoder.complete(list(prompts.values()), sampling))
+        prompts = _next_prompts(steps, dict(zip(prompts, decoded, strict=True)), results)
+    return [results[i] for i in range(len(steps))]
+
+
+def _next_prompts(
+    steps: Sequence[Generator[SoftPrompt, Completion, T]],
+    completions: Mapping[int, Completion] | None,
+    results: dict[int, T],
+) -> dict[int, SoftPrompt]:
+    """Go on with those that have a completion (None: begin with all): their next prompts, by their number."""
+    prompts: dict[int, SoftPrompt] = {}
+    for i in range(len(steps)) if completions is None else completions:
+        try:
+            prompts[i] = next(steps[i]) if completions is None else steps[i].send(completions[i])
+        except StopIteration as finished:
+            results[i] = finished.value
+    return prompts
 
 
 async def astream_answer(

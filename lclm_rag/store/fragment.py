@@ -20,7 +20,7 @@ from lclm_rag.errors import DamagedError
 from lclm_rag.storage import Folder, MappedFile
 from lclm_rag.storage.local import nothing_needed
 from lclm_rag.store.codecs import FLOATS, Bytes, CodecName, decode, encode, latent_bytes
-from lclm_rag.types import Passage, PassageKey
+from lclm_rag.types import Metadata, Passage, PassageKey
 
 if TYPE_CHECKING:
     import torch
@@ -399,6 +399,22 @@ class Fragment:
     def tokens(self, row: int) -> int:
         """The number of source tokens of a row's passage, including its header's."""
         return int(self._number("tokens", row))
+
+    def ordinal(self, row: int) -> int:
+        """The position of a row's passage in its document."""
+        return int(self._number("ordinal", row))
+
+    def end(self, row: int) -> int:
+        """Where a row's passage ends in the document's text (exclusive), in characters."""
+        return int(self._number("end", row))
+
+    def metadata(self, row: int) -> Metadata:
+        """The metadata of a row's passage, alone."""
+        try:
+            found: Metadata = json.loads(self._text("metadata", row))
+        except ValueError as error:
+            raise self.damaged(row, "metadata are no JSON") from error
+        return found
 
     def is_last(self, row: int) -> bool:
         """Whether a row's passage is the last of its document."""

@@ -184,10 +184,27 @@ class LatentStore:
             return list(pool.map(self._read, keys))
 
     def _read(self, key: PassageKey) -> StoredPassage:
-        place = self.place(key)
-        if place is None:
-            raise KeyError(f"The store holds no passage {key} in version {self.version}.")
-        return self.fragment(place[0]).read(place[1])
+        name, row = self.required_place(key)
+        return self.fragment(name).read(row)
+
+    def read_texts(self, keys: Iterable[PassageKey]) -> list[Passage]:
+        """Read passages without their latents; see `Fragment.passage`.
+
+        Args:
+            keys: The passages' keys.
+
+        Returns:
+            The passages in the order of `keys`.
+
+        Raises:
+            KeyError: If this version does not hold a passage. The message names its key.
+            DamagedError: If a row makes no sense.
+        """
+        places = [self.required_place(key) for key in keys]
+        if self.folder.local is not None:
+            return [self.fragment(name).passage(row) for name, row in places]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            return list(pool.map(lambda place: self.fragment(place[0]).passage(place[1]), places))
 
     def document_hash(self, document_id: str) -> bytes | None:
         """`Document.content_hash()` of a stored document; None if it is not stored."""
@@ -250,6 +267,16 @@ class LatentStore:
     def place(self, key: PassageKey) -> Place | None:
         """The place of a passage; None if this version does not hold it."""
         return next(self.places(key), None)
+
+    def required_place(self, key: PassageKey) -> Place:
+        """The place of a passage.
+
+        Raises:
+            KeyError: If this version does not hold it. The message names its key.
+        """
+        if (place := self.place(key)) is None:
+            raise KeyError(f"The store holds no passage {key} in version {self.version}.")
+        return place
 
     def places(self, key: PassageKey) -> Iterator[Place]:
         """The places of all rows with a key; a committed version has at most one.

@@ -72,9 +72,10 @@ def test_an_agent_searches_asks_and_expands(
                 await call("expand", document_id="long", ordinal=1, before=1, after=99),
                 await call("expand", document_id="long", ordinal=1),
                 await agent.call_tool("ask", {"question": "why " * 20_000}),
+                await call("fields"),
             )
 
-    searched, answered, filtered, nothing, whole, one, refused = asyncio.run(session())
+    searched, answered, filtered, nothing, whole, one, refused, fields = asyncio.run(session())
     assert [p["text"] for p in searched["passages"]] == [hit.text for hit in hits]
     assert searched["passages"][0] == {
         "document_id": sheets[3].document.id,
@@ -97,6 +98,8 @@ def test_an_agent_searches_asks_and_expands(
     assert whole["text"] == text
     assert one["text"] == text[one["start"] : one["end"]]
     assert len(one["text"]) < len(text)
+    assert fields["fields"][-1] == {"name": "year", "kinds": ["number"], "documents": 1}
+    assert [field["name"] for field in fields["fields"]] == ["kind", "lang", "name", "year"]
     assert refused.is_error
     assert refused.content[0].text.endswith("Shorten it.")
     # As loading and running models does not write to stdout: the client logs what is no message.
@@ -120,7 +123,7 @@ def test_tools_say_what_they_take_and_errors_what_is_wrong(closed_kb: Path) -> N
             return tools, errors, await agent.call_tool("search", {"query": "x"})
 
     tools, errors, still = asyncio.run(session())
-    assert {tool.name for tool in tools} == {"search", "ask", "expand"}
+    assert {tool.name for tool in tools} == {"search", "ask", "expand", "fields"}
     for tool in tools:
         assert tool.description
         assert tool.output_schema
