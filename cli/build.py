@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lclm_rag.cli.corpus import add_corpus, corpus_options
+from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import CODECS, frame_option
 
 __all__ = ["build"]
@@ -97,7 +98,7 @@ def build(
     from lclm_rag.knowledge_base import KnowledgeBase
 
     if checkpoint is None:
-        click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+        say("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
     knowledge_base = KnowledgeBase.create(
         kb,
         checkpoint or BUNDLED,
@@ -119,7 +120,7 @@ def build(
         return add_corpus(knowledge_base, corpus, resume=resume, **reading)
     except BaseException:
         if knowledge_base.abandon():
-            click.echo(
+            say(
                 f"What was compressed stays in {knowledge_base.folder}: run the same command again to "
                 "continue from there.",
                 err=True,

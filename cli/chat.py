@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import (
     decoder_options,
     expand_option,
@@ -79,10 +80,10 @@ def chat(
         device=device,
         dtype=dtype,
     ) as knowledge_base:
-        click.echo(f"{len(knowledge_base):,} passages. An empty line ends the session.", err=True)
+        say(f"{len(knowledge_base):,} passages. An empty line ends the session.", err=True)
         history: list[tuple[str, str]] = []
         while True:
-            click.echo("> ", err=True, nl=False)
+            say("> ", err=True, nl=False)
             question = sys.stdin.readline().strip()
             if not question:
                 return
@@ -98,8 +99,8 @@ def chat(
                     compress_history=compress_history,
                 ):
                     answer += piece
-                    click.echo(piece, nl=False)
-                click.echo()
+                    say(piece, nl=False)
+                say()
                 history += [("user", question), ("assistant", answer)]
             except ValueError as error:  # A bad question does not end the session.
-                click.echo(f"Error: {error}", err=True)
+                say(f"Error: {error}", err=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json, kb_option, wait_option
 from lclm_rag.cli.vacuum import print_vacuumed
 
@@ -43,9 +42,9 @@ def compact(kb: str, keep_versions: bool, wait: float, as_json: bool) -> None:
     if as_json:
         freed = vacuumed.bytes if vacuumed else 0
         facts = {"version": manifest.version, "fragments": len(manifest.fragments), "freed": freed}
-        click.echo(json.dumps(facts))
+        say_json(facts)
     else:
-        click.echo(
+        say(
             f"{kb}: {before} fragments became {len(manifest.fragments)}, version {manifest.version}."
         )
         if vacuumed:

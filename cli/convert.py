@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from lclm_rag.cli.formatting import megabytes
+from lclm_rag.cli.formatting import megabytes, say, say_json
 from lclm_rag.cli.options import CODECS, as_json, kb_option, wait_option
 
 __all__ = ["convert"]
@@ -37,9 +36,9 @@ def convert(kb: str, codec: Any, wait: float, as_json: bool) -> None:
             knowledge_base.convert(codec, on_row=on_row)
         new = knowledge_base.store.manifest
     if as_json:
-        click.echo(json.dumps({"version": new.version, "codec": codec, "bytes": new.bytes}))
+        say_json({"version": new.version, "codec": codec, "bytes": new.bytes})
     else:
-        click.echo(
+        say(
             f"{kb}: {old.layout.codec} became {codec}, {megabytes(old.bytes)} MB became "
             f"{megabytes(new.bytes)} MB. Version {old.version} is kept until lclm-rag vacuum removes it."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
     as_json,
     device_options,
@@ -266,7 +266,7 @@ def add_corpus(
             on_ignore=ignored.append,
         )
     for line in number_like_columns(corpus, **columns):
-        click.echo(line, err=True)
+        say(line, err=True)
     with left_out_shown(ignored, skipped), knowledge_base, progress_bar() as progress:
         total = count_documents(corpus)
         task = progress.add_task("compressing", total=total, note="")
@@ -291,22 +291,20 @@ def add_corpus(
         skipped += report.skipped
     if as_json:
         result = {**asdict(report), "skipped": skipped, "version": knowledge_base.store.version}
-        click.echo(json.dumps(result))
+        say_json(result)
     else:
         gone = f"{report.deleted} deleted, " if delete_others else ""
         again = f" {report.reused:,} passages were there already." if report.reused else ""
-        click.echo(
+        say(
             f"{knowledge_base.path}: {report.added} added, {report.updated} updated, {gone}"
             f"{report.unchanged} unchanged, {len(skipped)} skipped; {report.tokens:,} tokens in "
             f"{report.passages - report.reused:,} passages became {report.latents:,} latents.{again}"
         )
         if delete_others and skipped:
-            click.echo("Nothing was deleted, because records were skipped.", err=True)
+            say("Nothing was deleted, because records were skipped.", err=True)
         for worker in report.workers:
             rate = worker.tokens / worker.seconds if worker.seconds else 0.0
-            click.echo(
-                f"  {worker.worker}: {worker.tokens:,} tokens, {rate:,.0f} a second", err=True
-            )
+            say(f"  {worker.worker}: {worker.tokens:,} tokens, {rate:,.0f} a second", err=True)
     return EXIT_IN_PART if skipped else 0
 
 
@@ -322,6 +320,6 @@ def left_out_shown(ignored: Sequence[str], skipped: Sequence[str]) -> Iterator[N
         yield
     finally:
         for line in ignored:
-            click.echo(f"ignored {line}", err=True)
+            say(f"ignored {line}", err=True)
         for line in skipped:
-            click.echo(f"skipped {line}", err=True)
+            say(f"skipped {line}", err=True)

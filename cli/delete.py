@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json, visible
 from lclm_rag.cli.options import (
     as_json,
     filter_option,
@@ -61,9 +61,9 @@ def delete(
         store = knowledge_base.store
     gone = before - store.count_documents()
     if as_json:
-        click.echo(json.dumps({"documents": gone, "passages": passages, "version": store.version}))
+        say_json({"documents": gone, "passages": passages, "version": store.version})
     else:
-        click.echo(f"{kb}: {gone} documents ({passages} passages) deleted.")
+        say(f"{kb}: {gone} documents ({passages} passages) deleted.")
 
 
 def _chosen(knowledge_base: KnowledgeBase, filters: tuple[str, ...], yes: bool) -> tuple[str, ...]:
@@ -78,6 +78,6 @@ def _chosen(knowledge_base: KnowledgeBase, filters: tuple[str, ...], yes: bool) 
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"{matching}: give --yes to delete them without being asked.")
-        if not click.confirm(f"{matching}. Delete them?", err=True):
+        if not click.confirm(visible(f"{matching}. Delete them?"), err=True):
             raise KnowledgeBaseError("Nothing was deleted.")
     return tuple(found)

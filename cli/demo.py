@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json, decoder_options
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
       lclm-rag demo --kb /tmp/demo-kb
       lclm-rag demo --decoder vllm --decoder-option enforce_eager=true
     """
+    from rich.markup import escape
+
     from lclm_rag.cli.progress import stderr
     from lclm_rag.evaluation.datasets.fact_sheets import fact_sheets, held_out_questions
     from lclm_rag.evaluation.scoring import recall
@@ -66,17 +68,23 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
     sheets = list(itertools.islice(fact_sheets(seed=2026, held_out=True), _DOCUMENTS))
     sample = held_out_questions(questions, sheets, seed=2026)
     stderr.print(
-        f"[bold]1[/]  {_DOCUMENTS} fact sheets, made up from a seed, become a knowledge base in {kb}/"
+        f"[bold]1[/]  {_DOCUMENTS} fact sheets, made up from a seed, become a knowledge base in "
+        f"{escape(str(kb))}/",
+        markup=True,
     )
     with _build(kb, [sheet.document for sheet in sheets], decoding) as knowledge_base:
         stderr.print(
-            f"[bold]2[/]  {_SHOWN} questions, answered from the latents of {top_k} passages each"
+            f"[bold]2[/]  {_SHOWN} questions, answered from the latents of {top_k} passages each",
+            markup=True,
         )
         answers = [knowledge_base.query(q.question, top_k, expand="never") for q in sample[:_SHOWN]]
         if not as_json:
             for answer, question in zip(answers, sample, strict=False):
                 _show(answer, question)
-        stderr.print(f"[bold]3[/]  {questions} questions, three ways, same decoder, same passages")
+        stderr.print(
+            f"[bold]3[/]  {questions} questions, three ways, same decoder, same passages",
+            markup=True,
+        )
         scores = _score(knowledge_base, sample, top_k)
         found = recall(knowledge_base, sample, top_k)
         manifest = knowledge_base.store.manifest
@@ -86,10 +94,10 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
             "latents": manifest.totals.latents,
         }
     if as_json:
-        click.echo(json.dumps(_summary(answers, scores, found, store, top_k)))
+        say_json(_summary(answers, scores, found, store, top_k))
     else:
         _table(scores, found, store, top_k, questions)
-        click.echo(
+        say(
             f"\nThe knowledge base is kept in {kb}. Try next:\n"
             f'  lclm-rag query --kb {kb} "{sample[0].question}"\n'
             f"  lclm-rag info --kb {kb}"
@@ -117,10 +125,10 @@ def _show(answer: Answer, question: FactQuestion) -> None:
     right = exact_match(answer.text, question.answer)
     verdict = "[green]right[/]" if right else f"[red]wrong[/], expected {escape(question.answer)}"
     usage = answer.usage
-    stdout.print(f"\n   [bold]{escape(question.question)}[/]")
-    stdout.print(f"   → {escape(answer.text)}   {verdict}")
+    stdout.print(f"\n   [bold]{escape(question.question)}[/]", markup=True)
+    stdout.print(f"   → {escape(answer.text)}   {verdict}", markup=True)
     sources = ", ".join(hit.key.document_id for hit in answer.sources)
-    stdout.print(f"     sources: {escape(sources)}", style="dim", soft_wrap=True)
+    stdout.print(f"     sources: {sources}", style="dim", soft_wrap=True)
     stdout.print(
         f"     {usage.source_tokens} source tokens behind {usage.latents} latents, "
         f"{usage.positions} prompt positions, first token after "

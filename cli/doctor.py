@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def doctor(checkpoint: str | None, as_json: bool) -> int:
         findings.append(finding)
         if not as_json:
             mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}[finding["state"]]
-            click.echo(f"{mark}  {finding['what']:24}{finding['detail']}")
+            say(f"{mark}  {finding['what']:24}{finding['detail']}")
     if as_json:
-        click.echo(json.dumps(findings))
+        say_json(findings)
     return 1 if any(finding["state"] == "broken" for finding in findings) else 0
 
 

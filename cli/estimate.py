@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ import click
 
 from lclm_rag.cli.corpus import left_out_shown, reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
+from lclm_rag.cli.formatting import say_json
 from lclm_rag.cli.options import Decorator, as_json
 from lclm_rag.estimate.devices import GPUS
 
@@ -177,7 +177,7 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
                 "index": asdict(index),
                 "contexts": [asdict(context) for context in contexts],
             }
-        click.echo(json.dumps(result))
+        say_json(result)
     else:
         tables.show_size(size, passage_tokens, token_bytes)
         tables.show_stores(stores)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import click
 from rich.filesize import decimal
 from rich.table import Column, Table
 
+from lclm_rag.cli.formatting import say
 from lclm_rag.cli.progress import stdout
 from lclm_rag.estimate.devices import Gpu
 from lclm_rag.estimate.index import SERVER_CORES, IndexPlan
@@ -18,10 +18,10 @@ from lclm_rag.estimate.store import CorpusSize, StorePlan
 def show_size(size: CorpusSize, passage_tokens: int, bytes_per_token: float | None) -> None:
     """Print the size of the corpus: documents, text, tokens, passages."""
     how = "counted" if bytes_per_token is None else f"at {bytes_per_token:g} bytes a token"
-    click.echo(f"{'documents':16}{size.documents:,}")
-    click.echo(f"{'text':16}{decimal(size.text_bytes)}")
-    click.echo(f"{'source tokens':16}{size.tokens:,}, {how}")
-    click.echo(f"{'passages':16}{size.passages:,}, of at most {passage_tokens:,} tokens")
+    say(f"{'documents':16}{size.documents:,}")
+    say(f"{'text':16}{decimal(size.text_bytes)}")
+    say(f"{'source tokens':16}{size.tokens:,}, {how}")
+    say(f"{'passages':16}{size.passages:,}, of at most {passage_tokens:,} tokens")
 
 
 def show_stores(stores: Sequence[StorePlan]) -> None:
@@ -52,15 +52,13 @@ def show_compressing(stores: Sequence[StorePlan], gpus: Iterable[Gpu]) -> None:
 
 def show_index(index: IndexPlan, replicas: int, node_bytes: float) -> None:
     """Print what the passage index takes: memory, disk and Qdrant servers."""
-    click.echo("\nThe passage index")
-    click.echo(f"{'memory':16}{decimal(index.ram_bytes)}, of one copy")
-    click.echo(f"{'disk':16}{decimal(index.disk_bytes)}, of one copy")
+    say("\nThe passage index")
+    say(f"{'memory':16}{decimal(index.ram_bytes)}, of one copy")
+    say(f"{'disk':16}{decimal(index.disk_bytes)}, of one copy")
     servers = (
         f"{index.nodes:,} of {node_bytes / 2**30:g} GiB and {SERVER_CORES} cores, {replicas} copies"
     )
-    click.echo(
-        f"{'Qdrant servers':16}{'none: the embedded index will do' if index.embedded else servers}"
-    )
+    say(f"{'Qdrant servers':16}{'none: the embedded index will do' if index.embedded else servers}")
 
 
 def show_contexts(contexts: Sequence[Context], questions: Questions, gpu: Gpu) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import CODECS, as_json, decoder_options, order_option
 
 if TYPE_CHECKING:
@@ -195,10 +195,10 @@ def evaluate(
 
         pictures = draw(report, out)
     if as_json:
-        click.echo(json.dumps({k: v for k, v in report.items() if k != "answers"}))
+        say_json({k: v for k, v in report.items() if k != "answers"})
         return
     print_report(report)
-    click.echo("\n".join(map(str, [out / "report.json", *pictures])))
+    say("\n".join(map(str, [out / "report.json", *pictures])))
 
 
 def _question_set(name: str, kb: str | None, options: Mapping[str, Any]) -> EvalSet:
@@ -278,7 +278,7 @@ def _opened(
             )
     else:
         if options["checkpoint"] is None:
-            click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+            say("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
         made = KnowledgeBase.create(folder, checkpoint, codec=options["codec"], **how)
     add_with_progress(made, documents_to_add(questions))
     return made
@@ -290,6 +290,6 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
 
     comparison = compare(read_report(a), read_report(b))
     if as_json:
-        click.echo(json.dumps(comparison))
+        say_json(comparison)
     else:
         print_comparison(comparison, a, b)

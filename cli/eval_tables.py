@@ -48,7 +48,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     )
     stdout.print(_table(title, columns, lines))
     for note in _notes(report):
-        stdout.print(note, style="dim", soft_wrap=True, markup=False)
+        stdout.print(note, style="dim", soft_wrap=True)
     if len(report["categories"]) > 1:
         stdout.print(_categories(report))
 
@@ -185,7 +185,7 @@ def print_comparison(comparison: Mapping[str, Any], a: Path, b: Path) -> None:
             str(difference["better"]),
             str(difference["worse"]),
         )
-    stdout.print(f"A: {a}\nB: {b}", markup=False)
+    stdout.print(f"A: {a}\nB: {b}")
     stdout.print(table)
     if comparison["only_a"] or comparison["only_b"]:
         stdout.print(
@@ -193,7 +193,7 @@ def print_comparison(comparison: Mapping[str, Any], a: Path, b: Path) -> None:
             style="dim",
         )
     for name, (before, after) in comparison["settings"].items():
-        stdout.print(f"{name}: A {before}, B {after}", style="dim", soft_wrap=True, markup=False)
+        stdout.print(f"{name}: A {before}, B {after}", style="dim", soft_wrap=True)
 
 
 def _percent(figure: Mapping[str, float] | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_IN_PART
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
     decoder_options,
     sampling_options,
@@ -68,7 +69,7 @@ def generate(
     from lclm_rag.generation import generate as complete
 
     if checkpoint is None:
-        click.echo("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+        say("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
     opened = Checkpoint.open(checkpoint or BUNDLED)
     prompts: list[Any] = [record["prompt"] for record in records]
     with closing(load_decoder(decoder, opened, device, dtype, **decoder_options)) as loaded:
@@ -76,19 +77,20 @@ def generate(
         results = complete(prompts, compressor, loaded, Sampling(**sampling))
     failed = [n for n, result in enumerate(results) if not isinstance(result, Completion)]
     for number in failed:
-        click.echo(f"Error: prompt {number + 1}: {results[number]}", err=True)
+        say(f"Error: prompt {number + 1}: {results[number]}", err=True)
     if prompts_jsonl is None and out is None:
         if failed:
             return EXIT_FAILED
-        click.echo(all_answered(results)[0].text)
+        say(all_answered(results)[0].text)
         return 0
-    lines = [
-        json.dumps({**record, **_response(result)}, ensure_ascii=False)
-        for record, result in zip(records, results, strict=True)
+    answered = [
+        {**record, **_response(result)} for record, result in zip(records, results, strict=True)
     ]
     if out is None:
-        click.echo("\n".join(lines))
+        for record in answered:
+            say_json(record)
     else:
+        lines = [json.dumps(record, ensure_ascii=False) for record in answered]
         out.write_text("\n".join(lines) + "\n", "utf-8")
     return EXIT_IN_PART if failed else 0
 

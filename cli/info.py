@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json, kb_option
 
 __all__ = ["info"]
@@ -24,14 +24,14 @@ def info(kb: str, as_json: bool) -> None:
     """
     facts = _facts(kb)
     if as_json:
-        click.echo(json.dumps(facts))
+        say_json(facts)
         return
     for name, value in facts.items():
         if name == "advice" and value is None:
             continue
         is_count = isinstance(value, int) and not isinstance(value, bool)
         shown = f"{value:,}" if is_count else value
-        click.echo(f"{name.replace('_', ' '):24}{shown}")
+        say(f"{name.replace('_', ' '):24}{shown}")
 
 
 def _facts(kb: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json, parsed_filter
 
 __all__ = ["keys"]
@@ -80,8 +81,8 @@ def add_command(
         raise click.UsageError(
             "--write and --filter exclude each other: the key could replace documents that it must not see."
         )
-    click.echo(add_key(path, name, bases=bases, write=write, filters=filters))
-    click.echo(f"The key of {name} is shown only now; {path} holds its hash.", err=True)
+    say(add_key(path, name, bases=bases, write=write, filters=filters))
+    say(f"The key of {name} is shown only now; {path} holds its hash.", err=True)
 
 
 @keys.command("list")
@@ -98,14 +99,14 @@ def list_command(path: Path, as_json: bool) -> None:
 
     listed = listed_keys(path)
     if as_json:
-        click.echo(json.dumps(listed))
+        say_json(listed)
         return
     for key in listed:
         bases, filters = key["bases"], key["filters"]
         what = "all knowledge bases" if bases is None else ", ".join(bases) or "nothing"
         rights = "asks and writes" if key["write"] else "asks"
         words = filters if isinstance(filters, str) else " and ".join(_conditions(filters))
-        click.echo(f"{key['name']}  {rights} {what}{f', where {words}' if words else ''}")
+        say(f"{key['name']}  {rights} {what}{f', where {words}' if words else ''}")
 
 
 def _conditions(filters: dict[str, object] | list[str] | None) -> list[str]:
@@ -128,4 +129,4 @@ def remove_command(path: Path, name: str) -> None:
     from lclm_rag.serving.keys import remove_key
 
     remove_key(path, name)
-    click.echo(f"Removed the key of {name}.")
+    say(f"Removed the key of {name}.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -22,6 +25,7 @@ from lclm_rag.cli.doctor import doctor
 from lclm_rag.cli.estimate import estimate
 from lclm_rag.cli.eval import evaluate
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
+from lclm_rag.cli.formatting import say
 from lclm_rag.cli.generate import generate
 from lclm_rag.cli.info import info
 from lclm_rag.cli.keys import keys
@@ -62,10 +66,10 @@ def cli() -> None:
 
 
 class _ToStderr(logging.Handler):
-    """Writes log lines with click, to whatever stderr is at that time."""
+    """Writes log lines to whatever stderr is at that time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        say(record.getMessage(), err=True)
 
 
 for command in (
@@ -88,17 +92,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     # SIGTERM must also end vLLM's processes, so it becomes an ordinary exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    sys.excepthook = _say_traceback
     sys.exit(_run(arguments))
+
+
+def _say_traceback(*error: Any) -> None:
+    """A message may quote whatever was read."""
+    say("".join(traceback.format_exception(*error)), err=True, nl=False)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="lclm-rag", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue(), err=True, nl=False)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        say("Interrupted.", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, say) has seen enough; keep Python from flushing into the closed pipe.
@@ -107,6 +119,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (LclmRagError, ValueError, OSError, ImportError) as error:
         if os.environ.get("LCLM_RAG_DEBUG"):
             raise
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         return EXIT_LOCKED if isinstance(error, LockedError) else EXIT_FAILED
     return result if isinstance(result, int) else 0

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
+from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import decoder_options, frame_option, kb_option, sampling_options
 from lclm_rag.types import DEFAULT_TOP_K
 
@@ -47,7 +48,7 @@ def mcp(
     dtype: str,
     **sampling: Any,
 ) -> None:
-    """Serve a knowledge base to agents over MCP: the tools search, ask and expand.
+    """Serve a knowledge base to agents over MCP: the tools search, ask, expand and fields.
 
     The client starts and stops the command. It needs pip install 'lclm-rag[mcp]'.
 
@@ -79,7 +80,7 @@ def mcp(
             if port is None:
                 _in_a_thread(lambda: server.run("stdio"))
             else:
-                click.echo(f"Serving at http://127.0.0.1:{port}/mcp", err=True)
+                say(f"Serving at http://127.0.0.1:{port}/mcp", err=True)
                 _in_a_thread(lambda: server.run("streamable-http", host="127.0.0.1", port=port))
         except (KeyboardInterrupt, SystemExit) as end:
             knowledge_base.close()
@@ -108,5 +109,5 @@ def _leave(end: KeyboardInterrupt | SystemExit) -> NoReturn:
     if isinstance(end, SystemExit):
         # The HTTP server exits with its own code if the port is taken, and has then printed the reason.
         os._exit(EXIT_TERMINATED if end.code == EXIT_TERMINATED else EXIT_FAILED)
-    click.echo("Interrupted.", err=True)
+    say("Interrupted.", err=True)
     os._exit(EXIT_INTERRUPTED)

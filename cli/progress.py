@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +17,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
+
+from lclm_rag.cli.formatting import visible
 
 if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
@@ -24,8 +28,28 @@ if TYPE_CHECKING:
 
 __all__ = ["add_with_progress", "counting_bar", "progress_bar", "stderr", "stdout"]
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+
+class _Console(Console):
+    """A console to which a text is only text: no control characters, and no markup unless it is asked for."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Before widths are measured."""
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Whatever else is to be drawn; rich's own controls are segments of their own."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else visible(segment.text)
+            yield segment._replace(text=text)
+
+
+stderr = _Console(stderr=True)
+stdout = _Console()
 
 
 @contextmanager
@@ -33,13 +57,13 @@ def progress_bar() -> Iterator[Progress]:
     """Bars that show count, share, time spent, time left, and a note (the task field `note`)."""
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=stderr,
     ) as progress:
         yield progress

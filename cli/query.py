@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
+from lclm_rag.cli.formatting import one_line, say, say_json
 from lclm_rag.cli.options import (
     as_json,
     decoder_options,
@@ -99,13 +99,13 @@ def query(
             sampling=Sampling(**sampling),
         )
     if as_json:
-        click.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
+        say_json(answer.to_dict())
     elif answer.no_passages:
-        click.echo(f"Nothing was found to answer from: {answer.reason}", err=True)
+        say(f"Nothing was found to answer from: {answer.reason}", err=True)
     else:
-        click.echo("\n".join(answer_lines(answer)))
+        say("\n".join(answer_lines(answer)))
         if answer.reason:
-            click.echo(answer.reason, err=True)
+            say(answer.reason, err=True)
     return EXIT_IN_PART if answer.reason else 0
 
 
@@ -116,18 +116,20 @@ def answer_lines(answer: Answer) -> list[str]:
     expanded = set(answer.expanded)
     for hit in answer.sources:
         verbatim = "  (verbatim)" if hit.key in expanded else ""
-        lines.append(f"  {hit.score:6.2f}  {hit.key}  {_excerpt(hit.text)}{verbatim}")
+        lines.append(f"  {hit.score:6.2f}  {one_line(hit.key)}  {_excerpt(hit.text)}{verbatim}")
     if answer.grounding.missing:
-        lines.append(f"  not in the sources: {', '.join(answer.grounding.missing)}")
+        lines.append(f"  not in the sources: {', '.join(map(one_line, answer.grounding.missing))}")
     if len(answer.rounds) > 1:
         lines.append(
             f"  decoded {len(answer.rounds)} times; the first reply: {_excerpt(answer.rounds[0].reply)}"
         )
     no_room = [key for round in answer.rounds for key in round.no_room]
     if no_room:
-        lines.append(f"  no room to expand: {', '.join(map(str, no_room))}")
+        lines.append(f"  no room to expand: {', '.join(map(one_line, no_room))}")
     if answer.left_out:
-        lines.append(f"  left out, no room in the prompt: {', '.join(map(str, answer.left_out))}")
+        lines.append(
+            f"  left out, no room in the prompt: {', '.join(map(one_line, answer.left_out))}"
+        )
     if not answer.complete and not answer.reason:
         lines.append(f"  cut after {answer.rounds[-1].generated_tokens} tokens; raise --max-tokens")
     cached = f" ({usage.cached_positions:,} cached)" if usage.cached_positions else ""
@@ -140,5 +142,5 @@ def answer_lines(answer: Answer) -> list[str]:
 
 
 def _excerpt(text: str, width: int = 60) -> str:
-    line = " ".join(text.split())
+    line = one_line(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"

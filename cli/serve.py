@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import decoder_options, frame_option, order_option
 
 if TYPE_CHECKING:
@@ -283,9 +284,9 @@ def _announce(host: str, port: int, names: list[str], *, needs_key: bool) -> Non
     here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, place)
     body = {"model": names[0], "messages": [{"role": "user", "content": "Your question?"}]}
     header = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
-    click.echo(f"Serving {', '.join(names)} at http://{place}:{port}/v1", err=True)
-    click.echo(f"Page: http://{here}:{port}/", err=True)
-    click.echo(
+    say(f"Serving {', '.join(names)} at http://{place}:{port}/v1", err=True)
+    say(f"Page: http://{here}:{port}/", err=True)
+    say(
         f"Ask:  curl http://{here}:{port}/v1/chat/completions{header} "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'",
         err=True,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
     as_json,
     kb_option,
@@ -49,7 +48,7 @@ def show(
     with KnowledgeBase.open(kb, version=version) as knowledge_base:
         passages = knowledge_base.read_passages(PassageKey(document_id, ordinal), before, after)
     if not as_json:
-        click.echo("".join(passage.text for passage in passages))
+        say("".join(passage.text for passage in passages))
         return
     found = [
         {
@@ -61,4 +60,4 @@ def show(
         }
         for p in passages
     ]
-    click.echo(json.dumps(found, ensure_ascii=False))
+    say_json(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def start(decoder: str, out: Path, **settings: Any) -> None:
 
     made = start_checkpoint(decoder, out, **settings)
     config = made.config
-    click.echo(
+    say(
         f"{out}: a latent for {config.compression_ratio} tokens, {config.pooling} pooling, "
         f"{config.adapter_type} adapter; the decoder takes {made.context_length:,} positions. It answers "
         "from text, and has latents to learn."
@@ -155,7 +156,7 @@ def run(
             progress.update(task, completed=before[at.stage] + at.step, note=note)
 
         def on_evaluation(record: dict[str, Any]) -> None:
-            click.echo(json.dumps(record) if as_json else _evaluation_line(record))
+            _say_evaluation(record, as_json)
 
         carry_out(
             read, out, device=device, stop_at=stop_at, on_step=on_step, on_evaluation=on_evaluation
@@ -187,21 +188,21 @@ def status(folder: Path, plot: Path | None, as_json: bool) -> None:
 
         draw_curves(folder, plot)
     if as_json:
-        click.echo(json.dumps(found))
+        say_json(found)
         return
-    click.echo(f"{found['step']:,} of {found['steps']:,} steps, in stage {found['stage']}")
-    click.echo(
+    say(f"{found['step']:,} of {found['steps']:,} steps, in stage {found['stage']}")
+    say(
         f"{found['source_tokens']:,} source tokens compressed, {found['learned_tokens']:,} tokens learned in "
         f"{found['seconds'] / 3600:.1f} hours; {found['skipped']} steps were not finite"
     )
     rate = f"{found['tokens_per_second']:,.0f} tokens a second"
     if found["matrix_share"] is not None:
         rate += f", {100 * found['matrix_share']:.0f}% of the rate of a large matrix product"
-    click.echo(rate)
+    say(rate)
     for name, figures in found["objectives"].items():
-        click.echo(f"  {name:14s} loss {figures['loss']:.3f}, {100 * figures['right']:.1f}% right")
+        say(f"  {name:14s} loss {figures['loss']:.3f}, {100 * figures['right']:.1f}% right")
     for record in found["evaluations"]:
-        click.echo(_evaluation_line(record))
+        say(_evaluation_line(record))
 
 
 @train.command()
@@ -228,7 +229,7 @@ def evaluate(folder: Path, questions: Path, device: str, as_json: bool) -> None:
     template = PromptTemplate.of(model.checkpoint)
     found = answers(model, template, asked, max_tokens=read.max_tokens)
     record = {"step": progress.step, "stage": read.stages[progress.stage].name, **found}
-    click.echo(json.dumps(record) if as_json else _evaluation_line(record))
+    _say_evaluation(record, as_json)
 
 
 @train.command()
@@ -255,10 +256,8 @@ def export(folder: Path, out: Path, dtype: str) -> None:
 
     model, progress = restored(_recipe(folder / RECIPE), folder)
     made = write(model, out, getattr(torch, dtype))
-    click.echo(
-        f"{out}: the state after step {progress.step} of stage {progress.stage + 1}; use it with"
-    )
-    click.echo(f"  lclm-rag build notes/ --kb kb/ --checkpoint {made.path}")
+    say(f"{out}: the state after step {progress.step} of stage {progress.stage + 1}; use it with")
+    say(f"  lclm-rag build notes/ --kb kb/ --checkpoint {made.path}")
 
 
 def _start_with_ratio(checkpoint: str, out: Path, ratio: int) -> None:
@@ -277,7 +276,7 @@ def _start_with_ratio(checkpoint: str, out: Path, ratio: int) -> None:
             f"--{others[0]}."
         )
     made = change_ratio(checkpoint, out, ratio)
-    click.echo(f"{out}: {checkpoint} with a latent for {made.config.compression_ratio} tokens.")
+    say(f"{out}: {checkpoint} with a latent for {made.config.compression_ratio} tokens.")
 
 
 def _recipe(path: Path) -> Recipe:
@@ -335,7 +334,7 @@ def _show_plan(recipe: Recipe, gpu: str, as_json: bool) -> None:
     checkpoint = Checkpoint.open(recipe.place(recipe.start))
     stages = plan(recipe, checkpoint, mixtures(recipe, checkpoint))
     if as_json:
-        click.echo(json.dumps([vars(stage) for stage in stages]))
+        say_json([vars(stage) for stage in stages])
         return
     from rich.table import Table
 
@@ -367,6 +366,13 @@ def _show_plan(recipe: Recipe, gpu: str, as_json: bool) -> None:
             f"{memory / 1e9:,.1f}",
         )
     stdout.print(table)
+
+
+def _say_evaluation(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        say_json(record)
+    else:
+        say(_evaluation_line(record))
 
 
 def _evaluation_line(record: dict[str, Any]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from lclm_rag.cli.formatting import megabytes
+from lclm_rag.cli.formatting import megabytes, say, say_json
 from lclm_rag.cli.options import as_json, kb_option, wait_option
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def vacuum(kb: str, keep: int, wait: float, as_json: bool) -> None:
     with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
         vacuumed = knowledge_base.vacuum(keep=keep)
     if as_json:
-        click.echo(json.dumps(asdict(vacuumed)))
+        say_json(asdict(vacuumed))
     else:
         print_vacuumed(kb, vacuumed)
 
@@ -53,9 +52,9 @@ def vacuum(kb: str, keep: int, wait: float, as_json: bool) -> None:
 def print_vacuumed(kb: str, vacuumed: Vacuumed) -> None:
     """Print how many versions were removed, the disk space freed, and which versions are kept."""
     kept = ", ".join(map(str, vacuumed.kept[-_LISTED:]))
-    click.echo(
+    say(
         f"{kb}: {len(vacuumed.removed)} versions removed, {megabytes(vacuumed.bytes)} MB freed; kept: "
         f"{kept}."
     )
     if "://" in kb and len(vacuumed.kept) > 1:
-        click.echo("In an object store versions are kept for a day after they are superseded.")
+        say("In an object store versions are kept for a day after they are superseded.")

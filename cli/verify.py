@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_IN_PART
-from lclm_rag.cli.formatting import megabytes
+from lclm_rag.cli.formatting import megabytes, one_line, say, say_json
 from lclm_rag.cli.options import as_json, kb_option, wait_option
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def verify(kb: str, repair: bool, wait: float, as_json: bool) -> int:
     with counting_bar("verifying") as on_bytes:
         findings = check(kb, repair=repair, wait=wait, on_bytes=on_bytes)
     if as_json:
-        click.echo(json.dumps(asdict(findings)))
+        say_json(asdict(findings))
     else:
         _print_findings(kb, findings)
     if not findings.problems:
@@ -57,18 +56,18 @@ def verify(kb: str, repair: bool, wait: float, as_json: bool) -> int:
 
 def _print_findings(kb: str, findings: Findings) -> None:
     for problem in findings.problems:
-        click.echo(problem)
+        say(problem)
     if findings.damaged_documents:
-        click.echo(f"Damaged documents ({len(findings.damaged_documents):,}):")
+        say(f"Damaged documents ({len(findings.damaged_documents):,}):")
         for document_id in findings.damaged_documents:
-            click.echo(f"  {document_id}")
+            say(f"  {one_line(document_id)}")
     if findings.nameless_passages:
-        click.echo(f"Damaged passages of unknown documents: {findings.nameless_passages:,}")
+        say(f"Damaged passages of unknown documents: {findings.nameless_passages:,}")
     for sentence in findings.earlier:
-        click.echo(f"Before the last repair: {sentence}")
+        say(f"Before the last repair: {sentence}")
     for sentence in findings.repaired:
-        click.echo(f"Repaired: {sentence}")
-    click.echo(
+        say(f"Repaired: {sentence}")
+    say(
         f"{kb}: version {findings.version}, {findings.documents:,} documents, "
         f"{findings.passages:,} passages, {megabytes(findings.bytes)} MB: "
         + (
@@ -78,7 +77,7 @@ def _print_findings(kb: str, findings: Findings) -> None:
         )
     )
     if findings.reclaimable_bytes:
-        click.echo(
+        say(
             f"Killed runs left {megabytes(findings.reclaimable_bytes)} MB: running the same command again "
             "continues from there, and lclm-rag vacuum removes it."
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
-from lclm_rag.cli.formatting import megabytes
+from lclm_rag.cli.formatting import megabytes, say, say_json
 from lclm_rag.cli.options import as_json, kb_option
 
 __all__ = ["versions"]
@@ -45,14 +44,12 @@ def versions(kb: str, as_json: bool) -> None:
         for m in read_versions(folder / "store")
     ]
     if as_json:
-        click.echo(json.dumps(found))
+        say_json(found)
         return
-    click.echo(
-        f"{'version':>7}  {'made (UTC)':23}  {'by':8}{'documents':>11}{'passages':>12}{'MB':>12}"
-    )
+    say(f"{'version':>7}  {'made (UTC)':23}  {'by':8}{'documents':>11}{'passages':>12}{'MB':>12}")
     for v in found:
         made = str(v["created"])[:23].replace("T", " ")
-        click.echo(
+        say(
             f"{v['version']:>7}  {made:23}  {v['operation']:8}{v['documents']:>11,}{v['passages']:>12,}"
             f"{megabytes(v['bytes']):>12}"
         )
