@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_rag.checksummed_json import digest, seal, unseal
 from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.retrieval.words import WORDS
 
 if TYPE_CHECKING:
     from lclm_rag.storage import Folder
@@ -28,7 +29,8 @@ class Settings:
         checkpoint: The checkpoint's folder or hub id, or "bundled".
         passage_tokens: Most encoder tokens in a passage.
         instruction: The instruction in every prompt; None is that of the frame.
-        embedder: Name or path of a sentence-transformers model; None means BM25 alone.
+        embedder: Name or path of a sentence-transformers model; "given:" and the name of an `Embedder` that
+            was passed as an object; None means BM25 alone.
         qdrant_url: URL of the Qdrant server that holds the passage index; None means embedded, in the folder.
         collection: Name of the collection on that server; None if the index is embedded.
         contextual_headers: Whether passages carry title and headings.

@@ -360,8 +360,8 @@ class KnowledgeBase:
 
         Raises:
             KnowledgeBaseError: When the folder is not a knowledge base or has another format, when it was
-                built with another checkpoint or embedder, or when a version is given and the passage index is on a
-                server, which shows the newest version only.
+                built with another checkpoint or embedder, or when a version is given and the passage index is
+                on a server, which shows the newest version only.
             StoreError: When there is no such version, or the store cannot be read.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
             ValueError: When `frame`, `order` or the URL is not valid.

@@ -15,7 +15,7 @@ from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
 from lclm_rag.indexing.state import read_state
 from lclm_rag.indexing.versions import indexed_store
 from lclm_rag.problem import Problem
-from lclm_rag.retrieval import SentenceTransformerEmbedder
+from lclm_rag.retrieval import load_embedder
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore
 from lclm_rag.store.fragment import key_hash
@@ -61,7 +61,7 @@ def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> Non
     index = open_index(
         folder,
         store,
-        embedder=SentenceTransformerEmbedder(settings.embedder) if settings.embedder else None,
+        embedder=load_embedder(settings.embedder),
         qdrant_url=settings.qdrant_url,
         collection=settings.collection,
         owner=settings.id,
@@ -147,11 +147,5 @@ def _differences(
             f"{extra:,} that are not in it; --repair makes it anew."
         )
         yield Problem("index", where, sentence)
-    if contents.damaged:
-        for key in compress(keys, is_extra & ~_are_among(contents.hidden, hashes)):
-            yield Problem("indexed passage", where, "", key.document_id)
-
-
-def _are_among(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Which of `hashes` are in `known`, which is sorted; bool, of the shape of `hashes`."""
-    return np.searchsorted(known, hashes, "left") < np.searchsorted(known, hashes, "right")
+    for document_id in lost:
+        yield Problem("indexed passage", where, "", document_id)

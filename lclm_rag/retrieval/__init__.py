@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from lclm_rag.retrieval.bm25 import Bm25Settings, average_length
 from lclm_rag.retrieval.edge import EdgeIndex
-from lclm_rag.retrieval.embedders import Embedder, SentenceTransformerEmbedder
+from lclm_rag.retrieval.embedders import (
+    GIVEN,
+    Embedder,
+    SentenceTransformerEmbedder,
+    load_embedder,
+)
 from lclm_rag.retrieval.filter_syntax import parse_filter
 from lclm_rag.retrieval.filters import (
     And,
@@ -17,6 +22,7 @@ from lclm_rag.retrieval.filters import (
     In,
     Missing,
     Not,
+    OfDocuments,
     Or,
     as_filter,
     field,
@@ -27,6 +33,9 @@ from lclm_rag.retrieval.index import IndexEntry, PassageIndex, ScoredKey
 __all__ = [
     "And",
     "Bm25Settings",
+    "GIVEN",
+    "LANGUAGES",
+    "WORDS",
     "Compare",
     "Contains",
     "EdgeIndex",
@@ -38,6 +47,7 @@ __all__ = [
     "Not",
     "Or",
     "PassageIndex",
+    "OfDocuments",
     "ScoredKey",
     "SentenceTransformerEmbedder",
     "as_filter",
@@ -46,3 +56,4 @@ __all__ = [
     "matches",
     "parse_filter",
 ]
+    "load_embedder",

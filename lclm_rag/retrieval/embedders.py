@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.own_code import own_code_refused
 
-__all__ = ["Embedder", "SentenceTransformerEmbedder"]
+__all__ = ["GIVEN", "Embedder", "SentenceTransformerEmbedder", "load_embedder"]
+
+GIVEN = "given:"
+"""What precedes the name of an embedder in the settings if it was passed as an object."""
 
 
 class Embedder(Protocol):
@@ -96,3 +100,26 @@ class SentenceTransformerEmbedder:
         vector = self._model.encode_query(text, normalize_embeddings=True, show_progress_bar=False)
         row: list[float] = vector.tolist()
         return row
+
+
+def load_embedder(name: str | None) -> Embedder | None:
+    """Load the embedder that the settings of a knowledge base name.
+
+    Args:
+        name: The name or folder of a sentence-transformers model; None for BM25 alone.
+
+    Returns:
+        The embedder; None for BM25 alone.
+
+    Raises:
+        KnowledgeBaseError: When the embedder was passed as an object, which has no name to load it by.
+        ImportError: When sentence-transformers is not installed.
+    """
+    if name is None:
+        return None
+    if name.startswith(GIVEN):
+        raise KnowledgeBaseError(
+            f"This knowledge base was made with the embedder {name.removeprefix(GIVEN)!r}, given as an "
+            "object; give it again: KnowledgeBase.open(…, embedder=…)."
+        )
+    return SentenceTransformerEmbedder(name)

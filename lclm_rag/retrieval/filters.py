@@ -34,6 +34,7 @@ __all__ = [
     "Kind",
     "Missing",
     "Not",
+    "OfDocuments",
     "Operator",
     "Or",
     "as_filter",
@@ -205,6 +206,25 @@ class Not(Filter):
     filter: Filter
 
 
+@dataclass(frozen=True)
+class OfDocuments(Filter):
+    """The passage is of one of these documents.
+
+    Attributes:
+        document_ids: The documents' ids; if empty, nothing matches.
+
+    Raises:
+        ValueError: When the ids are not a tuple of strings.
+    """
+
+    document_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        ids = self.document_ids
+        if not isinstance(ids, tuple) or not all(isinstance(each, str) for each in ids):
+            raise ValueError(f"OfDocuments takes a tuple of document ids, not {ids!r:.60}.")
+
+
 class Field:
     """A metadata key about to be compared: `Field("year") >= 2000` is a `Compare`.
 
@@ -296,12 +316,13 @@ def as_filter(condition: Filter | Mapping[str, Any] | None) -> Filter | None:
     return And(conditions) if conditions else None
 
 
-def matches(filter: Filter, metadata: Metadata) -> bool:
+def matches(filter: Filter, metadata: Metadata, document_id: str = "") -> bool:
     """Whether a filter matches a passage's metadata: the reference for what the engines do.
 
     Args:
         filter: The filter.
         metadata: The passage's metadata.
+        document_id: The id of the passage's document, for `OfDocuments`.
 
     Returns:
         True if a passage with this metadata is kept.
@@ -311,11 +332,13 @@ def matches(filter: Filter, metadata: Metadata) -> bool:
     """
     match filter:
         case And(filters):
-            return all(matches(part, metadata) for part in filters)
+            return all(matches(part, metadata, document_id) for part in filters)
         case Or(filters):
-            return any(matches(part, metadata) for part in filters)
+            return any(matches(part, metadata, document_id) for part in filters)
         case Not(part):
-            return not matches(part, metadata)
+            return not matches(part, metadata, document_id)
+        case OfDocuments(ids):
+            return document_id in ids
         case Missing(key):
             return not elements(metadata.get(key))
         case Contains(key, text):

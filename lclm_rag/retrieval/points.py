@@ -29,6 +29,7 @@ from lclm_rag.retrieval.filters import (
     Kind,
     Missing,
     Not,
+    OfDocuments,
     Or,
     elements,
     exact_integer,
@@ -168,6 +169,9 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
                 return engine.Filter(should=[condition(part) for part in filters])
             case Not(part):
                 return engine.Filter(must_not=[condition(part)])
+            case OfDocuments(ids):
+                match = engine.MatchAny(any=[*ids])
+                return engine.FieldCondition(key="document_id", match=match)
             case In(key, values):
                 return one_of(key, values)
             case Contains(key, text):

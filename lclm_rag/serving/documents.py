@@ -474,7 +474,9 @@ def _place(store: LatentStore, key: PassageKey) -> dict[str, Any]:
 
 
 def _may_see(passage: Passage | None, bound: Filter | None) -> bool:
-    return passage is not None and (bound is None or matches(bound, passage.metadata))
+    return passage is not None and (
+        bound is None or matches(bound, passage.metadata, passage.key.document_id)
+    )
 
 
 def _no_document(base: ServedBase, document_id: str) -> RequestError:
