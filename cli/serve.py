@@ -73,6 +73,12 @@ __all__ = ["serve"]
     "repeated.",
 )
 @click.option(
+    "--rerank",
+    "reranker",
+    metavar="MODEL",
+    help='A cross-encoder (sentence-transformers), by name or folder, for requests with "rerank": true.',
+)
+@click.option(
     "--max-in-flight",
     type=click.IntRange(min=1),
     metavar="N",
@@ -97,6 +103,18 @@ __all__ = ["serve"]
     help="Largest document that may be uploaded, in MiB.  [default: 64]",
 )
 @click.option(
+    "--convert-seconds",
+    type=click.IntRange(1, 1 << 20),
+    metavar="SECONDS",
+    help="Most time for converting an uploaded HTML, PDF or DOCX file.  [default: 120]",
+)
+@click.option(
+    "--convert-memory",
+    type=click.IntRange(1, 1 << 20),
+    metavar="MiB",
+    help="Most memory for converting it (on Linux).  [default: 1024]",
+)
+@click.option(
     "--grace",
     type=click.IntRange(min=0),
     default=30,
@@ -116,10 +134,13 @@ def serve(
     writable: bool,
     origins: tuple[str, ...],
     hosts: tuple[str, ...],
+    reranker: str | None,
     max_in_flight: int | None,
     max_tokens: int | None,
     max_top_k: int | None,
     max_upload_mb: int | None,
+    convert_seconds: int | None,
+    convert_memory: int | None,
     grace: int,
     **options: Any,
 ) -> None:
@@ -161,12 +182,14 @@ def serve(
         "max_tokens": max_tokens,
         "top_k": max_top_k,
         "upload": None if max_upload_mb is None else max_upload_mb * 2**20,
+        "convert_seconds": convert_seconds,
+        "convert_memory": None if convert_memory is None else convert_memory * 2**20,
     }
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
     keys = None if key_file is None else ApiKeys.load(key_file)
     # Before models are loaded: a taken port must not cost a minute.
     with _bound(host, port) as listening:
-        bases = open_bases(locations, **options)
+        bases = open_bases(locations, reranker, **options)
         end_of_spans = tracing.export()
         try:
             app = create_app(
@@ -176,6 +199,7 @@ def serve(
                 limits=limits,
                 hosts=("localhost", host, *hosts),
                 origins=origins,
+                reranker=reranker,
             )
             _run(app, listening, host, list(bases), grace, needs_key=keys is not None)
         finally:

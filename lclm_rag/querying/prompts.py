@@ -12,7 +12,7 @@ import torch
 
 from lclm_rag.checkpoint import Checkpoint, Space
 from lclm_rag.decoding import Sampling
-from lclm_rag.errors import NoPassagesError
+from lclm_rag.errors import ContextLengthError, NoPassagesError
 from lclm_rag.prompting import (
     AssembledPrompt,
     ChatMessage,
@@ -198,7 +198,12 @@ class PromptBuilder:
             template = template.closed_book(self.checkpoint)
         history, history_left_out = self._history(query, template, space)
         ends = template.ends(self._asked(query), history)
-        skimmed = assemble(template, passages, ends, budget, space, self.cache_salt, self.order)
+        try:
+            skimmed = assemble(template, passages, ends, budget, space, self.cache_salt, self.order)
+        except ContextLengthError as error:
+            if not query.neighbours:
+                raise
+            raise ContextLengthError(f"{error} Or ask with fewer neighbours.") from error
         prompt = QueryPrompt(
             query=query,
             retrieved=retrieved,

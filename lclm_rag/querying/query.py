@@ -130,7 +130,8 @@ class Query:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
         if rerank is not None and (not isinstance(rerank, str) or not rerank.strip()):
             raise ValueError(f"rerank is the name of a cross-encoder, not {rerank!r}.")
-        if mmr is not None and (isinstance(mmr, bool) or not 0 <= mmr <= 1):
+        is_number = isinstance(mmr, int | float) and not isinstance(mmr, bool)
+        if mmr is not None and not (is_number and 0 <= mmr <= 1):
             raise ValueError(f"mmr is a number from 0 (diversity) to 1 (relevance), not {mmr!r}.")
         if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0:
             raise ValueError(f"neighbours is a number of passages, 0 or more, not {neighbours!r}.")

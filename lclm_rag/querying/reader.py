@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, PassageIndexError, StoreError
 from lclm_rag.forking import keep_for_ever, watch
-from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex, Task
+from lclm_rag.indexing.points import PutPoints
+from lclm_rag.indexing.server import SharedIndex, Task
 from lclm_rag.indexing.session import IndexSession, open_index
 from lclm_rag.querying.contents import fields
 from lclm_rag.querying.ranking import by_score, diverse, joined, stretches
@@ -128,7 +129,7 @@ class Reader:
         with self._opening:
             self.require_open()
             if self._session is None:
-                self._session = self._open_index(ServerPoints.upsert, "read")
+                self._session = self._open_index(None, "read")
             return self._session.index, self.store
 
     @cached_property
@@ -175,7 +176,7 @@ class Reader:
             return [Retrieved([], [], 0.0) for _ in queries]
         if queries[0].mmr is not None and self._settings.embedder is None:
             raise ValueError(
-                f"mmr compares dense vectors, and {self._folder} has none; create it with an embedder."
+                "mmr compares dense vectors, and there are none; create the knowledge base with an embedder."
             )
         started = time.perf_counter()
         while True:
@@ -230,6 +231,10 @@ class Reader:
         texts = [[passage.content for passage in store.read_texts(each)] for each in keys]
         scores = self.reranker(model).scores(questions, texts)
         return [by_score(each, of_each) for each, of_each in zip(keys, scores, strict=True)]
+
+    def share_rerankers(self, other: Reader) -> None:
+        """Let another reader use the cross-encoders that this one has loaded, or will load."""
+        other._rerankers = self._rerankers
 
     def reranker(self, model: str) -> CrossEncoderReranker:
         """A cross-encoder, loaded when it is first asked for.
@@ -401,12 +406,12 @@ class Reader:
 
     # --- versions -------------------------------------------------------------------------------------
 
-    def show(self, store: LatentStore, put_points: PutPoints = ServerPoints.upsert) -> None:
+    def show(self, store: LatentStore, put_points: PutPoints | None = None) -> None:
         """Move to another version, together with the passage index.
 
         Args:
             store: The store, open at that version. The store shown before is closed.
-            put_points: How new points are put on a server's index.
+            put_points: Puts new points on a server from other machines; None puts them from this process.
         """
         with self._opening:
             if self._closed:
@@ -426,6 +431,14 @@ class Reader:
                 raise
             finally:
                 old.close()
+
+    def use_settings(self, settings: Settings) -> None:
+        """Go on with other settings; the passage index is opened anew when it is next needed."""
+        with self._opening:
+            self._settings = settings
+            if self._session is not None:
+                self._session.close()
+                self._session = None
 
     def show_newest(self) -> None:
         """Move to the newest version."""
@@ -476,14 +489,12 @@ class Reader:
             if self._store is not None:
                 self._store.close()
 
-    def _open_index(self, put_points: PutPoints, task: Task) -> IndexSession:
+    def _open_index(self, put_points: PutPoints | None, task: Task) -> IndexSession:
         return open_index(
             self._folder / "index",
             self.store,
+            self._settings,
             embedder=self._embedder,
-            qdrant_url=self._settings.qdrant_url,
-            collection=self._settings.collection,
-            owner=self._settings.id,
             put_points=put_points,
             task=task,
         )

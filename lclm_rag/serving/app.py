@@ -36,6 +36,7 @@ def create_app(
     limits: Limits | None = None,
     hosts: Sequence[str] = ("localhost",),
     origins: Sequence[str] = (),
+    reranker: str | None = None,
 ) -> FastAPI:
     """Make the application that serves knowledge bases, for any ASGI server.
 
@@ -46,6 +47,7 @@ def create_app(
         limits: What a client may ask for; default `Limits()`.
         hosts: The names that are answered as Host, without port; "*" for all. Addresses always are.
         origins: Other origins whose pages may ask, such as "https://intranet.example"; "*" for all.
+        reranker: The cross-encoder that clients may have hits reranked with, by name or folder.
 
     Returns:
         The application.
@@ -88,7 +90,7 @@ def create_app(
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests, metrics=metrics)
 
-    documents.add_routes(app, access, limits)
+    documents.add_routes(app, access, limits, reranker)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def create_app(
     async def completions(request: Request, body: chat.ChatRequest) -> Response:
         """Answer the last message from a knowledge base."""
         base, bound = access.base(request, body.model)
-        request.state.question = question = chat.asked(base, body, limits, bound)
+        request.state.question = question = chat.asked(base, body, limits, bound, reranker)
         observed = partial(observe, request, question)
         if not body.stream:
             answer = await chat.unless_gone(request, chat.ask(question))

@@ -52,13 +52,16 @@ class ServedBase:
         }
 
 
-def open_bases(locations: Mapping[str, str], **options: Any) -> dict[str, ServedBase]:
+def open_bases(
+    locations: Mapping[str, str], reranker: str | None = None, **options: Any
+) -> dict[str, ServedBase]:
     """Open knowledge bases to be served, and load what they need.
 
     Those with the same checkpoint share one decoder and one compressor.
 
     Args:
         locations: The folder or URL of each knowledge base, by the name that clients give it.
+        reranker: The cross-encoder to load, which all of them share.
         **options: As for `KnowledgeBase.open`.
 
     Returns:
@@ -77,6 +80,9 @@ def open_bases(locations: Mapping[str, str], **options: Any) -> dict[str, Served
                 if other.kb is not kb and _fingerprint(other.kb) == _fingerprint(kb):
                     kb.share_models(other.kb)
                     break
+            next(iter(bases.values())).kb.reader.share_rerankers(kb.reader)
+            if reranker is not None:
+                kb.reader.reranker(reranker)
             kb.decoder  # noqa: B018  Fail now, and not with the first question.
             kb.index  # noqa: B018
     except BaseException:

@@ -24,6 +24,7 @@ from lclm_rag.serving.bases import ServedBase
 from lclm_rag.serving.errors import ClientGone, RequestError, body_of
 from lclm_rag.serving.filters import Filters, both, parsed_filters
 from lclm_rag.serving.limits import Limits
+from lclm_rag.serving.ranking import RankingFields, ranking_of
 from lclm_rag.types import DEFAULT_TOP_K, Answer, Hit, PassageKey
 
 __all__ = ["Asked", "ChatRequest", "ask", "asked", "events", "reply", "unless_gone"]
@@ -53,7 +54,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(RankingFields):
     """The body of a request, as OpenAI's clients send it, with fields of our own.
 
     Fields that clients send and that change nothing here, such as `user`, are left alone. Those that would
@@ -78,7 +79,6 @@ class ChatRequest(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     response_format: dict[str, Any] | None = None
-    rerank: Any = None
     # Fields of our own.
     top_k: int = Field(DEFAULT_TOP_K, ge=1)
     filters: Filters = None
@@ -95,7 +95,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
-    "rerank": (None, False),
 }
 """Fields that are not supported, with the values that change nothing."""
 
@@ -123,7 +122,13 @@ class Asked:
     bound: bool = False
 
 
-def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | None) -> Asked:
+def asked(
+    base: ServedBase,
+    body: ChatRequest,
+    limits: Limits,
+    bound: Filter | None,
+    reranker: str | None = None,
+) -> Asked:
     """Check a request.
 
     Args:
@@ -131,6 +136,7 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
         body: The request.
         limits: What a client may ask for.
         bound: The filter that every question of this client is bound by.
+        reranker: The cross-encoder of this service, if it has one.
 
     Returns:
         The question.
@@ -180,6 +186,7 @@ def asked(base: ServedBase, body: ChatRequest, limits: Limits, bound: Filter | N
         sampling,
         history,
         body.compress_history,
+        **ranking_of(body, limits, reranker),
     )
     return Asked(
         base,
@@ -229,8 +236,9 @@ async def ask(question: Asked) -> Answer:
 
 def _arguments(query: Query) -> dict[str, Any]:
     """The arguments of `KnowledgeBase.query` that make up a question."""
-    names = ("question", "top_k", "filters", "context", "expand", "sampling", "history")
-    return {name: getattr(query, name) for name in (*names, "compress_history")}
+    names: tuple[str, ...] = ("question", "top_k", "filters", "context", "expand", "sampling")
+    names += ("history", "compress_history", "rerank", "mmr", "neighbours")
+    return {name: getattr(query, name) for name in names}
 
 
 def _discreet(question: Asked, answer: Answer) -> Answer:
@@ -319,12 +327,13 @@ def citation(hit: Hit, verbatim: bool = False) -> dict[str, Any]:
         verbatim: Whether the decoder read it as text, and not as latents.
 
     Returns:
-        The passage; `span` is [start, end) in characters of the document.
+        The passage; `span` is [start, end) in characters of the document, and covers its `neighbours` too.
     """
     return {
         "document": hit.key.document_id,
         "passage": hit.key.ordinal,
         "span": [hit.start, hit.end],
+        "neighbours": [key.ordinal for key in hit.neighbours],
         "text": hit.text,
         "score": hit.score,
         "metadata": dict(hit.metadata),

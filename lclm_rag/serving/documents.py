@@ -15,10 +15,11 @@ import anyio
 import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sse_starlette import EventSourceResponse
 from starlette.convertors import Convertor, register_url_convertor
 
+from lclm_rag.connectors.corpora import ReadingLimits
 from lclm_rag.errors import PassageIndexError, StoreError
 from lclm_rag.retrieval import Filter, PassageIndex, matches
 from lclm_rag.serving.access import Access
@@ -28,6 +29,7 @@ from lclm_rag.serving.errors import RequestError
 from lclm_rag.serving.filters import Filters, both, parsed_filters
 from lclm_rag.serving.jobs import Job, Jobs, Progress, events
 from lclm_rag.serving.limits import Limits
+from lclm_rag.serving.ranking import RankingFields, ranking_of
 from lclm_rag.serving.uploads import Reading, Upload, json_documents, receive
 from lclm_rag.store import LatentStore
 from lclm_rag.store.manifest import committed_versions, read_manifest
@@ -62,7 +64,7 @@ class _AnyText(Convertor[str]):
         return value
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(RankingFields):
     """The body of a search."""
 
     query: str
@@ -78,13 +80,14 @@ Conditions = Annotated[
 ]
 
 
-def add_routes(app: FastAPI, access: Access, limits: Limits) -> None:
+def add_routes(app: FastAPI, access: Access, limits: Limits, reranker: str | None = None) -> None:
     """Add the routes for searching, documents, passages, versions and jobs.
 
     Args:
         app: The application.
         access: Who may ask what.
         limits: What a client may ask for.
+        reranker: The cross-encoder of this service, if it has one.
     """
     register_url_convertor("anytext", _AnyText())
     jobs = Jobs(len(access.bases), limits)
@@ -95,13 +98,13 @@ def add_routes(app: FastAPI, access: Access, limits: Limits) -> None:
         await jobs.close()
 
     routes = APIRouter(prefix="/v1", lifespan=lifespan)
-    _add_reading(routes, access, limits)
+    _add_reading(routes, access, limits, reranker)
     _add_writing(routes, access, limits, jobs)
     _add_jobs(routes, access, jobs)
     app.include_router(routes)
 
 
-def _add_reading(routes: APIRouter, access: Access, limits: Limits) -> None:
+def _add_reading(routes: APIRouter, access: Access, limits: Limits, reranker: str | None) -> None:
     ids: dict[str, _Ids] = {}
 
     @routes.post("/search")
@@ -122,7 +125,8 @@ def _add_reading(routes: APIRouter, access: Access, limits: Limits) -> None:
             )
         own = parsed_filters(body.filters)
         kb, filters = base.kb, both(own, bound)
-        hits = await asyncio.to_thread(kb.retrieve, body.query, body.top_k, filters)
+        ranking = ranking_of(body, limits, reranker)
+        hits = await kb.aretrieve(body.query, body.top_k, filters, **ranking)
         request.state.passages, reason = len(hits), ""
         if not hits:
             # Why nothing passes a key's filter is not for its holder, who may not know the filter.
@@ -277,7 +281,8 @@ def _add_writing(routes: APIRouter, access: Access, limits: Limits, jobs: Jobs) 
     ) -> JSONResponse:
         """Add documents, or replace those with the same ids: as JSON, or a file."""
         base, _ = access.base(request, model, write=True)
-        reading = Reading(text_column, id_column, metadata_columns, number_columns, on_error)
+        costs = ReadingLimits(seconds=limits.convert_seconds, memory=limits.convert_memory)
+        reading = Reading(text_column, id_column, metadata_columns, number_columns, on_error, costs)
         with jobs.place():
             upload = await receive(request, filename, limits.upload)
             try:

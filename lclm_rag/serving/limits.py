@@ -14,9 +14,12 @@ class Limits:
     Attributes:
         body: Bytes of a request, uploads aside.
         upload: Bytes of an uploaded file or document.
+        convert_seconds: How long the conversion of an HTML, PDF or DOCX file may take.
+        convert_memory: Bytes of memory that this conversion may take.
         question: Characters of a question.
         messages: Messages of a conversation.
         top_k: Passages to retrieve.
+        neighbours: Passages before and after each of them.
         max_tokens: Tokens of an answer.
         in_flight: Questions that are worked on or wait at the same time; more get status 429.
         jobs: Changes that are received, wait or are worked on at the same time; more get status 429.
@@ -27,9 +30,12 @@ class Limits:
 
     body: int = 2**20
     upload: int = 64 * 2**20
+    convert_seconds: float = 120.0
+    convert_memory: int = 2**30
     question: int = 32_000
     messages: int = 200
     top_k: int = 64
+    neighbours: int = 8
     max_tokens: int = 4096
     in_flight: int = 256
     jobs: int = 16

@@ -45,7 +45,7 @@ def test_search_says_why_nothing_is_found(kb: KnowledgeBase, run: Run) -> None:
     assert run("search", "--kb", kb.folder, " ") == (1, "", "Error: The question is empty.\n")
     code, _, err = run("search", "--kb", kb.folder, "quay", "--mmr", "0.5")
     assert code == 1
-    assert "create it with an embedder" in err
+    assert "create the knowledge base with an embedder" in err
 
 
 def test_ls_lists_documents(kb: KnowledgeBase, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Classifiers of random weights, in the form of LLMLingua-2's."""
+"""Classifiers of random weights: of tokens, as LLMLingua-2 has them, and of pairs of texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertForTokenClassification,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
@@ -39,6 +40,24 @@ def save_classifier(folder: Path, kind: str, texts: Sequence[str], **changed: An
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_cross_encoder(folder: Path, texts: Sequence[str], **changed: Any) -> Path:
+    """A cross-encoder that reads up to 64 tokens. texts: what its tokenizer is made from."""
+    torch.manual_seed(5)
+    tokenizer, _ = _word_pieces(texts)
+    shape = SHAPE | {"num_labels": 1, "max_position_embeddings": 64} | changed
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **shape))
+    # Far apart, so that passages differ in their scores.
+    for each in (model.classifier, model.bert.pooler.dense, *_attention(model)):
+        torch.nn.init.normal_(each.weight, std=0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _attention(model: BertForSequenceClassification) -> list[torch.nn.Linear]:
+    return [layer.attention.output.dense for layer in model.bert.encoder.layer]
 
 
 def _word_pieces(texts: Sequence[str]) -> tuple[PreTrainedTokenizerFast, list[tuple[str, str]]]:
