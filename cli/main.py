@@ -57,7 +57,8 @@ def cli() -> None:
 
     Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
     3 done in part (what was skipped is listed) or no passages found to answer from, 4 locked by another
-    process, 130 interrupted. LCLM_RAG_KB is the knowledge base if --kb is not given.
+    process, 130 interrupted. LCLM_RAG_KB is the knowledge base if --kb is not given; LCLM_RAG_OFFLINE=1 is
+    --offline.
     """
     logger = logging.getLogger("lclm_rag")
     if not logger.handlers:
@@ -74,11 +75,34 @@ class _ToStderr(logging.Handler):
 
 for command in (
     *(build, add, sync, delete, query, show, chat, generate, mcp, serve, keys),
+def _go_offline(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        from lclm_rag.offline import go_offline
+
+        go_offline()
+
+
+def _with_offline(command: click.Command) -> None:
+    """Give a command, and those below it, --offline: it comes before libraries are imported."""
+    option = click.Option(
+        ["--offline"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_go_offline,
+        help="Contact nobody: no hub, no server, no object store.  [env: LCLM_RAG_OFFLINE]",
+    )
+    command.params.append(option)
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_offline(below)
+
+
     *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)
 
 
+_with_offline(cli)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: the entry point of `lclm-rag`.
 

@@ -15,10 +15,12 @@ from lclm_rag.errors import (
     LclmRagError,
     LockedError,
     NoPassagesError,
+    OfflineError,
     PassageIndexError,
     PromptError,
     StoreError,
 )
+from lclm_rag.offline import go_offline, is_offline
 from lclm_rag.types import (
     AddReport,
     Answer,
@@ -69,6 +71,7 @@ __all__ = [
     "LockedError",
     "MetadataField",
     "NoPassagesError",
+    "OfflineError",
     "Passage",
     "PassageIndexError",
     "PassageKey",
@@ -100,6 +103,9 @@ _LATE = {
     "SoftPrompt": "lclm_rag.prompting",
     "field": "lclm_rag.retrieval",
 }
+
+if is_offline():
+    go_offline()  # Before libraries are imported, which look only then.
 
 
 def __getattr__(name: str) -> Any:

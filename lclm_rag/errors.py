@@ -19,6 +19,7 @@ __all__ = [
     "LclmRagError",
     "LockedError",
     "NoPassagesError",
+    "OfflineError",
     "PassageIndexError",
     "PromptError",
     "RequestError",
@@ -60,6 +61,10 @@ class KnowledgeBaseError(LclmRagError):
 
 class NoPassagesError(LclmRagError):
     """No passage was found, so there is nothing to answer from; the message says why."""
+
+
+class OfflineError(LclmRagError):
+    """Somebody would have to be contacted over the network, which LCLM_RAG_OFFLINE forbids."""
 
 
 class DecoderError(LclmRagError):

@@ -9,7 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Size", "fetch", "is_hub_id", "sizes"]
+from lclm_rag.offline import is_offline, offline_error, require_online
+
+__all__ = ["Size", "fetch", "is_hub_id", "require_in_cache", "sizes"]
 
 
 def is_hub_id(name: str) -> bool:
@@ -29,11 +31,52 @@ def fetch(name: str, **options: Any) -> Path:
 
     Raises:
         OSError: When it cannot be fetched; the message is the reason, in one line.
+        OfflineError: When it is not in the cache, and nobody may be contacted.
     """
     from huggingface_hub import snapshot_download
 
+    if is_offline():
+        return _cached(name, options)
     with _one_line():
         return Path(snapshot_download(name, **options))
+
+
+def _cached(name: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder: Path | None = Path(snapshot_download(name, local_files_only=True, **options))
+    except (LocalEntryNotFoundError, HFValidationError):
+        folder = None
+    wanted = options.get("allow_patterns") or ["*"]
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if folder is None or not any(
+        fnmatch(str(path.relative_to(folder)), pattern)
+        for path in folder.rglob("*")
+        for pattern in wanted
+    ):
+        raise offline_error(f"the Hugging Face hub for {name}, which is not in the cache")
+    return folder
+
+
+def require_in_cache(name: str, what: str) -> None:
+    """See to it that sentence-transformers contacts nobody, if nobody may be contacted.
+
+    Args:
+        name: The model's name or folder, as sentence-transformers takes it.
+        what: What the model is, for the message.
+
+    Raises:
+        OfflineError: When the model is no folder and not in the cache, and nobody may be contacted.
+    """
+    if not is_offline() or Path(name).is_dir():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    owned = name if "/" in name else f"sentence-transformers/{name}"
+    if not is_hub_id(owned) or not isinstance(try_to_load_from_cache(owned, "config.json"), str):
+        require_online(f"the Hugging Face hub for {what} {name}, which is not in the cache")
 
 
 @dataclass(frozen=True)
@@ -62,7 +105,9 @@ def sizes(name: str, *patterns: Sequence[str], revision: str | None = None) -> l
 
     Raises:
         OSError: When the hub does not answer, or has no such model; the message is the reason, in one line.
+        OfflineError: When nobody may be contacted.
     """
+    require_online(f"the Hugging Face hub for the size of {name}")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     with _one_line():

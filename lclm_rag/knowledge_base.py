@@ -47,6 +47,7 @@ from lclm_rag.prompting import (
 )
 from lclm_rag.querying.query import Query, Ranking, each_checked
 from lclm_rag.querying.reader import Reader, Retrieved
+from lclm_rag.remotes import announce_remotes, remember_remotes
 from lclm_rag.retrieval.embedders import GIVEN
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.types import (
@@ -314,6 +315,7 @@ class KnowledgeBase:
     def open(
         cls,
         path: str | Path,
+        remember_remotes(settings)
         *,
         version: int | None = None,
         checkpoint: str | Path | None = None,
@@ -388,6 +390,14 @@ class KnowledgeBase:
         if version is not None and settings.qdrant_url is not None:
             raise KnowledgeBaseError(
                 f"The passage index of {folder} is on a server, which shows the newest version only; open "
+        announce_remotes(
+            folder,
+            replace(
+                settings,
+                checkpoint=str(checkpoint or settings.checkpoint),
+                embedder=None if embedder is not None else settings.embedder,
+            ),
+        )
                 "it without a version."
             )
         found, wanted = opened.fingerprint(store.layout.space), store.layout.fingerprint

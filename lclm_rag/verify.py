@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lclm_rag.checkpoint import BUNDLED
 from lclm_rag.config import Settings, read_settings
 from lclm_rag.errors import StoreError
 from lclm_rag.indexing.lost import lost_version
 from lclm_rag.indexing.verify import rebuild_index, verify_index
 from lclm_rag.problem import Problem, damaged_documents, nameless_passages, sentences
+from lclm_rag.remotes import announce_remotes
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.store import LatentStore
 from lclm_rag.store.locks import write_lock
@@ -80,6 +82,7 @@ def verify(
     """
     folder = open_folder(location)
     settings = read_settings(folder)
+    announce_remotes(folder, replace(settings, checkpoint=BUNDLED))
     store_folder = folder / "store"
     if not repair:
         with closing(LatentStore.open(store_folder)) as store:

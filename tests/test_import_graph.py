@@ -66,6 +66,7 @@ BASE = {
     "checkpoint_files",
     "adapter_tensors",
     "lora",
+    "offline",
     "own_code",
     "checksummed_json",
     "forking",

@@ -11,6 +11,7 @@ from lclm_rag.connectors.corpora.items import Item
 from lclm_rag.connectors.corpora.messages import first_line, printable
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.errors import CorpusError
+from lclm_rag.offline import require_online
 from lclm_rag.storage import Location
 
 __all__ = [

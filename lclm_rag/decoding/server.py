@@ -25,6 +25,7 @@ from lclm_rag.decoding.decoder import (
 )
 from lclm_rag.decoding.event_loop import EventLoopDecoder, EventLoopThread
 from lclm_rag.errors import CheckpointError, DecoderError, PromptError
+from lclm_rag.offline import require_online
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.prompting.template import render_chat
 
@@ -62,6 +63,7 @@ class ServerDecoder(EventLoopDecoder):
 
     Raises:
         DecoderError: When no server answers, or it does not serve the model.
+        OfflineError: When nobody may be contacted.
         ImportError: When the client is not installed: pip install 'lclm-rag[client]'.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.hub import require_in_cache
+from lclm_rag.offline import is_offline
 from lclm_rag.own_code import own_code_refused
 
 __all__ = ["GIVEN", "Embedder", "SentenceTransformerEmbedder", "load_embedder"]
@@ -78,12 +80,14 @@ class SentenceTransformerEmbedder:
 
         renew_thread_pool()
         self.name = str(name_or_path)
+        require_in_cache(self.name, "the embedder")
         with own_code_refused(self.name):
             self._model: Any = SentenceTransformer(
                 self.name,
                 device=device,
                 model_kwargs={"use_safetensors": True},
                 trust_remote_code=False,
+                local_files_only=is_offline(),
             )
         self.width = len(self.embed_question("width"))
 

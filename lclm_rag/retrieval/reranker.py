@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lclm_rag.errors import CheckpointError
+from lclm_rag.hub import require_in_cache
+from lclm_rag.offline import is_offline
 from lclm_rag.own_code import own_code_refused
 
 __all__ = ["CrossEncoderReranker"]
@@ -41,6 +43,7 @@ class CrossEncoderReranker:
 
         renew_thread_pool()
         self.name = name_or_path
+        require_in_cache(name_or_path, "the reranker")
         self._lock = threading.Lock()
         try:
             with own_code_refused(name_or_path):
@@ -49,6 +52,7 @@ class CrossEncoderReranker:
                     device=device,
                     model_kwargs={"use_safetensors": True},
                     trust_remote_code=False,
+                    local_files_only=is_offline(),
                 )
         except OSError as error:
             reason = str(error).partition("\n")[0].rstrip(".")

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lclm_rag.offline import require_online
+from lclm_rag.retries import with_retries
+from lclm_rag.storage.faults import pause_after
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.storage.local import is_disk_full
 
@@ -28,6 +31,7 @@ class ObjectStore:
         ImportError: If fsspec, or its part for this scheme, is not installed.
         ValueError: If the scheme is unknown.
     """
+        OfflineError: If nobody may be contacted.
 
     def __init__(self, url: str) -> None:
         self._url = url

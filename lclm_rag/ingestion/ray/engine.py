@@ -29,6 +29,7 @@ from lclm_rag.ingestion.ray.workers import (
     read_part,
     upsert_fragments,
 )
+from lclm_rag.offline import require_online
 from lclm_rag.store import StoreWriter
 from lclm_rag.types import AddReport, Document, DocumentParts
 
