@@ -97,12 +97,14 @@ def _with_offline(command: click.Command) -> None:
         _with_offline(below)
 
 
+for command in (
+    *(build, add, sync, delete, query, search, show, ls, chat, generate, mcp, serve, keys),
     *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)
-
-
 _with_offline(cli)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: the entry point of `lclm-rag`.
 

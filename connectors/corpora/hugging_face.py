@@ -138,6 +138,8 @@ def count_rows(source: SavedDataset) -> int:
 
 def _load(source: SavedDataset | HubDataset) -> Mapping[str, Any]:
     """The data set's splits by name; a data set without splits under ""."""
+    if isinstance(source, HubDataset):
+        require_online(f"the Hugging Face hub for {source}")
     import datasets
 
     try:

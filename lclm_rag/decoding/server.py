@@ -84,6 +84,7 @@ class ServerDecoder(EventLoopDecoder):
             raise ImportError(
                 "Decoding on a server needs a client: pip install 'lclm-rag[client]'."
             ) from error
+        require_online(f"the decoder's server {url}")
         super().__init__(EventLoopThread("vllm-server"))
         self.url = url.rstrip("/")
         self.checkpoint = checkpoint

@@ -35,6 +35,8 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        if _scheme(url) != "memory":
+            require_online(f"the object store of {url}")
         self._filesystem, self.root = _filesystem_and_root(url)
         watch(self)
 
