@@ -26,7 +26,12 @@ class NothingIndexed:
         return []
 
     def search_all(
-        self, questions: Sequence[str], top_k: int, filter: Filter | None = None
+        self,
+        questions: Sequence[str],
+        top_k: int,
+        filter: Filter | None = None,
+        *,
+        words_only: bool = False,
     ) -> list[list[ScoredKey]]:
         """No hits."""
         return [[] for _ in questions]

@@ -33,11 +33,13 @@ class Ranking(TypedDict, total=False):
         neighbours: How many passages before and after each hit come with it. Stretches of a document that
             touch become one hit, in the place of the best passage in it, so that there may be fewer hits than
             `top_k`; `Hit.neighbours` names the others.
+        words_only: Whether to search by words alone (BM25) in a knowledge base that has dense vectors, too.
     """
 
     rerank: str | None
     mmr: float | None
     neighbours: int
+    words_only: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Query:
         rerank: As in `Ranking`.
         mmr: As in `Ranking`.
         neighbours: As in `Ranking`.
+        words_only: As in `Ranking`.
     """
 
     question: str
@@ -71,6 +74,7 @@ class Query:
     rerank: str | None = None
     mmr: float | None = None
     neighbours: int = 0
+    words_only: bool = False
 
     @property
     def candidates(self) -> int:
@@ -98,6 +102,7 @@ class Query:
         rerank: str | None = None,
         mmr: float | None = None,
         neighbours: int = 0,
+        words_only: bool = False,
     ) -> Query:
         """Check the arguments of a question.
 
@@ -113,6 +118,7 @@ class Query:
             rerank: As in `Ranking`.
             mmr: As in `Ranking`.
             neighbours: As in `Ranking`.
+            words_only: As in `Ranking`.
 
         Returns:
             The checked question.
@@ -150,6 +156,7 @@ class Query:
             rerank=rerank,
             mmr=mmr,
             neighbours=neighbours,
+            words_only=words_only,
         )
 
 

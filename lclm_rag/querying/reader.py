@@ -204,7 +204,9 @@ class Reader:
         """The hits and rows of each question, by the steps of `Ranking`, at one version."""
         first = queries[0]
         asked = [query.searched for query in queries]
-        found = index.search_all(asked, first.candidates, first.filters)
+        found = index.search_all(
+            asked, first.candidates, first.filters, words_only=first.words_only
+        )
         if first.rerank is not None:
             found = self._reranked(first.rerank, asked, found, store)
         if first.mmr is not None:

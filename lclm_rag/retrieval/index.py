@@ -88,7 +88,12 @@ class PassageIndex(Protocol):
         ...
 
     def search_all(
-        self, questions: Sequence[str], top_k: int, filter: Filter | None = None
+        self,
+        questions: Sequence[str],
+        top_k: int,
+        filter: Filter | None = None,
+        *,
+        words_only: bool = False,
     ) -> list[list[ScoredKey]]:
         """Search for several questions together.
 
@@ -96,6 +101,7 @@ class PassageIndex(Protocol):
             questions: The questions.
             top_k: As for `search`.
             filter: As for `search`; it holds for every question.
+            words_only: Whether to leave the dense vectors out, if there are any.
 
         Returns:
             For each question what `search` returns.

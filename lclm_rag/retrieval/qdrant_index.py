@@ -117,12 +117,17 @@ class QdrantIndex(ABC):
         return self.search_all([question], top_k, filter)[0]
 
     def search_all(
-        self, questions: Sequence[str], top_k: int, filter: Filter | None = None
+        self,
+        questions: Sequence[str],
+        top_k: int,
+        filter: Filter | None = None,
+        *,
+        words_only: bool = False,
     ) -> list[list[ScoredKey]]:
         """See `PassageIndex.search_all`."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
-        vectors = [self._vectors(_valid_unicode(question), top_k) for question in questions]
+        vectors = [self._vectors(_valid_unicode(q), top_k, words_only) for q in questions]
         asked = [i for i, v in enumerate(vectors) if v.indices or v.dense is not None]
         found: list[list[ScoredKey]] = [[] for _ in questions]
         for batch in _batches(asked):
@@ -134,9 +139,9 @@ class QdrantIndex(ABC):
                 found[i] = sorted(hits, key=lambda hit: (-hit.score, hit.key))[:top_k]
         return found
 
-    def _vectors(self, question: str, top_k: int) -> SearchVectors:
+    def _vectors(self, question: str, top_k: int, words_only: bool) -> SearchVectors:
         words, dense = self._bm25.embed_query(question), None
-        if self._embedder is not None:
+        if self._embedder is not None and not words_only:
             dense = self._embedder.embed_question(question)
             _check_vectors(self._embedder, [dense], 1)
         return SearchVectors(words.indices, words.values, dense, max(_CANDIDATES, 2 * top_k))

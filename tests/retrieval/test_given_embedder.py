@@ -54,6 +54,12 @@ def test_who_lacks_it_is_told_before_anything_is_searched_or_written(path: Path)
         KnowledgeBase.open(path, embedder=other)
 
 
+def test_a_search_by_words_alone_leaves_it_out(path: Path) -> None:
+    with KnowledgeBase.open(path, embedder=Letters()) as kb:
+        assert kb.retrieve("bb", words_only=True) == []
+        assert [hit.key.document_id for hit in kb.retrieve("bbbb", words_only=True)] == ["bee"]
+
+
 def test_it_needs_the_embedded_index(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs the embedded index"):
         KnowledgeBase.create(tmp_path / "kb", embedder=Letters(), qdrant_url="http://127.0.0.1:1")
