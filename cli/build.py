@@ -50,6 +50,12 @@ __all__ = ["build"]
 )
 @click.option("--qdrant-url", help="Keep the passage index on this Qdrant server.")
 @click.option("--collection", help="Name of the collection on that server.")
+@click.option(
+    "--language",
+    default="auto",
+    show_default=True,
+    help="Whose endings and common words BM25 knows: english, german, ...; auto goes by what is added first.",
+)
 def build(
     corpus: tuple[str, ...],
     kb: str,
@@ -62,6 +68,7 @@ def build(
     embedder: str | None,
     qdrant_url: str | None,
     collection: str | None,
+    language: str,
     wait: float,
     device: str,
     dtype: str,
@@ -110,6 +117,7 @@ def build(
         embedder=embedder,
         qdrant_url=qdrant_url,
         collection=collection,
+        language=language,
         device=device,
         dtype=dtype,
         compressor_options={"token_budget": token_budget, "compile": compiled},

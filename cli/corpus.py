@@ -267,6 +267,7 @@ def add_corpus(
         )
     for line in number_like_columns(corpus, **columns):
         say(line, err=True)
+    was_auto = knowledge_base.settings.language == "auto"
     with left_out_shown(ignored, skipped), knowledge_base, progress_bar() as progress:
         total = count_documents(corpus)
         task = progress.add_task("compressing", total=total, note="")
@@ -289,6 +290,9 @@ def add_corpus(
         else:
             report = knowledge_base.add(documents, resume=resume, engine=on_ray, on_progress=show)
         skipped += report.skipped
+    language = knowledge_base.settings.language
+    if was_auto and language != "auto":
+        say(f"The language of the texts: {language}; build --language names another.", err=True)
     if as_json:
         result = {**asdict(report), "skipped": skipped, "version": knowledge_base.store.version}
         say_json(result)

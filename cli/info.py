@@ -66,6 +66,8 @@ def _facts(kb: str) -> dict[str, Any]:
         "contextual_headers": settings.contextual_headers,
         "frame": _frame_name(settings.frame),
         "passage_index": settings.qdrant_url or "embedded (Qdrant Edge)",
+        "language": settings.language,
+        "words": settings.words,
         "retrieval": f"BM25 + {settings.embedder}" if settings.embedder else "BM25",
         "advice": index_advice(len(store), settings.qdrant_url),
     }

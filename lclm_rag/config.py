@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS", "Settings", "is_knowledge_base", "read_settings", "write_settings"]
 
 SETTINGS = "kb.json"
-_FORMAT = 5
-_READABLE = (3, 4, _FORMAT)
-"""Formats 3 and 4 have no `id`. Format 3 has no `frame` either, and always an `instruction`."""
+_FORMAT = 6
+_READABLE = (3, 4, 5, _FORMAT)
+"""Formats up to 5 have no `language`, which was English, and no `words`. Formats 3 and 4 have no `id`.
+Format 3 has no `frame` either, and always an `instruction`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Settings:
             the checkpoint names.
         id: What no other knowledge base is called, but a copy of this one: the passage index carries it. One
             from before there were ids has one that is made of its settings.
+        language: The language of BM25's words, one of `lclm_rag.retrieval.LANGUAGES`; "auto" until something
+            is added, whose language it then becomes.
+        words: The name of what BM25 takes for a word, `lclm_rag.retrieval.WORDS`; see
+            `lclm_rag.retrieval.words`. A collection on a server that was made before keeps its own.
         format: Version of the file's format.
     """
 
@@ -50,6 +55,8 @@ class Settings:
     contextual_headers: bool
     frame: str | dict[str, Any] | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    language: str = "auto"
+    words: str = WORDS
     format: int = _FORMAT
 
 
@@ -81,7 +88,8 @@ def read_settings(folder: Folder) -> Settings:
                 f"{folder} has format {raw['format']}; this lclm-rag reads format {_FORMAT}. Build it "
                 "anew, or use the version of lclm-rag that made it."
             )
-        return Settings(**{"id": digest(raw)[:32], **raw, "format": _FORMAT})
+        early = {"id": digest(raw)[:32], "language": "english"}
+        return Settings(**{**early, **raw, "format": _FORMAT})
     except (FileNotFoundError, NotADirectoryError) as error:
         raise KnowledgeBaseError(
             f"{folder} is not a knowledge base: it has no {SETTINGS}. Make one with lclm-rag build."

@@ -12,6 +12,7 @@ from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
 from lclm_rag.indexing.versions import bm25_settings, check_embedder, indexed_store
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, Embedder
 from lclm_rag.retrieval.edge import OPTIMIZE_FROM
+from lclm_rag.retrieval.language import AUTO
 from lclm_rag.storage import Folder, disk_full_as
 from lclm_rag.store import LatentStore, newest_version
 
@@ -39,6 +40,7 @@ class EmbeddedIndex:
         store: The store, at the version to show.
         embedder: Makes dense vectors; None for BM25 alone.
         owner: The knowledge base's id.
+        language: The language of its settings.
 
     Raises:
         KnowledgeBaseError: If the index was made with another embedder.
@@ -47,11 +49,17 @@ class EmbeddedIndex:
     """
 
     def __init__(
-        self, folder: Folder, store: LatentStore, embedder: Embedder | None, owner: str = ""
+        self,
+        folder: Folder,
+        store: LatentStore,
+        embedder: Embedder | None,
+        owner: str = "",
+        language: str = AUTO,
     ) -> None:
         self._store = store
         self._snapshots = SnapshotFolder(folder, owner)
         self._embedder = embedder
+        self._language = language
         with disk_full_as(lambda: _no_room(folder)):
             self._own = PrivateFolder(self._snapshots.private)
         self._linked = False
@@ -139,6 +147,13 @@ class EmbeddedIndex:
                 return None
             snapshot, indexed = nearest
             check_embedder(snapshot.embedder, self._embedder, self._snapshots.folder)
+            if not snapshot.bm25.suit(self._language):
+                _log.warning(
+                    "The passage index in %s splits texts into words as an earlier lclm-rag did, or for "
+                    "another language. It is built anew.",
+                    self._snapshots.folder,
+                )
+                return None
             try:
                 # Before the engine sees the files: of incomplete ones it may make an index that lacks
                 # passages, without an error.
@@ -186,7 +201,7 @@ class EmbeddedIndex:
         _require_space(self._own.path, len(store))
         shutil.rmtree(self._own.path / "edge", ignore_errors=True)
         self._linked = False
-        self._bm25 = bm25_settings(store)
+        self._bm25 = bm25_settings(store, self._language)
         self.index = EdgeIndex.create(
             self._own.path / "edge", bm25=self._bm25, embedder=self._embedder
         )

@@ -349,7 +349,7 @@ def _read_snapshot(path: Path) -> Snapshot:
     # the snapshot may be that of any file.
     if leading_out := [name for name in files if not is_path_below(name)]:
         raise ValueError(f"{leading_out[0]!r} is not the name of a file of an index")
-    bm25 = Bm25Settings(**raw["bm25"])
+    bm25 = Bm25Settings.from_json(raw["bm25"])
     return Snapshot(path, int(raw["version"]), raw["manifest"], bm25, raw["embedder"], files)
 
 

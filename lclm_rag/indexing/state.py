@@ -232,7 +232,7 @@ def read_work(folder: Folder, name: str) -> Work | None:
         return None
     try:
         versions = tuple((int(version), str(digest)) for version, digest in raw["versions"])
-        settings = {"bm25": Bm25Settings(**raw["bm25"]), "home": Home(**raw["home"])}
+        settings = {"bm25": Bm25Settings.from_json(raw["bm25"]), "home": Home(**raw["home"])}
         return Work(**{**raw, **settings, "versions": versions})
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, name) from error
@@ -282,7 +282,7 @@ def _parsed(folder: Folder, name: str, raw: dict[str, Any]) -> State | None:
         return State(
             int(raw["version"]),
             str(raw["manifest"]),
-            Bm25Settings(**raw["bm25"]),
+            Bm25Settings.from_json(raw["bm25"]),
             raw["embedder"],
             raw.get("collection"),
             Home(**home) if home else None,

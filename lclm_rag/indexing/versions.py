@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 from lclm_rag.errors import KnowledgeBaseError, StoreError
-from lclm_rag.retrieval import Bm25Settings, Embedder, average_length
+from lclm_rag.retrieval import Bm25Settings, Embedder, average_length, detect_language
+from lclm_rag.retrieval.language import AUTO
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore
 
-__all__ = ["bm25_settings", "check_embedder", "indexed_store"]
+__all__ = ["bm25_settings", "check_embedder", "indexed_store", "language_of"]
 
 _AVERAGED = 10_000
 """The number of passages on which BM25's average length is measured."""
@@ -40,10 +41,24 @@ def indexed_store(
     return opened if opened.manifest.digest == manifest else None
 
 
-def bm25_settings(store: LatentStore) -> Bm25Settings:
-    """The BM25 settings of an index that is built from this version."""
+def bm25_settings(store: LatentStore, language: str = AUTO) -> Bm25Settings:
+    """The BM25 settings of an index that is built from this version.
+
+    Args:
+        store: The store.
+        language: A language, or "auto" for that of the store's first passages.
+    """
     sample = [passage.content for passage in itertools.islice(store.texts(), _AVERAGED)]
-    return Bm25Settings(avg_len=average_length(sample)) if sample else Bm25Settings()
+    if not sample:
+        return Bm25Settings()
+    if language == AUTO:
+        language = detect_language(sample)
+    return Bm25Settings(language, average_length(sample, language))
+
+
+def language_of(store: LatentStore) -> str:
+    """The language of the store's first passages, as `detect_language` tells it."""
+    return detect_language(passage.content for passage in store.texts())
 
 
 def check_embedder(made_with: str | None, embedder: Embedder | None, folder: Folder) -> None:

@@ -29,6 +29,8 @@ from lclm_rag.retrieval.filters import (
     matches,
 )
 from lclm_rag.retrieval.index import IndexEntry, PassageIndex, ScoredKey
+from lclm_rag.retrieval.language import check_language, detect_language
+from lclm_rag.retrieval.words import LANGUAGES, WORDS
 
 __all__ = [
     "And",
@@ -52,6 +54,8 @@ __all__ = [
     "SentenceTransformerEmbedder",
     "as_filter",
     "average_length",
+    "check_language",
+    "detect_language",
     "field",
     "matches",
     "parse_filter",
