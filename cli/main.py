@@ -73,8 +73,6 @@ class _ToStderr(logging.Handler):
         say(record.getMessage(), err=True)
 
 
-for command in (
-    *(build, add, sync, delete, query, show, chat, generate, mcp, serve, keys),
 def _go_offline(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
         from lclm_rag.offline import go_offline
@@ -98,7 +96,7 @@ def _with_offline(command: click.Command) -> None:
 
 
 for command in (
-    *(build, add, sync, delete, query, search, show, ls, chat, generate, mcp, serve, keys),
+    *(build, add, sync, delete, query, show, chat, generate, mcp, serve, keys),
     *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lclm_rag.offline import require_online
-from lclm_rag.retries import with_retries
-from lclm_rag.storage.faults import pause_after
 from lclm_rag.forking import keep_for_ever, watch
+from lclm_rag.offline import require_online
 from lclm_rag.storage.local import is_disk_full
 
 __all__ = ["ObjectStore"]
@@ -30,13 +28,13 @@ class ObjectStore:
     Raises:
         ImportError: If fsspec, or its part for this scheme, is not installed.
         ValueError: If the scheme is unknown.
-    """
         OfflineError: If nobody may be contacted.
+    """
 
     def __init__(self, url: str) -> None:
-        self._url = url
         if _scheme(url) != "memory":
             require_online(f"the object store of {url}")
+        self._url = url
         self._filesystem, self.root = _filesystem_and_root(url)
         watch(self)
 

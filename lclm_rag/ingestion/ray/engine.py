@@ -310,9 +310,9 @@ def _connect(ray: Any, engine: RayEngine) -> None:
     if ray.is_initialized():
         return
     if engine.address is None and "RAY_ADDRESS" not in os.environ:
-        require_online(f"the Ray cluster {engine.address or os.environ['RAY_ADDRESS']}")
         ray.init(include_dashboard=False)
     else:
+        require_online(f"the Ray cluster {engine.address or os.environ['RAY_ADDRESS']}")
         ray.init(address=engine.address)
 
 
