@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
-from lclm_rag.config import Settings, is_knowledge_base, read_settings
+from lclm_rag.config import Settings, is_knowledge_base, read_settings, write_settings
 from lclm_rag.creation import Made, discard, finished_already, make, require_free
 from lclm_rag.errors import (
     ContextLengthError,
@@ -49,6 +49,7 @@ from lclm_rag.querying.query import Query, Ranking, each_checked
 from lclm_rag.querying.reader import Reader, Retrieved
 from lclm_rag.remotes import announce_remotes, remember_remotes
 from lclm_rag.retrieval.embedders import GIVEN
+from lclm_rag.retrieval.language import AUTO, check_language
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.types import (
     DEFAULT_TOP_K,
@@ -196,6 +197,7 @@ class KnowledgeBase:
         embedder: str | Path | Embedder | None = None,
         qdrant_url: str | None = None,
         collection: str | None = None,
+        language: str = AUTO,
         order: Order = "key",
         decoder: str | Decoder = "transformers",
         decoder_options: Mapping[str, Any] | None = None,
@@ -227,6 +229,9 @@ class KnowledgeBase:
             qdrant_url: URL of a Qdrant server that holds the passage index. Default: an embedded index in the
                 folder.
             collection: Name of the collection on the Qdrant server. Default: "lclm-" and the folder's name.
+            language: The language whose endings and common words BM25 knows: one of
+                `lclm_rag.retrieval.LANGUAGES`, or "auto" for that of what is added first. Texts in other
+                languages are found by the words as they stand in them.
             order: As for `open`.
             decoder: As for `open`.
             decoder_options: As for `open`.
@@ -247,8 +252,8 @@ class KnowledgeBase:
             LockedError: When another process is making a knowledge base there and is not done after `wait`
                 seconds.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `order` or the URL is not valid, or
-                an `Embedder` is to go with a server.
+            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `language`, `order` or the URL is not
+                valid, or an `Embedder` is to go with a server.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.store import CODECS, Layout
@@ -263,6 +268,7 @@ class KnowledgeBase:
         if passage_tokens is not None and passage_tokens < 1:
             raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
         check_order(order)
+        check_language(language)
         given = None if embedder is None or isinstance(embedder, str | Path) else embedder
         if given is not None and qdrant_url is not None:
             raise ValueError(
@@ -283,6 +289,7 @@ class KnowledgeBase:
             collection=(collection or f"lclm-{_name(folder)}") if qdrant_url else None,
             contextual_headers=contextual_headers,
             frame=None if chosen is None else chosen.to_json(),
+            language=language,
         )
         layout = Layout(
             codec=codec,
@@ -308,7 +315,6 @@ class KnowledgeBase:
             wait=wait,
             embedder=given,
         )
-        remember_remotes(settings)
         knowledge_base._made, knowledge_base._to_be_first = made, resume
         return knowledge_base
 
@@ -316,6 +322,7 @@ class KnowledgeBase:
     def open(
         cls,
         path: str | Path,
+        remember_remotes(settings)
         *,
         version: int | None = None,
         checkpoint: str | Path | None = None,
@@ -383,6 +390,13 @@ class KnowledgeBase:
                 f"{folder} was made with {_embedder_of(settings)}, and cannot be searched with "
                 f"{embedder.name!r}."
             )
+        opened = Checkpoint.open(checkpoint or settings.checkpoint)
+        store = LatentStore.open(folder / "store", version)
+        if version is None and (sentence := lost_version(folder / "index", store)):
+            _log.warning("%s", sentence)
+        if version is not None and settings.qdrant_url is not None:
+            raise KnowledgeBaseError(
+                f"The passage index of {folder} is on a server, which shows the newest version only; open "
         announce_remotes(
             folder,
             replace(
@@ -391,13 +405,6 @@ class KnowledgeBase:
                 embedder=None if embedder is not None else settings.embedder,
             ),
         )
-        opened = Checkpoint.open(checkpoint or settings.checkpoint)
-        store = LatentStore.open(folder / "store", version)
-        if version is None and (sentence := lost_version(folder / "index", store)):
-            _log.warning("%s", sentence)
-        if version is not None and settings.qdrant_url is not None:
-            raise KnowledgeBaseError(
-                f"The passage index of {folder} is on a server, which shows the newest version only; open "
                 "it without a version."
             )
         found, wanted = opened.fingerprint(store.layout.space), store.layout.fingerprint
@@ -764,11 +771,26 @@ class KnowledgeBase:
             if operation == "sync" and not keep() and not report.skipped:
                 report = replace(report, deleted=others.delete(writer))
             committed = writer.commit()
+            self._note_language(committed)
             if engine is None:
                 self.reader.show(committed)
             else:
                 self.reader.show(committed, engine.upsert)
         return report
+
+    def _note_language(self, store: LatentStore) -> None:
+        """Note the language of what was added first, if none was chosen, so that it stays the same."""
+        from lclm_rag.indexing.versions import language_of
+
+        if self.settings.language != AUTO or not len(store):
+            return
+        # Another process may have noted it.
+        settings = read_settings(self.folder)
+        if settings.language == AUTO:
+            settings = replace(settings, language=language_of(store))
+            write_settings(self.folder, settings)
+        self.settings = settings
+        self.reader.use_settings(settings)
 
     def _compress(
         self,
