@@ -29,8 +29,10 @@ from lclm_rag.cli.formatting import say
 from lclm_rag.cli.generate import generate
 from lclm_rag.cli.info import info
 from lclm_rag.cli.keys import keys
+from lclm_rag.cli.ls import ls
 from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.query import query
+from lclm_rag.cli.search import search
 from lclm_rag.cli.serve import serve
 from lclm_rag.cli.show import show
 from lclm_rag.cli.sync import sync
@@ -96,7 +98,7 @@ def _with_offline(command: click.Command) -> None:
 
 
 for command in (
-    *(build, add, sync, delete, query, show, chat, generate, mcp, serve, keys),
+    *(build, add, sync, delete, query, search, show, ls, chat, generate, mcp, serve, keys),
     *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)

@@ -315,6 +315,7 @@ class KnowledgeBase:
             wait=wait,
             embedder=given,
         )
+        remember_remotes(settings)
         knowledge_base._made, knowledge_base._to_be_first = made, resume
         return knowledge_base
 
@@ -322,7 +323,6 @@ class KnowledgeBase:
     def open(
         cls,
         path: str | Path,
-        remember_remotes(settings)
         *,
         version: int | None = None,
         checkpoint: str | Path | None = None,
@@ -390,13 +390,6 @@ class KnowledgeBase:
                 f"{folder} was made with {_embedder_of(settings)}, and cannot be searched with "
                 f"{embedder.name!r}."
             )
-        opened = Checkpoint.open(checkpoint or settings.checkpoint)
-        store = LatentStore.open(folder / "store", version)
-        if version is None and (sentence := lost_version(folder / "index", store)):
-            _log.warning("%s", sentence)
-        if version is not None and settings.qdrant_url is not None:
-            raise KnowledgeBaseError(
-                f"The passage index of {folder} is on a server, which shows the newest version only; open "
         announce_remotes(
             folder,
             replace(
@@ -405,6 +398,13 @@ class KnowledgeBase:
                 embedder=None if embedder is not None else settings.embedder,
             ),
         )
+        opened = Checkpoint.open(checkpoint or settings.checkpoint)
+        store = LatentStore.open(folder / "store", version)
+        if version is None and (sentence := lost_version(folder / "index", store)):
+            _log.warning("%s", sentence)
+        if version is not None and settings.qdrant_url is not None:
+            raise KnowledgeBaseError(
+                f"The passage index of {folder} is on a server, which shows the newest version only; open "
                 "it without a version."
             )
         found, wanted = opened.fingerprint(store.layout.space), store.layout.fingerprint
