@@ -25,12 +25,12 @@ class Changes:
     neither list.
 
     Attributes:
-        gone: The rows to delete, by fragment.
-        new: The rows to add, by fragment.
+        gone: The rows to delete, by fragment; int64, ascending.
+        new: The rows to add, by fragment; int64, ascending.
     """
 
-    gone: list[tuple[Fragment, list[int]]]
-    new: list[tuple[Fragment, list[int]]]
+    gone: list[tuple[Fragment, np.ndarray]]
+    new: list[tuple[Fragment, np.ndarray]]
 
     @classmethod
     def between(cls, indexed: LatentStore | None, store: LatentStore) -> Changes:
@@ -57,7 +57,7 @@ class Changes:
     def delete(self, index: PassageIndex) -> None:
         """Delete from an index what is gone; this is the first half of `apply`."""
         for fragment, rows in self.gone:
-            index.delete(map(fragment.key, rows))
+            index.delete(map(fragment.key, rows.tolist()))
 
     def apply(self, index: PassageIndex) -> None:
         """Make the changes in an index, and flush it."""
@@ -65,13 +65,13 @@ class Changes:
         # afterwards would remove them.
         self.delete(index)
         for fragment, rows in self.new:
-            index.upsert(entries_of(map(fragment.passage, rows)))
+            index.upsert(entries_of(map(fragment.passage, rows.tolist())))
         index.flush()
 
 
 def _only_in(
     store: LatentStore, entries: dict[str, FragmentEntry], others: dict[str, FragmentEntry]
-) -> list[tuple[Fragment, list[int]]]:
+) -> list[tuple[Fragment, np.ndarray]]:
     """The rows that one version shows and the other does not, judged by their places."""
     found = []
     for name, entry in entries.items():
@@ -79,7 +79,7 @@ def _only_in(
         if name in others:
             shown &= ~visible_rows(others[name])
         if shown.any():
-            found.append((store.fragment(name), [int(row) for row in np.flatnonzero(shown)]))
+            found.append((store.fragment(name), np.flatnonzero(shown)))
     return found
 
 
@@ -88,16 +88,19 @@ def _identity(fragment: Fragment, row: int) -> tuple[int, bytes]:
     return fragment.key_hash(row), fragment.document_hash(row)
 
 
-def _identities(rows: list[tuple[Fragment, list[int]]]) -> set[tuple[int, bytes]]:
-    return {_identity(fragment, row) for fragment, numbers in rows for row in numbers}
+def _identities(rows: list[tuple[Fragment, np.ndarray]]) -> set[tuple[int, bytes]]:
+    return {_identity(fragment, row) for fragment, numbers in rows for row in numbers.tolist()}
 
 
 def _without(
-    rows: list[tuple[Fragment, list[int]]], moved: set[tuple[int, bytes]]
-) -> list[tuple[Fragment, list[int]]]:
+    rows: list[tuple[Fragment, np.ndarray]], moved: set[tuple[int, bytes]]
+) -> list[tuple[Fragment, np.ndarray]]:
     if not moved:
         return rows
-    return [(f, [row for row in numbers if _identity(f, row) not in moved]) for f, numbers in rows]
+    return [
+        (f, numbers[[_identity(f, row) not in moved for row in numbers.tolist()]])
+        for f, numbers in rows
+    ]
 
 
 def entries_of(passages: Iterable[Passage]) -> Iterator[IndexEntry]:

@@ -32,6 +32,7 @@ class NothingIndexed:
         filter: Filter | None = None,
         *,
         words_only: bool = False,
+        dense_only: bool = False,
     ) -> list[list[ScoredKey]]:
         """No hits."""
         return [[] for _ in questions]

@@ -12,7 +12,7 @@ from lclm_rag.store.manifest import committed_versions
 from lclm_rag.store.store import MANIFESTS
 
 if TYPE_CHECKING:
-    from lclm_rag.retrieval.server import Mark
+    from lclm_rag.retrieval.collections import Mark
 
 __all__ = ["copied", "foreign"]
 

@@ -14,21 +14,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from lclm_rag.config import Settings
 from lclm_rag.errors import KnowledgeBaseError, PassageIndexError, StoreError
-from lclm_rag.indexing.changes import Changes, entries_of
+from lclm_rag.indexing.changes import Changes
+from lclm_rag.indexing.collection import ReadCollection
+from lclm_rag.indexing.key_hashes import are_among, key_hashes, shown_hashes
 from lclm_rag.indexing.nothing import NothingIndexed
 from lclm_rag.indexing.ownership import copied, foreign
+from lclm_rag.indexing.points import OnPut, PutPoints, ServerPoints, put_rows
 from lclm_rag.indexing.state import (
     FILLING,
     UPDATING,
     State,
     Work,
-    home_of,
     read_state,
     read_work,
     remove_states,
@@ -36,76 +41,31 @@ from lclm_rag.indexing.state import (
     write_work,
 )
 from lclm_rag.indexing.versions import bm25_settings, check_embedder, indexed_store
-from lclm_rag.retrieval import Bm25Settings, Embedder, PassageIndex
+from lclm_rag.retrieval import Bm25Settings, Embedder
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore
 from lclm_rag.store.locks import write_lock
 
 if TYPE_CHECKING:
-    from lclm_rag.retrieval.server import Mark, ServerIndex
+    from lclm_rag.retrieval.collections import Mark
+    from lclm_rag.retrieval.server import ServerIndex
 
-__all__ = ["PutPoints", "ServerPoints", "SharedIndex", "Task"]
+__all__ = ["OnProgress", "SharedIndex", "Task"]
 
 Task = Literal["read", "write", "rebuild"]
 
-_WAIT = 5.0  # seconds for which a reader waits for the first fill
+OnProgress = Callable[[int, int], None]
+"""Called with the number of passages that the index has so far, and with that of all."""
+
 _WAIT_FOR_WRITER = 600.0  # seconds
-_OFF = 0.01  # the share of the passages by which the collection's count may differ
+_NOTE_EVERY = (
+    5.0  # seconds between notes of what is filled: the work that is done again after a kill
+)
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ServerPoints:
-    """Passages to be put on a Qdrant server, by this process or a worker on another machine.
-
-    Attributes:
-        store: The path or URL of the store.
-        version: The version of the store that shows the passages.
-        rows: The passages' rows, by the names of their fragments.
-        url: The server's URL.
-        collection: The collection's name.
-        bm25: The BM25 settings of the index.
-        embedder: The name of the sentence-transformers model that makes dense vectors; None for BM25 alone.
-    """
-
-    store: str
-    version: int
-    rows: tuple[tuple[str, tuple[int, ...]], ...]
-    url: str
-    collection: str
-    bm25: Bm25Settings
-    embedder: str | None
-
-    def upsert(self) -> None:
-        """Read the passages from the store, and put them on the server."""
-        from lclm_rag.retrieval.server import ServerIndex
-
-        embedder = _embedder(self.embedder) if self.embedder else None
-        index = ServerIndex.connect(self.url, self.collection, bm25=self.bm25, embedder=embedder)
-        store = _store(self.store, self.version)
-        for name, rows in self.rows:
-            index.upsert(entries_of(map(store.fragment(name).passage, rows)))
-        index.close()
-
-
-PutPoints = Callable[[ServerPoints], None]
-"""Puts points on the server, from this process or from several machines; returns when the server has them."""
-
-
-@lru_cache(maxsize=1)
-def _embedder(name: str) -> Embedder:
-    from lclm_rag.retrieval import SentenceTransformerEmbedder
-
-    return SentenceTransformerEmbedder(name)
-
-
-@lru_cache(maxsize=1)
-def _store(location: str, version: int) -> LatentStore:
-    return LatentStore.open_for_worker(location, version)
-
-
-class SharedIndex:
+class SharedIndex(ReadCollection):
     """A collection on a Qdrant server, which shows the newest version to all processes.
 
     `index` is the index; after `follow` it may be another object.
@@ -114,12 +74,11 @@ class SharedIndex:
         folder: The folder of the knowledge base's index, where its state is.
         store: The store, at the version to show.
         embedder: Makes dense vectors; None for BM25 alone.
-        qdrant_url: The server's URL.
-        collection: The name to search, of the settings.
-        owner: The knowledge base's id.
-        put_points: Puts points on the server.
+        settings: The knowledge base's settings, which name the server and the collection.
+        put_points: Puts points on the server from other machines; None puts them from this process.
         task: "read" the collection as it is, "write" to bring it to the store's version, or "rebuild" to
             put a new collection in its place.
+        on_progress: Called while a collection is filled.
 
     Raises:
         KnowledgeBaseError: If the collection is not of this knowledge base; or if the index was made with
@@ -134,23 +93,15 @@ class SharedIndex:
         folder: Folder,
         store: LatentStore,
         embedder: Embedder | None,
-        qdrant_url: str,
-        collection: str,
-        owner: str,
-        put_points: PutPoints,
+        settings: Settings,
+        put_points: PutPoints | None = None,
         task: Task = "read",
+        on_progress: OnProgress = lambda done, total: None,
     ) -> None:
-        self._folder = folder
-        self._embedder = embedder
-        self._url = qdrant_url
-        self._collection = collection
-        self._owner = owner
-        self._store = store
-        self._home = home_of(folder)
+        super().__init__(folder, store, embedder, settings)
         self.put_points = put_points
-        self._name = embedder.name if embedder else None
-        self.index: PassageIndex = NothingIndexed()
-        {"read": self._read, "write": self._bring_to, "rebuild": self._rebuild}[task](store)
+        self._on_progress = on_progress
+        {"read": self.read, "write": self._bring_to, "rebuild": self._rebuild}[task](store)
 
     def follow(self, store: LatentStore) -> None:
         """Bring the collection to another version of the store.
@@ -179,80 +130,6 @@ class SharedIndex:
         """Close the connection to the server."""
         self.index.close()
 
-    # --- reading --------------------------------------------------------------------------------------
-
-    def _read(self, store: LatentStore) -> None:
-        """Connect to the collection as it is, after checking that it is what the state says."""
-        state = read_state(self._folder)
-        if state is None:
-            if not len(store):
-                return
-            state = self._wait_for_the_first()
-        self.index = index = self._connect(state)
-        try:
-            self._check(index, state, store)
-        except BaseException:
-            index.close()
-            raise
-        if state.version < store.version:
-            _log.warning(
-                "The passage index of %s shows version %s, and version %s is not in it yet: its writer is at "
-                "it, or was interrupted. The next lclm-rag add, delete or sync brings it up to date, and so "
-                "does lclm-rag verify --repair.",
-                store.folder,
-                state.version,
-                store.version,
-            )
-
-    def _wait_for_the_first(self) -> State:
-        """The first state. PassageIndexError if there is none soon: the collection is being filled."""
-        from lclm_rag.retrieval.server import count_points
-
-        until = time.monotonic() + _WAIT
-        while (state := read_state(self._folder)) is None:
-            filling = read_work(self._folder, FILLING)
-            if filling is None and read_state(self._folder) is None:
-                raise PassageIndexError(
-                    f"There is no passage index of {self._store.folder} at {self._url} yet: the next "
-                    "lclm-rag add or sync makes it, and so does lclm-rag verify --repair."
-                )
-            if filling is not None and time.monotonic() > until:
-                done = count_points(self._url, filling.collection)
-                raise PassageIndexError(
-                    f"The passage index of {self._store.folder} is being filled, {done:,} of "
-                    f"{filling.passages:,} passages: try again later. If no process is filling it any more, "
-                    "the next lclm-rag add or sync goes on, and so does lclm-rag verify --repair."
-                )
-            time.sleep(0.1)
-        return state
-
-    def _check(self, index: ServerIndex, state: State, store: LatentStore) -> None:
-        """Check that a collection is this knowledge base's, and shows a version that the store has.
-
-        Raises:
-            PassageIndexError: If it does not.
-        """
-        where = self._where(state)
-        if sentence := foreign(index.mark, self._owner, state, store, where):
-            raise PassageIndexError(sentence)
-        if state.version == store.version:
-            self._check_count(index, state, len(store))
-
-    def _where(self, state: State) -> str:
-        return f"The collection {state.collection or self._collection!r} at {self._url}"
-
-    def _check_count(self, index: ServerIndex, state: State, passages: int) -> None:
-        count = index.count()
-        if abs(count - passages) <= _OFF * passages:
-            return
-        # While a writer is at it, the count is between that of two versions.
-        if read_work(self._folder, UPDATING) is None and read_state(self._folder) == state:
-            raise PassageIndexError(
-                f"{self._where(state)} has {count:,} passages, and version {state.version} has "
-                f"{passages:,}: points were lost, or others put there. lclm-rag verify --repair makes it "
-                "anew from the store."
-            )
-
     # --- writing --------------------------------------------------------------------------------------
 
     def _bring_to(self, store: LatentStore) -> None:
@@ -265,13 +142,13 @@ class SharedIndex:
                     self._first_fill(store)
                 return
             if state.version >= store.version and read_work(self._folder, UPDATING) is None:
-                self._read(store)
+                self.read(store)
                 return
             self._require_ours(state)
             self._update(state, store)
 
     def _first_fill(self, store: LatentStore) -> None:
-        from lclm_rag.retrieval.server import collection_behind
+        from lclm_rag.retrieval.collections import collection_behind
 
         filling = self._own_filling()
         there = collection_behind(self._url, self._collection)
@@ -298,7 +175,7 @@ class SharedIndex:
         The old one is deleted afterwards if it is certainly of this knowledge base alone. Otherwise it stays,
         and the new one gets another name.
         """
-        from lclm_rag.retrieval.server import collection_behind, drop_collection
+        from lclm_rag.retrieval.collections import collection_behind, drop_collection
 
         with self._alone():
             state = self._readable_state()
@@ -326,7 +203,7 @@ class SharedIndex:
 
     def _may_replace(self, collection: str, state: State | None, store: LatentStore) -> bool:
         """Whether a collection is certainly of this knowledge base, and not also of a copy of it."""
-        from lclm_rag.retrieval.server import read_mark
+        from lclm_rag.retrieval.collections import read_mark
 
         if state is None:
             # Its own fill was interrupted just before the state was written.
@@ -345,27 +222,63 @@ class SharedIndex:
         # 1. A note, before the collection is made: if this is interrupted, the next writer goes on in the
         #    same collection, and readers can tell how far it is.
         filling = self._own_filling()
-        here = (store.version, store.manifest.digest)
         if filling is None or filling.embedder != self._name:
             own = f"{self._collection}-{self._owner[:8]}-{_unique()}"
-            filling = Work(own, (), len(store), bm25_settings(store), self._name, self._home)
-        filling = replace(filling, versions=(here,), passages=len(store))
+            filling = Work(
+                own,
+                (),
+                len(store),
+                bm25_settings(store, self._settings.language),
+                self._name,
+                self._home,
+            )
+        here = (store.version, store.manifest.digest)
+        versions = tuple(dict.fromkeys([*filling.versions, here]))
+        done = filling.done if self._still_there(filling, store) else ()
+        filling = replace(filling, versions=versions, passages=len(store), done=done)
         self._folder.make()
         write_work(self._folder, FILLING, filling)
         # 2. The collection, and all points; and none that an interrupted fill of another version left.
         index = self._open(filling.collection, filling.bm25, create=True)
-        self._apply(index, [Changes.between(None, store)], store, filling.bm25)
-        _delete_others(index, store)
+        changes = Changes.between(None, store)
+        filled = _Filled(self._folder, filling, changes, self._on_progress)
+        left = [(f, rows) for f, rows in changes.new if f.name not in filled.names]
+        try:
+            self._apply(index, [replace(changes, new=left)], store, filling.bm25, filled.put)
+        except BaseException:
+            # What made this fail must reach the caller, not that the note failed, too.
+            with suppress(OSError):
+                filled.note()
+            raise
+        if len(versions) > 1:
+            self._delete_others(index, store)
         index.close()
         return filling
 
+    def _still_there(self, filling: Work, store: LatentStore) -> bool:
+        """Whether the collection has what an interrupted fill put there, of versions that the store has.
+
+        Of a fragment, a later version shows no row that an earlier one did not show.
+        """
+        from lclm_rag.retrieval.collections import collection_exists
+
+        if not filling.done or any(indexed_store(store, *v) is None for v in filling.versions):
+            return False
+        return collection_exists(self._url, filling.collection)
+
     def _put_in_place(self, store: LatentStore, filling: Work, name: str, number: int) -> None:
         """Let a name stand for a collection that holds everything, and write the state."""
-        from lclm_rag.retrieval.server import put_alias
+        from lclm_rag.retrieval.collections import put_alias
 
         here = (store.version, store.manifest.digest)
         state = State(*here, filling.bm25, self._name, name, self._home, number)
         index = self._open(filling.collection, filling.bm25)
+        if (count := index.count()) != len(store):
+            write_work(self._folder, FILLING, replace(filling, done=()))
+            raise PassageIndexError(
+                f"The new collection {filling.collection!r} at {self._url} has {count:,} of {len(store):,} "
+                "passages after all of them were put there: run the same again, which puts them again."
+            )
         index.put_mark(self._mark(state))
         index.close()
         # The name when every point is there, and then the state, which says so.
@@ -391,7 +304,7 @@ class SharedIndex:
         bm25 = state.bm25
         if stores[0] is not None and not len(stores[0]):
             # BM25's average length could not be measured; now it can.
-            bm25 = bm25_settings(store)
+            bm25 = bm25_settings(store, self._settings.language)
             index.close()
             self.index = index = self._open(index.collection, bm25)
         # 2. A note of what is begun, before it is.
@@ -412,7 +325,7 @@ class SharedIndex:
             changes = [Changes.between(None, store)]
         self._apply(index, changes, store, bm25)
         if not is_known:
-            _delete_others(index, store)
+            self._delete_others(index, store)
         store = self._catch_up(index, state, store, bm25)
         # 4. The state, last: it says that every point is there.
         new = replace(
@@ -461,25 +374,44 @@ class SharedIndex:
         changes: list[Changes],
         store: LatentStore,
         bm25: Bm25Settings,
+        on_put: OnPut = lambda name: None,
     ) -> None:
         # Deletions first: a changed document's new passages have the keys of its old ones, and deleting
         # afterwards would remove them.
-        rows: dict[str, set[int]] = {}
+        rows: dict[str, np.ndarray] = {}
         for change in changes:
             change.delete(index)
             for fragment, new in change.new:
-                rows.setdefault(fragment.name, set()).update(new)
+                there = rows.get(fragment.name)
+                rows[fragment.name] = new if there is None else np.union1d(there, new)
+        if self.put_points is None:
+            for name, numbers in rows.items():
+                put_rows(index, store, name, numbers)
+                on_put(name)
+            return
+        if not rows:
+            return
         folder = store.folder
         points = ServerPoints(
             store=str(folder if folder.local is None else folder.local.resolve()),
             version=store.version,
-            rows=tuple((name, tuple(sorted(new))) for name, new in rows.items()),
+            rows=list(rows.items()),
             url=self._url,
             collection=index.collection,
             bm25=bm25,
             embedder=self._name,
         )
-        self.put_points(points)
+        self.put_points(points, on_put)
+
+    def _delete_others(self, index: ServerIndex, store: LatentStore) -> None:
+        """Delete from a collection what is not in a version of the store."""
+        from lclm_rag.retrieval.collections import collection_pages
+
+        shown = shown_hashes(store)
+        for page in collection_pages(self._url, index.collection):
+            is_other = ~are_among(shown, key_hashes(page))
+            if is_other.any():
+                index.delete(compress(page, is_other))
 
     # --- whose collection it is -----------------------------------------------------------------------
 
@@ -512,36 +444,51 @@ class SharedIndex:
             raise PassageIndexError(f"{sentence} What was committed stands.")
 
     def _mark(self, state: State) -> Mark:
-        from lclm_rag.retrieval.server import Mark
+        from lclm_rag.retrieval.collections import Mark
 
         return Mark(self._owner, state.version, state.manifest)
 
     def _own_index(self, state: State) -> ServerIndex:
         """The collection behind the name that is searched."""
-        from lclm_rag.retrieval.server import collection_behind
+        from lclm_rag.retrieval.collections import collection_behind
 
         name = state.collection or self._collection
         check_embedder(state.embedder, self._embedder, self._folder)
         return self._open(collection_behind(self._url, name) or name, state.bm25)
 
-    def _connect(self, state: State) -> ServerIndex:
-        check_embedder(state.embedder, self._embedder, self._folder)
-        return self._open(state.collection or self._collection, state.bm25)
 
-    def _open(self, collection: str, bm25: Bm25Settings, *, create: bool = False) -> ServerIndex:
-        from lclm_rag.retrieval.server import ServerIndex
+class _Filled:
+    """How far a collection is filled, noted now and then.
 
-        return ServerIndex.connect(
-            self._url, collection, bm25=bm25, embedder=self._embedder, create=create
-        )
+    Args:
+        folder: The folder of the knowledge base's index.
+        filling: The note.
+        changes: All that is to be put there.
+        on_progress: Called with the number of passages that are there, and that of all.
+    """
 
+    def __init__(
+        self, folder: Folder, filling: Work, changes: Changes, on_progress: OnProgress
+    ) -> None:
+        self._folder, self._filling, self._on_progress = folder, filling, on_progress
+        self._rows = {fragment.name: len(rows) for fragment, rows in changes.new}
+        self.names = [name for name in filling.done if name in self._rows]
+        self._count = sum(self._rows[name] for name in self.names)
+        self._noted = time.monotonic()
+        on_progress(self._count, filling.passages)
 
-def _delete_others(index: PassageIndex, store: LatentStore) -> None:
-    """Delete from an index what is not in a version of the store."""
-    shown = Changes.between(None, store).new
-    keys = {fragment.key(row) for fragment, rows in shown for row in rows}
-    if others := [key for key in index.keys(None) if key not in keys]:
-        index.delete(others)
+    def put(self, name: str) -> None:
+        """The server has all rows of a fragment."""
+        self.names.append(name)
+        self._count += self._rows[name]
+        self._on_progress(self._count, self._filling.passages)
+        if time.monotonic() - self._noted >= _NOTE_EVERY:
+            self.note()
+
+    def note(self) -> None:
+        """Note the fragments of which the server has all rows."""
+        write_work(self._folder, FILLING, replace(self._filling, done=tuple(self.names)))
+        self._noted = time.monotonic()
 
 
 def _unique() -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from lclm_rag.config import Settings
 from lclm_rag.indexing.embedded import EmbeddedIndex
-from lclm_rag.indexing.server import PutPoints, ServerPoints, SharedIndex, Task
+from lclm_rag.indexing.points import PutPoints
+from lclm_rag.indexing.server import OnProgress, SharedIndex, Task
 from lclm_rag.retrieval import Embedder, PassageIndex
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore
@@ -42,13 +44,12 @@ class IndexSession(Protocol):
 def open_index(
     folder: Folder,
     store: LatentStore,
+    settings: Settings,
     *,
     embedder: Embedder | None,
-    qdrant_url: str | None,
-    collection: str | None,
-    owner: str,
-    put_points: PutPoints = ServerPoints.upsert,
+    put_points: PutPoints | None = None,
     task: Task = "read",
+    on_progress: OnProgress = lambda done, total: None,
 ) -> IndexSession:
     """Open the passage index at the store's version.
 
@@ -57,13 +58,12 @@ def open_index(
     Args:
         folder: The folder of the knowledge base's index.
         store: The store, at the version to show.
+        settings: The knowledge base's settings: whether its index is embedded, or on which server.
         embedder: Makes dense vectors; None for BM25 alone.
-        qdrant_url: The URL of a Qdrant server; None for an embedded index.
-        collection: The name of the collection on the server; not used for an embedded index.
-        owner: The knowledge base's id.
-        put_points: Puts points on the server; by default from this process.
+        put_points: Puts points on the server from other machines; None puts them from this process.
         task: What to do with a collection on a server: "read" it as it is, "write" to build or update it, or
             "rebuild" to put a new one in its place.
+        on_progress: Called while a collection is filled.
 
     Raises:
         KnowledgeBaseError: If the index was made with another embedder, or the collection on the server
@@ -73,8 +73,6 @@ def open_index(
             collection is lost or not filled yet, or snapshots keep changing while they are opened.
         DamagedError: If a row of the store that has to be indexed is damaged.
     """
-    if qdrant_url is None:
-        return EmbeddedIndex(folder, store, embedder, owner)
-    return SharedIndex(
-        folder, store, embedder, qdrant_url, str(collection), owner, put_points, task
-    )
+    if settings.qdrant_url is None:
+        return EmbeddedIndex(folder, store, embedder, settings.id, settings.language)
+    return SharedIndex(folder, store, embedder, settings, put_points, task, on_progress)

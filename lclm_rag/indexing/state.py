@@ -104,6 +104,7 @@ class Work:
         bm25: The BM25 settings of the index.
         embedder: The name of the model that makes the dense vectors; None for BM25 alone.
         home: Where the knowledge base is.
+        done: The names of the fragments of which the collection has all rows, while it is filled.
     """
 
     collection: str
@@ -112,6 +113,7 @@ class Work:
     bm25: Bm25Settings
     embedder: str | None
     home: Home
+    done: tuple[str, ...] = ()
 
 
 def home_of(folder: Folder) -> Home:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import compress
 
 import numpy as np
 
 from lclm_rag.config import Settings
 from lclm_rag.errors import PassageIndexError
+from lclm_rag.indexing.key_hashes import are_among, key_hashes
 from lclm_rag.indexing.ownership import copied, foreign
 from lclm_rag.indexing.session import open_index
 from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
@@ -18,7 +19,6 @@ from lclm_rag.problem import Problem
 from lclm_rag.retrieval import load_embedder
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore
-from lclm_rag.store.fragment import key_hash
 from lclm_rag.store.verify import Contents
 from lclm_rag.types import PassageKey
 
@@ -61,10 +61,8 @@ def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> Non
     index = open_index(
         folder,
         store,
+        settings,
         embedder=load_embedder(settings.embedder),
-        qdrant_url=settings.qdrant_url,
-        collection=settings.collection,
-        owner=settings.id,
         task="rebuild",
     )
     index.close()
@@ -73,7 +71,7 @@ def rebuild_index(folder: Folder, settings: Settings, store: LatentStore) -> Non
 def _collection_problems(
     folder: Folder, url: str, settings: Settings, store: LatentStore, contents: Contents
 ) -> Iterator[Problem]:
-    from lclm_rag.retrieval.server import collection_keys, read_mark
+    from lclm_rag.retrieval.collections import collection_pages, read_mark
 
     state = read_state(folder)
     if state is None:
@@ -89,8 +87,8 @@ def _collection_problems(
     ):
         yield Problem("index", collection, sentence)
         return
-    keys = collection_keys(url, collection)
-    yield from _differences(keys, store, contents, collection, is_current=True)
+    pages = collection_pages(url, collection)
+    yield from _differences(pages, store, contents, collection, is_current=True)
 
 
 def _snapshot_problems(
@@ -107,9 +105,9 @@ def _snapshot_problems(
     if damage := snapshot.damage():
         yield _damaged(where, f" ({', '.join(damage[:3])})")
         return
-    keys = snapshot_keys(snapshots, snapshot)
+    pages = [list(snapshot_keys(snapshots, snapshot))]
     # A snapshot of an earlier version may lack passages: whoever opens it brings it up to date.
-    yield from _differences(keys, store, contents, where, snapshot.version == store.version)
+    yield from _differences(pages, store, contents, where, snapshot.version == store.version)
 
 
 def _damaged(where: str, what: str) -> Problem:
@@ -118,7 +116,7 @@ def _damaged(where: str, what: str) -> Problem:
 
 
 def _differences(
-    keys: Collection[PassageKey],
+    pages: Iterable[list[PassageKey]],
     store: LatentStore,
     contents: Contents,
     where: str,
@@ -127,7 +125,7 @@ def _differences(
     """The differences between an index and a version of the store.
 
     Args:
-        keys: The keys that the index holds.
+        pages: The keys that the index holds, each once.
         store: The version.
         contents: The version's passages.
         where: The index's path or name, for messages.
@@ -137,10 +135,17 @@ def _differences(
         A problem if the index lacks sound passages or has unknown ones, and one for each damaged passage
         of the store that the index knows.
     """
-    hashes = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
-    is_extra = ~_are_among(contents.hashes, hashes)
-    extra = np.count_nonzero(is_extra)
-    missing = len(contents.hashes) - (len(keys) - extra)
+    extra = known = 0
+    lost: list[str] = []
+    for keys in pages:
+        hashes = key_hashes(keys)
+        is_extra = ~are_among(contents.hashes, hashes)
+        extra += int(np.count_nonzero(is_extra))
+        known += int(np.count_nonzero(~is_extra))
+        if contents.damaged:
+            is_lost = is_extra & ~are_among(contents.hidden, hashes)
+            lost += [key.document_id for key in compress(keys, is_lost)]
+    missing = len(contents.hashes) - known
     if is_current and (missing > 0 or extra > contents.damaged):
         sentence = (
             f"The passage index {where} lacks {missing:,} passages of version {store.version}, and has "

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import QdrantException
-from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
+from lclm_rag.retrieval.collections import MARK, Mark, at_server, mark_of, open_client
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.retrieval.index import ScoredKey
@@ -28,44 +25,23 @@ from lclm_rag.retrieval.qdrant_index import (
     SearchVectors,
     check_dense_width,
 )
-from lclm_rag.retrieval.retries import with_retries
-from lclm_rag.types import PassageKey
 
 __all__ = [
-    "Mark",
     "ServerIndex",
-    "collection_behind",
-    "collection_exists",
-    "collection_keys",
-    "count_points",
-    "drop_collection",
-    "put_alias",
-    "read_mark",
 ]
 
-_TIMEOUT = 60  # seconds that one request may take
+_REQUEST_BYTES = 4 * 2**20
+"""The most bytes of points in one request. A server takes 32 MiB, and a proxy before it often less."""
 
-_MARK = "lclm_rag"  # the key of `Mark` in a collection's metadata
-_NOT_FOUND = 404
+# What a number takes as JSON, at the most.
+_FLOAT_BYTES = 26
+_WORD_BYTES = 12 + _FLOAT_BYTES
+_POINT_BYTES = 200
+
 
 T = TypeVar("T")
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "float": models.PayloadSchemaType.FLOAT}
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a collection itself says about its content, in its metadata.
-
-    Attributes:
-        id: The id of the knowledge base.
-        version: The number of the store's version that the collection shows; None while it is first filled.
-        manifest: The digest of that version's manifest.
-    """
-
-    id: str
-    version: int | None
-    manifest: str | None
 
 
 class ServerIndex(QdrantIndex):
@@ -104,7 +80,7 @@ class ServerIndex(QdrantIndex):
             self._call(self._create_collection)
         info = self._call(lambda: client.get_collection(collection))
         self._check_collection(info)
-        self.mark = _mark_of(info)
+        self.mark = mark_of(info)
 
     @classmethod
     def connect(
@@ -133,7 +109,7 @@ class ServerIndex(QdrantIndex):
         Raises:
             PassageIndexError: See the class.
         """
-        client = _client(url)
+        client = open_client(url)
         try:
             index = cls(client, collection, bm25=bm25, embedder=embedder, create=create)
         except BaseException:
@@ -153,7 +129,7 @@ class ServerIndex(QdrantIndex):
 
     def put_mark(self, mark: Mark) -> None:
         """Note in the collection what it shows. Servers before Qdrant 1.16 forget it."""
-        metadata = {_MARK: {"id": mark.id, "version": mark.version, "manifest": mark.manifest}}
+        metadata = {MARK: {"id": mark.id, "version": mark.version, "manifest": mark.manifest}}
         self._call(lambda: self._client.update_collection(self._collection, metadata=metadata))
         self.mark = mark
 
@@ -194,8 +170,9 @@ class ServerIndex(QdrantIndex):
         self._note_indexed(info.payload_schema)
 
     def _write(self, points: list[PointData]) -> None:
-        made = [_point(point) for point in points]
-        self._call(lambda: self._client.upsert(self._collection, made, wait=True))
+        for request in _requests(points):
+            made = [_point(point) for point in request]
+            self._call(partial(self._client.upsert, self._collection, made, wait=True))
 
     def _remove(self, ids: list[str]) -> None:
         gone = models.PointIdsList(points=[*ids])
@@ -250,148 +227,11 @@ class ServerIndex(QdrantIndex):
         return [record.payload for record in found], following
 
     def _call(self, call: Callable[[], T]) -> T:
-        return _at(self._where, self._collection, call)
-
-
-def collection_exists(url: str, collection: str) -> bool:
-    """Whether the server has a collection or an alias of this name.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached.
-    """
-    with closing(_client(url)) as client:
-        return _at(url, collection, lambda: client.collection_exists(collection))
-
-
-def collection_behind(url: str, name: str) -> str | None:
-    """The collection that an alias stands for.
-
-    Args:
-        url: The server's URL.
-        name: The alias, or the name of a collection.
-
-    Returns:
-        The collection's name, which is `name` itself if it is no alias; None if there is neither.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached.
-    """
-    with closing(_client(url)) as client:
-        for alias in _at(url, name, client.get_aliases).aliases:
-            if alias.alias_name == name:
-                return alias.collection_name
-        return name if _at(url, name, lambda: client.collection_exists(name)) else None
-
-
-def collection_keys(url: str, collection: str) -> set[PassageKey]:
-    """The keys of all passages in a collection.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached, or has no such collection.
-    """
-    keys: set[PassageKey] = set()
-    with closing(_client(url)) as client:
-        offset: Any = None
-        while True:
-            page = partial(_page, client, collection, offset)
-            found, offset = _at(url, collection, page)
-            keys.update(passage_key(record.payload) for record in found)
-            if offset is None:
-                return keys
-
-
-def read_mark(url: str, collection: str) -> Mark | None:
-    """What a collection itself says about its content; None if it says nothing.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached, or has no such collection.
-    """
-    with closing(_client(url)) as client:
-        return _mark_of(_at(url, collection, lambda: client.get_collection(collection)))
-
-
-def count_points(url: str, collection: str) -> int:
-    """The number of points in a collection, exact.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached, or has no such collection.
-    """
-    with closing(_client(url)) as client:
-        return _at(url, collection, lambda: client.count(collection, exact=True).count)
-
-
-def put_alias(url: str, alias: str, collection: str) -> None:
-    """Let an alias stand for a collection, in one step, whatever it stood for before.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached, or a collection has the alias as its name.
-    """
-    delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
-    create = models.CreateAliasOperation(
-        create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)
-    )
-    with closing(_client(url)) as client:
-
-        def put() -> None:
-            there = any(a.alias_name == alias for a in client.get_aliases().aliases)
-            client.update_collection_aliases([delete, create] if there else [create])
-
-        _at(url, alias, put)
-
-
-def drop_collection(url: str, collection: str) -> None:
-    """Delete a collection with all its points; do nothing if it does not exist.
-
-    Raises:
-        PassageIndexError: When the server cannot be reached.
-    """
-    with closing(_client(url)) as client:
-        _at(url, collection, lambda: client.delete_collection(collection))
-
-
-def _page(client: QdrantClient, collection: str, offset: Any) -> tuple[list[models.Record], Any]:
-    return client.scroll(collection, limit=10_000, offset=offset, with_payload=PAYLOAD_KEYS)
-
-
-def _mark_of(info: models.CollectionInfo) -> Mark | None:
-    raw = (info.config.metadata or {}).get(_MARK)
-    if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
-        return None
-    return Mark(raw["id"], raw.get("version"), raw.get("manifest"))
+        return at_server(self._where, self._collection, call)
 
 
 def _is_empty(path: str) -> models.IsEmptyCondition:
     return models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
-
-
-def _client(url: str) -> QdrantClient:
-    return QdrantClient(
-        url=url,
-        api_key=os.environ.get("QDRANT_API_KEY") or None,
-        timeout=_TIMEOUT,
-        # The check runs in a thread and only warns; a problem shows in the first request anyway.
-        check_compatibility=False,
-    )
-
-
-def _at(where: Any, collection: str, call: Callable[[], T]) -> T:
-    """Make a call with retries; PassageIndexError if it fails for good."""
-    try:
-        return with_retries(call)
-    except UnexpectedResponse as error:
-        if error.status_code == _NOT_FOUND:
-            raise PassageIndexError(
-                f"Qdrant at {where} has no collection {collection!r}: was it deleted, or is this another "
-                "server? lclm-rag verify --repair makes it anew from the store, where nothing is lost."
-            ) from error
-        raise _failed(where, collection, error) from error
-    except (ApiException, QdrantException) as error:
-        raise _failed(where, collection, error) from error
-
-
-def _failed(where: Any, collection: str, error: Exception) -> PassageIndexError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return PassageIndexError(f"Qdrant at {where}, collection {collection!r}, failed: {reason}")
 
 
 def _request(
@@ -413,6 +253,27 @@ def _request(
         limit=limit,
         with_payload=PAYLOAD_KEYS,
     )
+
+
+def _requests(points: list[PointData]) -> Iterator[list[PointData]]:
+    """The points in groups of at most `_REQUEST_BYTES`; one that is larger goes alone."""
+    group: list[PointData] = []
+    size = 0
+    for point in points:
+        more = _bytes(point)
+        if group and size + more > _REQUEST_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(point)
+        size += more
+    if group:
+        yield group
+
+
+def _bytes(point: PointData) -> int:
+    """The size of a point as JSON, at the most: only its payload is worth measuring."""
+    numbers = len(point.indices) * _WORD_BYTES + len(point.dense or ()) * _FLOAT_BYTES
+    return _POINT_BYTES + numbers + len(json.dumps(point.payload))
 
 
 def _point(point: PointData) -> models.PointStruct:

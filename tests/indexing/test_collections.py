@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
+from lclm_rag import retries
 from lclm_rag.checksummed_json import seal, unseal
 from lclm_rag.config import SETTINGS, Settings, read_settings, write_settings
 from lclm_rag.errors import KnowledgeBaseError, PassageIndexError
-from lclm_rag.indexing import server as indexing
+from lclm_rag.indexing import collection as indexing
 from lclm_rag.indexing.lost import lost_version
-from lclm_rag.indexing.server import ServerPoints, SharedIndex, Task
+from lclm_rag.indexing.points import OnPut, PutPoints, ServerPoints, put_rows
+from lclm_rag.indexing.server import SharedIndex, Task
 from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.indexing.state import FILLING, UPDATING, State, read_state, write_state
-from lclm_rag.retrieval import Bm25Settings, retries
+from lclm_rag.retrieval import Bm25Settings
+from lclm_rag.retrieval import collections as collections_calls
 from lclm_rag.retrieval import server as retrieval
 from lclm_rag.storage import LocalFolder, ObjectFolder, open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, vacuum, writing
@@ -69,17 +72,12 @@ class Base:
                 writer.add(row(text))
             return writer.commit()
 
-    def open(
-        self, task: Task = "read", put: indexing.PutPoints = ServerPoints.upsert
-    ) -> SharedIndex:
-        settings = self.settings
+    def open(self, task: Task = "read", put: PutPoints | None = None) -> SharedIndex:
         return SharedIndex(
             self.folder / "index",
             LatentStore.open(self.folder / "store"),
             None,
-            str(settings.qdrant_url),
-            str(settings.collection),
-            settings.id,
+            self.settings,
             put,
             task,
         )
@@ -105,6 +103,16 @@ def row(text: str) -> StoredPassage:
     passage = Passage(PassageKey(name, 0), 0, len(text), text, {})
     latents = np.zeros((1, LAYOUT.latent_bytes), np.uint8)
     return StoredPassage(passage, 4, Document(name, text, {}).content_hash(), True, latents, LAYOUT)
+
+
+def put_there(points: ServerPoints, on_put: OnPut = lambda name: None) -> None:
+    """What workers do."""
+    index = points.connect(None)
+    store = LatentStore.open_for_worker(points.store, points.version)
+    for name, rows in points.rows:
+        put_rows(index, store, name, rows)
+        on_put(name)
+    index.close()
 
 
 def ids(session: SharedIndex) -> list[str]:
@@ -203,12 +211,12 @@ def test_who_opens_during_the_first_fill_is_told_how_far_it_is(tmp_path: Path, u
     with pytest.raises(PassageIndexError, match=r"There is no passage index .* yet"):
         base.open()
 
-    def in_halves(points: ServerPoints) -> None:
+    def in_halves(points: ServerPoints, on_put: OnPut) -> None:
         ((name, rows),) = points.rows
-        replace(points, rows=((name, rows[:2]),)).upsert()
+        put_there(replace(points, rows=((name, rows[:2]),)))
         with pytest.raises(PassageIndexError, match=r"is being filled, 2 of 3 passages: try again"):
             base.open()
-        replace(points, rows=((name, rows[2:]),)).upsert()
+        put_there(replace(points, rows=((name, rows[2:]),)))
 
     base.open("write", in_halves).close()
     assert base.found() == ["a", "b", "c"]
@@ -220,9 +228,9 @@ def test_an_interrupted_first_fill_goes_on_in_the_same_collection(
     base = Base(tmp_path / "kb", url, "passages")
     base.commit("a common", "b common", "c common")
 
-    def half(points: ServerPoints) -> None:
+    def half(points: ServerPoints, on_put: OnPut) -> None:
         ((name, rows),) = points.rows
-        replace(points, rows=((name, rows[:2]),)).upsert()
+        put_there(replace(points, rows=((name, rows[:2]),)))
         raise PassageIndexError("gone away")
 
     with pytest.raises(PassageIndexError, match="gone away"):
@@ -247,8 +255,8 @@ def test_a_vacuum_while_the_server_is_away_costs_no_collection(base: Base, fault
 
 
 def test_what_an_interrupted_update_left_is_not_found_after_the_next(base: Base) -> None:
-    def all_then_killed(points: ServerPoints) -> None:
-        points.upsert()
+    def all_then_killed(points: ServerPoints, on_put: OnPut) -> None:
+        put_there(points)
         raise KeyboardInterrupt
 
     base.commit("d common", gone=("a",))
@@ -276,6 +284,82 @@ def test_repair_fills_a_new_collection_and_switches_the_name(
     assert last_point < switched < faults.calls.index(dropped(faults)[0])
     session = reader_of_before()
     assert ids(session) == ["a", "b", "c"]
+
+
+def test_a_fill_goes_on_with_the_fragments_that_are_not_there_yet(
+    tmp_path: Path, url: str, faults: Faults
+) -> None:
+    base = Base(tmp_path / "kb", url, "passages")
+    for name in "abcd":
+        base.commit(f"{name} common")
+
+    def two(points: ServerPoints, on_put: OnPut) -> None:
+        put_there(replace(points, rows=points.rows[:2]), on_put)
+        raise PassageIndexError("gone away")
+
+    with pytest.raises(PassageIndexError, match="gone away"):
+        base.open("write", two)
+    rest: list[int] = []
+
+    def count(points: ServerPoints, on_put: OnPut) -> None:
+        rest.append(len(points.rows))
+        put_there(points, on_put)
+
+    base.commit("e common", gone=("a",))  # That of a is there already.
+    base.open("write", count).close()
+    assert rest == [3]
+    assert base.found() == ["b", "c", "d", "e"]
+    assert base.open().index.count() == 4
+
+
+def test_a_fill_begins_anew_if_what_it_had_put_there_is_gone(tmp_path: Path, url: str) -> None:
+    base = Base(tmp_path / "kb", url, "passages")
+    base.commit("a common")
+    base.commit("b common")
+
+    def all_but_lost(points: ServerPoints, on_put: OnPut) -> None:
+        put_there(points, on_put)
+        lose_points(url, points.collection, "a")
+
+    with pytest.raises(
+        PassageIndexError, match=r"has 1 of 2 passages after all .*run the same again"
+    ):
+        base.open("write", all_but_lost)
+    base.open("write").close()
+    assert base.found() == ["a", "b"]
+
+
+def test_the_caller_is_told_how_a_fill_goes_on(tmp_path: Path, url: str) -> None:
+    base = Base(tmp_path / "kb", url, "passages")
+    for name in "abc":
+        base.commit(f"{name} common")
+    told: list[tuple[int, int]] = []
+    store = LatentStore.open(base.folder / "store")
+    SharedIndex(
+        base.folder / "index",
+        store,
+        None,
+        base.settings,
+        task="write",
+        on_progress=lambda done, total: told.append((done, total)),
+    ).close()
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_requests_are_cut_by_their_bytes(tmp_path: Path, url: str, faults: Faults) -> None:
+    base = Base(tmp_path / "kb", url, "passages")
+    with writing(base.folder / "store", "add") as writer:
+        for number in range(60):
+            name, metadata = f"d{number}", {"long": "\u00e9\u4e2d" * 65_000}
+            passage = Passage(PassageKey(name, 0), 0, 6, "common", metadata)
+            digest = Document(name, "common", metadata).content_hash()
+            latents = np.zeros((1, LAYOUT.latent_bytes), np.uint8)
+            writer.add(StoredPassage(passage, 1, digest, True, latents, LAYOUT))
+        writer.commit()
+    base.open("write").close()
+    assert base.open().index.count() == 60
+    assert sum(faults.sizes) > 15 * 10**6
+    assert max(faults.sizes) < 5 * 10**6
 
 
 # --- what is lost is told ---------------------------------------------------------------------------
@@ -391,11 +475,11 @@ def test_what_two_writers_put_at_once_is_that_of_the_later(url: str) -> None:
     base.open("write").close()
     base.commit("c common")
 
-    def late(points: ServerPoints) -> None:
+    def late(points: ServerPoints, on_put: OnPut) -> None:
         if LatentStore.open(base.folder / "store").version == 2:
             base.commit("d common", gone=("c",))
             base.open("write").close()
-        points.upsert()
+        put_there(points)
 
     base.open("write", late).close()
     assert base.found() == ["a", "b", "d"]
@@ -409,11 +493,11 @@ def test_two_first_fills_at_once_end_as_the_later(url: str) -> None:
     base = Base(f"memory://kb-{uuid.uuid4().hex}", url, "both")
     base.commit("a common", "b common")
 
-    def late(points: ServerPoints) -> None:
+    def late(points: ServerPoints, on_put: OnPut) -> None:
         if LatentStore.open(base.folder / "store").version == 1:
             base.commit("c common", gone=("a",))
             base.open("write").close()
-        points.upsert()
+        put_there(points)
 
     base.open("write", late).close()
     assert base.found() == ["b", "c"]
@@ -461,9 +545,9 @@ def test_a_knowledge_base_from_before_there_were_ids_is_read_and_written(
     index = retrieval.ServerIndex.connect(url, "early", bm25=Bm25Settings(), create=True)
     index.close()
     manifest = first.manifest
-    rows = ((manifest.fragments[0].name, (0, 1)),)
+    rows = ((manifest.fragments[0].name, np.arange(2)),)
     where = str(base.folder / "store")
-    ServerPoints(where, 1, rows, url, "early", Bm25Settings(), None).upsert()
+    put_there(ServerPoints(where, 1, rows, url, "early", Bm25Settings(), None))
     early: dict[str, object] = {"version": 1, "manifest": manifest.digest, "embedder": None}
     early["bm25"] = asdict(Bm25Settings())
     (base.folder / "index").make()
@@ -507,9 +591,9 @@ def test_whichever_call_fails_the_end_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=waits.append, monotonic=lambda: 0.0))
     if kind == "time-out":
-        monkeypatch.setattr(retrieval, "_TIMEOUT", 1)
+        monkeypatch.setattr(collections_calls, "_TIMEOUT", 1)
     counted = Faults()
     with serve(counted) as url:
         assert a_short_run(tmp_path / "0", url) == ["b", "c", "d"]
@@ -528,6 +612,6 @@ def test_whichever_call_fails_the_end_is_the_same(
 def test_what_is_refused_for_good_is_not_tried_again(
     base: Base, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=pytest.fail))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=pytest.fail, monotonic=lambda: 0.0))
     with pytest.raises(PassageIndexError, match="has no collection 'none'"):
-        retrieval.count_points(url, "none")
+        collections_calls.count_points(url, "none")

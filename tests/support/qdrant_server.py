@@ -37,16 +37,19 @@ class Faults:
             out and closes the connection without an answer.
         late: How many seconds a time-out takes.
         calls: The calls that were made, as method and path.
+        sizes: The bytes of each call's body.
     """
 
     at: int = 0
     kind: str = "503"
     late: float = 1.5
     calls: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
-    def next(self, call: str) -> str | None:
+    def next(self, call: str, size: int) -> str | None:
         """Note a call; what is to go wrong with it, if anything."""
         self.calls.append(call)
+        self.sizes.append(size)
         return self.kind if len(self.calls) == self.at else None
 
 
@@ -65,7 +68,7 @@ def serve(faults: Faults | None = None) -> Iterator[str]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with one_by_one:
-                wrong = failing.next(f"{self.command} {self.path}")
+                wrong = failing.next(f"{self.command} {self.path}", len(body))
                 if wrong in ("429", "503"):
                     code, content = int(wrong), b'{"status": {"error": "too busy"}}'
                 else:

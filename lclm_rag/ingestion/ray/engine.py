@@ -27,14 +27,13 @@ from lclm_rag.ingestion.ray.workers import (
     Job,
     read_documents,
     read_part,
-    upsert_fragments,
 )
 from lclm_rag.offline import require_online
 from lclm_rag.store import StoreWriter
 from lclm_rag.types import AddReport, Document, DocumentParts
 
 if TYPE_CHECKING:
-    from lclm_rag.indexing.server import ServerPoints
+    from lclm_rag.indexing.points import OnPut, ServerPoints
 
 __all__ = ["RayEngine", "add_documents_on_ray"]
 
@@ -76,6 +75,9 @@ class RayEngine:
             set, else Ray on this machine.
         on_error: What happens if a document cannot be read or compressed, or workers die at it: "fail" ends
             the run with nothing changed; "skip" leaves the document out and lists it in `AddReport.skipped`.
+        index_writers: The most processes that put passages on a Qdrant server at once. If the index has an
+            embedder, each holds one, on `gpus` GPUs or on what each would get of the cluster's, at least a
+            quarter of one.
         on_ignore: Called with a sentence on each thing that the corpus leaves out by rule.
 
     Raises:
@@ -87,6 +89,7 @@ class RayEngine:
     cpus: int = 1
     address: str | None = None
     on_error: Literal["fail", "skip"] = "fail"
+    index_writers: int = 8
     on_ignore: Callable[[str], None] = field(default=lambda sentence: None, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class RayEngine:
             raise ValueError(
                 f"encoders must be at least 1, and (least, most), not {self.encoders}."
             )
+        if self.index_writers < 1:
+            raise ValueError(f"index_writers must be at least 1, not {self.index_writers}.")
         if self.cpus < 1:
             raise ValueError(f"cpus must be at least 1, not {self.cpus}.")
         if self.gpus is not None and self.gpus < 0:
@@ -107,31 +112,24 @@ class RayEngine:
         """The least and the most encoders."""
         return (self.encoders, self.encoders) if isinstance(self.encoders, int) else self.encoders
 
-    def upsert(self, points: ServerPoints) -> None:
+    def upsert(self, points: ServerPoints, on_put: OnPut) -> None:
         """Let the cluster put passages on a Qdrant server.
 
         Args:
             points: The passages and the server.
+            on_put: Called with the name of each fragment of which the server has all rows.
 
         Raises:
             PassageIndexError: When the server fails.
             KnowledgeBaseError: When the Ray job fails.
             ImportError: When Ray is not installed.
         """
+        from lclm_rag.ingestion.ray.upserts import put_on_ray
+
         ray = _ray()
         _connect(ray, self)
-        rows = [{"number": number} for number in range(len(points.rows))]
         with _ray_errors(ray, None), _data_settings(ray):
-            fragments = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
-            done = fragments.map_batches(
-                upsert_fragments,
-                batch_size=1,
-                num_cpus=_READER_CPUS,
-                max_retries=FURTHER_TRIES,
-                fn_kwargs={"points": points},
-            )
-            for _ in done.iter_rows():
-                pass
+            put_on_ray(ray, points, on_put, self)
 
 
 def add_documents_on_ray(

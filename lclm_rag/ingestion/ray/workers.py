@@ -44,14 +44,12 @@ from lclm_rag.types import Document, ReadablePart
 
 if TYPE_CHECKING:
     from lclm_rag.compression import Compressor
-    from lclm_rag.indexing.server import ServerPoints
 
 __all__ = [
     "EncodeShards",
     "Job",
     "read_documents",
     "read_part",
-    "upsert_fragments",
 ]
 
 _DOCUMENTS_AT_ONCE = 64
@@ -402,21 +400,3 @@ def _name(rows: list[WorkRow]) -> str:
     first, last = rows[0], rows[-1]
     begin, end = (f"row {row.row} of part-{row.source.part}" for row in (first, last))
     return f"{begin} to {end}"
-
-
-# --- the passage index ------------------------------------------------------------------------------
-
-
-def upsert_fragments(batch: dict[str, Any], points: ServerPoints) -> dict[str, Any]:
-    """Put the passages of some fragments on the Qdrant server. Doing so again does no harm.
-
-    Args:
-        batch: The fragments, as indexes into `points.rows` in the column `number`.
-        points: The passages and the server.
-
-    Returns:
-        The batch.
-    """
-    for number in map(int, batch["number"]):
-        replace(points, rows=(points.rows[number],)).upsert()
-    return batch
