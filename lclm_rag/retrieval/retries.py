@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,13 +9,11 @@ from pydantic import ValidationError
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from lclm_rag import retries
+
 __all__ = ["with_retries"]
 
-_TRIES = 6
-_FIRST = 0.5  # seconds; twice as long before each further try
 _BUSY = (408, 429, 500, 502, 503, 504)
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -27,7 +22,7 @@ def with_retries(call: Callable[[], T]) -> T:
     """Make a call, and make it again if the server may answer later.
 
     That is so if it says that it has too much to do (429, 503), fails inside (500, 502, 504), does not answer
-    in time, or drops the connection. The last failure is raised after six tries.
+    in time, or drops the connection. See `lclm_rag.retries.with_retries`.
 
     Args:
         call: Makes the call. It may have been carried out although it failed, so it must do no harm twice.
@@ -35,26 +30,15 @@ def with_retries(call: Callable[[], T]) -> T:
     Returns:
         What the call returned.
     """
-    for number in range(_TRIES - 1):
-        try:
-            return call()
-        except (ResourceExhaustedResponse, ResponseHandlingException, UnexpectedResponse) as error:
-            if not _may_pass(error):
-                raise
-            # Without jitter, workers that failed together would come back together.
-            wait = _FIRST * 2**number * random.uniform(0.5, 1.0)
-            if isinstance(error, ResourceExhaustedResponse):
-                wait += error.retry_after_s
-            reason = " ".join(str(error).split()) or type(error).__name__
-            _log.info("Qdrant failed (%s); again in %.1f s.", reason, wait)
-            time.sleep(wait)
-    return call()
+    return retries.with_retries(call, _pause, "Qdrant")
 
 
-def _may_pass(error: Exception) -> bool:
+def _pause(error: Exception) -> float | None:
+    if isinstance(error, ResourceExhaustedResponse):
+        return float(error.retry_after_s)
     if isinstance(error, UnexpectedResponse):
-        return error.status_code in _BUSY
+        return 0.0 if error.status_code in _BUSY else None
     # Of what the client itself reports, all but an answer that it cannot read comes from the network.
-    return not (
-        isinstance(error, ResponseHandlingException) and isinstance(error.source, ValidationError)
-    )
+    if isinstance(error, ResponseHandlingException):
+        return None if isinstance(error.source, ValidationError) else 0.0
+    return None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from lclm_rag.forking import keep_for_ever, watch
 from lclm_rag.offline import require_online
+from lclm_rag.retries import with_retries
+from lclm_rag.storage.faults import pause_after
 from lclm_rag.storage.local import is_disk_full
 
-__all__ = ["ObjectStore"]
+__all__ = ["ObjectStore", "whole_range"]
 
 # Schemes whose libraries the extra `object-stores` installs.
 _IN_EXTRA = ("s3", "s3a", "gs", "gcs")
+
+T = TypeVar("T")
 
 
 class ObjectStore:
@@ -53,18 +56,23 @@ class ObjectStore:
             self._filesystem, _ = _filesystem_and_root(self._url)
         return self._filesystem
 
-    @contextmanager
-    def errors(self, where: str) -> Iterator[None]:
-        """Translate what is raised within this block to OSError.
+    def call(self, where: str, make: Callable[[Any], T]) -> T:
+        """Make a call of the file system; make it again if the store is busy or the connection broke.
 
-        The error's message is a sentence that names the object; its `strerror` is the reason alone. The
-        store's libraries raise many errors that are no OSError, and few that name the object.
+        What is raised in the end is an OSError. Its message is a sentence that names the object; its
+        `strerror` is the reason alone. The store's libraries raise many errors that are no OSError, and few
+        that name the object.
 
         Args:
-            where: The URL of the folder or object that the block reads or writes.
+            where: The URL of the folder or object that is read or written.
+            make: Makes the call with the file system that it is given. The store may have carried it out
+                although it failed, so it must do no harm twice.
+
+        Returns:
+            What `make` returned.
         """
         try:
-            yield
+            return with_retries(lambda: make(self.filesystem), pause_after, where)
         except Exception as error:
             # A full disk on this machine is not an error of the store.
             if isinstance(error, OSError) and is_disk_full(error):
@@ -87,6 +95,28 @@ class ObjectStore:
         if "credentials" in reason.lower():
             reason += "; set the variables of the store: AWS_ACCESS_KEY_ID, or AWS_PROFILE, say"
         return _with_reason(OSError(f"{where} cannot be read or written: {reason}."), reason)
+
+
+def whole_range(filesystem: Any, path: str, start: int, stop: int) -> bytes:
+    """The bytes from start to stop of an object, all of them.
+
+    Args:
+        filesystem: The fsspec file system.
+        path: The file system's name for the object.
+        start: The first byte.
+        stop: One after the last byte.
+
+    Raises:
+        OSError: If the object ends before.
+    """
+    whole = bytearray()
+    while len(whole) < stop - start:
+        # An answer may be cut short without an error: go on after what came.
+        piece = filesystem.cat_file(path, start=start + len(whole), end=stop)
+        if not piece:
+            raise OSError(f"{len(whole):,} of {stop - start:,} bytes came at {start:,}")
+        whole += piece
+    return bytes(whole)
 
 
 def _filesystem_and_root(url: str) -> tuple[Any, str]:
@@ -120,5 +150,7 @@ def _with_reason(error: OSError, reason: str) -> OSError:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    # Without the number of an OSError, which says nothing to the user.
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    lines = str(reason).strip().splitlines()
     return lines[0].rstrip(" .") if lines else type(error).__name__

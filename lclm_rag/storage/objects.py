@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lclm_rag.cache import cache_folder
+from lclm_rag.storage.faults import pause_after
 from lclm_rag.storage.local import TEMPORARY, FileFacts, MappedFile
-from lclm_rag.storage.object_store import ObjectStore
+from lclm_rag.storage.object_store import ObjectStore, whole_range
 
 if TYPE_CHECKING:
     from lclm_rag.storage.range_cache import RangeCache
@@ -35,8 +36,8 @@ T = TypeVar("T")
 class ObjectFolder:
     """A folder in an object store, with the methods of `LocalFolder`.
 
-    An object appears whole or not at all: object stores promise that. Methods raise OSError, which names
-    the object.
+    An object appears whole or not at all: object stores promise that. Calls that fail because the store is
+    busy, or the connection breaks, are made again; then methods raise OSError, which names the object.
 
     Attributes:
         url: The folder's URL.
@@ -86,10 +87,11 @@ class ObjectFolder:
         name = f"only-writer-{os.getpid()}-{time.time_ns()}{TEMPORARY}"
         self.replace(name, b"1")
         try:
-            with self._errors(name):
-                self.filesystem.pipe_file(f"{self.root}/{name}", b"1", mode="create")
+            self._create(name, b"1")
             return False
         except OSError as error:
+            if pause_after(error) is not None:
+                raise
             return self._is_conditional() and not _is_not_implemented(error)
         finally:
             self.remove(name)
@@ -105,8 +107,7 @@ class ObjectFolder:
     def files(self) -> list[FileFacts]:
         """The files in this folder but not in its subfolders, sorted by name; none if there is no folder."""
         try:
-            with self._errors():
-                entries = self.filesystem.ls(self.root, detail=True)
+            entries = self._call("", lambda files: files.ls(self.root, detail=True))
         except FileNotFoundError:
             return []
         facts = [
@@ -118,8 +119,7 @@ class ObjectFolder:
 
     def read(self, name: str) -> bytes:
         """All bytes of an object."""
-        with self._errors(name):
-            return bytes(self.filesystem.cat_file(f"{self.root}/{name}"))
+        return bytes(self._call(name, lambda files: files.cat_file(f"{self.root}/{name}")))
 
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, anew: bool = False
@@ -139,32 +139,41 @@ class ObjectFolder:
             for name, start, stop in ranges
         ]
         missing = [i for i, piece in enumerate(pieces) if piece is None]
-        names, starts, stops = (
-            zip(*(ranges[i] for i in missing), strict=True) if missing else ((),) * 3
-        )
-        with self._errors():
-            fetched = self.filesystem.cat_ranges(
-                [f"{self.root}/{name}" for name in names],
-                list(starts),
-                list(stops),
-                on_error="raise",
-            )
-        for i, piece in zip(missing, fetched, strict=True):
+        for i, piece in self._fetched({i: ranges[i] for i in missing}).items():
             name, start, stop = ranges[i]
-            pieces[i] = bytes(piece)
+            pieces[i] = piece
             if len(piece) == stop - start:
-                kept.keep_range(f"{self.url}/{name}", start, stop, bytes(piece))
+                kept.keep_range(f"{self.url}/{name}", start, stop, piece)
         return [piece for piece in pieces if piece is not None]
+
+    def _fetched(self, ranges: dict[int, tuple[str, int, int]]) -> dict[int, bytes]:
+        """Fetch stretches in parallel; those that came are not fetched again when another one fails."""
+        there: dict[int, bytes] = {}
+
+        def fetch(files: Any) -> None:
+            wanted = [i for i in ranges if i not in there]
+            names, starts, stops = zip(*(ranges[i] for i in wanted), strict=True)
+            paths = [f"{self.root}/{name}" for name in names]
+            found = files.cat_ranges(paths, list(starts), list(stops), on_error="return")
+            errors = [piece for piece in found if isinstance(piece, Exception)]
+            for i, piece in zip(wanted, found, strict=True):
+                if not isinstance(piece, Exception):
+                    there[i] = bytes(piece)
+            if errors:
+                # One that stays before one that passes: waiting would be for nothing.
+                raise next((e for e in errors if pause_after(e) is None), errors[0])
+
+        if ranges:
+            self._call("", fetch)
+        return there
 
     def map(self, name: str) -> MappedFile:
         """An object as a buffer; its bytes are fetched as they are needed, and kept in the cache on disk."""
         path = f"{self.root}/{name}"
-        with self._errors(name):
-            size = int(self.filesystem.info(path)["size"])
+        size = int(self._call(name, lambda files: files.info(path)["size"]))
 
         def fetch(start: int, stop: int) -> bytes:
-            with self._errors(name):
-                return bytes(self.filesystem.cat_file(path, start=start, end=stop))
+            return self._call(name, lambda files: whole_range(files, path, start, stop))
 
         return self._cache().map(f"{self.url}/{name}", size, fetch)
 
@@ -183,8 +192,7 @@ class ObjectFolder:
         """
         # 1. Ask the store for the object only if there is none: it alone can decide between two writers.
         try:
-            with self._errors(name):
-                self.filesystem.pipe_file(f"{self.root}/{name}", data, mode="create")
+            self._create(name, data)
         except OSError as error:
             # 2. On any error look at what is there, because stores report an existing object in many ways.
             try:
@@ -200,10 +208,13 @@ class ObjectFolder:
             if there != data:
                 raise FileExistsError(f"{self.url}/{name} is there already.") from error
 
+    def _create(self, name: str, data: bytes) -> None:
+        path = f"{self.root}/{name}"
+        self._call(name, lambda files: files.pipe_file(path, data, mode="create"))
+
     def replace(self, name: str, data: bytes) -> None:
         """Put an object in place, over any object of that name."""
-        with self._errors(name):
-            self.filesystem.pipe_file(f"{self.root}/{name}", data)
+        self._call(name, lambda files: files.pipe_file(f"{self.root}/{name}", data))
 
     def write(self, name: str, fill: Callable[[Path], T]) -> T:
         """Let a function write a local file, upload it, and keep it in the cache.
@@ -230,18 +241,16 @@ class ObjectFolder:
 
     def upload(self, name: str, path: Path) -> None:
         """Upload a local file as one object, which appears whole."""
-        with self._errors(name):
-            self.filesystem.put_file(str(path), f"{self.root}/{name}")
+        self._call(name, lambda files: files.put_file(str(path), f"{self.root}/{name}"))
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a whole object to a local file."""
-        with self._errors(name):
-            self.filesystem.get_file(f"{self.root}/{name}", str(path))
+        self._call(name, lambda files: files.get_file(f"{self.root}/{name}", str(path)))
 
     def remove(self, name: str) -> None:
         """Remove an object; do nothing if it does not exist."""
-        with suppress(FileNotFoundError), self._errors(name):
-            self.filesystem.rm_file(f"{self.root}/{name}")
+        with suppress(FileNotFoundError):
+            self._call(name, lambda files: files.rm_file(f"{self.root}/{name}"))
 
     def sync(self) -> None:
         """Do nothing: an object is durable once it has been put."""
@@ -250,8 +259,8 @@ class ObjectFolder:
     def _cache() -> RangeCache:
         return _range_cache(cache_folder() / "files", _cache_bytes())
 
-    def _errors(self, name: str = "") -> AbstractContextManager[None]:
-        return self.store.errors(f"{self.url}/{name}".rstrip("/"))
+    def _call(self, name: str, make: Callable[[Any], T]) -> T:
+        return self.store.call(f"{self.url}/{name}".rstrip("/"), make)
 
 
 @cache

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from lclm_rag.storage.object_store import ObjectStore
+from lclm_rag.storage.object_store import ObjectStore, whole_range
 from lclm_rag.storage.urls import path_or_url
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # Fetched at once from an object store, where a request costs about as much as fetching a quarter of a MiB.
 _FETCH_BYTES = 4 << 20
 _UNPACKED_BYTES = 1 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,7 @@ class ObjectPath:
         Yields:
             Each of them; also a folder without a name, as in "a//b", which itself cannot be listed.
         """
-        with self._errors():
-            if not self.name:
-                raise OSError("a folder without a name cannot be listed")
-            entries = self.store.filesystem.ls(self.path, detail=True)
+        entries = self._call(self._list)
         for entry in entries:
             path = str(entry["name"]).rstrip("/")
             name = "" if path == self.path else path.rpartition("/")[2]
@@ -121,16 +119,11 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """All bytes of the file."""
-        with self._errors():
-            return bytes(self.store.filesystem.cat_file(self.path))
+        return bytes(self._call(lambda files: files.cat_file(self.path)))
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from start to stop; OSError if the file ends before."""
-        with self._errors():
-            piece = bytes(self.store.filesystem.cat_file(self.path, start=start, end=stop))
-            if len(piece) != stop - start:
-                raise OSError(f"{len(piece):,} of {stop - start:,} bytes came at {start:,}")
-        return piece
+        return self._call(lambda files: whole_range(files, self.path, start, stop))
 
     def open(self, mode: str = "rb", buffering: int = _FETCH_BYTES) -> BinaryIO:
         """Open the file for reading; the stream can seek.
@@ -150,11 +143,15 @@ class ObjectPath:
             return None
 
     def _info(self) -> dict[str, Any]:
-        with self._errors():
-            return dict(self.store.filesystem.info(self.path))
+        return dict(self._call(lambda files: files.info(self.path)))
 
-    def _errors(self) -> AbstractContextManager[None]:
-        return self.store.errors(self.url)
+    def _list(self, filesystem: Any) -> list[dict[str, Any]]:
+        if not self.name:
+            raise OSError("a folder without a name cannot be listed")
+        return list(filesystem.ls(self.path, detail=True))
+
+    def _call(self, make: Callable[[Any], T]) -> T:
+        return self.store.call(self.url, make)
 
 
 class _ObjectFile(io.RawIOBase):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lclm_rag import Document, KnowledgeBase
+from lclm_rag import Document, KnowledgeBase, retries
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import DamagedError, KnowledgeBaseError, StoreError
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
@@ -651,13 +651,28 @@ def test_trouble_is_one_sentence_without_secrets(
     location: str,
     environment: dict[str, str],
     said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(retries, "_TRIES", 1)
     code, out, error = command("info", "--kb", location, **environment)
     assert (code, out) == (1, "")
     assert said in error
     assert error.startswith("Error: ")
     assert error.count("\n") == 1
     assert "not-to-be-seen" not in error
+
+
+def test_who_waits_for_a_store_is_told(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_FIRST", 0.0)
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    monkeypatch.setattr(retries, "_TRIES", 2)
+    code, _, error = command("info", "--kb", "s3://lake/nothing", **away)
+    waiting, last = error.splitlines()
+    assert waiting.startswith("s3://lake/nothing/kb.json failed (Could not connect to")
+    assert waiting.endswith("; again in 0.0 s.")
+    assert (code, last.startswith("Error: s3://lake/nothing/kb.json cannot be read")) == (1, True)
 
 
 def test_building_where_there_is_no_bucket_is_refused_at_once(
