@@ -33,11 +33,11 @@ from lclm_rag.retrieval.language import check_language, detect_language
 from lclm_rag.retrieval.words import LANGUAGES, WORDS
 
 __all__ = [
-    "And",
-    "Bm25Settings",
     "GIVEN",
     "LANGUAGES",
     "WORDS",
+    "And",
+    "Bm25Settings",
     "Compare",
     "Contains",
     "EdgeIndex",
@@ -47,9 +47,9 @@ __all__ = [
     "IndexEntry",
     "Missing",
     "Not",
+    "OfDocuments",
     "Or",
     "PassageIndex",
-    "OfDocuments",
     "ScoredKey",
     "SentenceTransformerEmbedder",
     "as_filter",
@@ -57,7 +57,7 @@ __all__ = [
     "check_language",
     "detect_language",
     "field",
+    "load_embedder",
     "matches",
     "parse_filter",
 ]
-    "load_embedder",
