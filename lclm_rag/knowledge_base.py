@@ -606,6 +606,12 @@ class KnowledgeBase:
         loaded = self._decoder if self._models_of is None else self._models_of._decoder
         return self.checkpoint.context_length if loaded is None else loaded.context_length
 
+    def _query(self, *arguments: Any, **options: Any) -> Query:
+        """The arguments of a question, checked: those of `Query.of`."""
+        query = Query.of(*arguments, **options)
+        query.require_room(self.context_length)
+        return query
+
     @property
     def template(self) -> PromptTemplate:
         """The fixed parts of every prompt, with this knowledge base's frame and instruction."""
@@ -1073,7 +1079,7 @@ class KnowledgeBase:
             CheckpointError: When the reranker cannot be loaded, or is no cross-encoder.
             ImportError: When there is a reranker and sentence-transformers is not installed.
         """
-        queries = each_checked(question, lambda q: Query.of(q, top_k, filters, **ranking))
+        queries = each_checked(question, lambda q: self._query(q, top_k, filters, **ranking))
         found = [retrieved.hits for retrieved in self.reader.search_all(queries)]
         if queries:
             self.reader.warn_of(queries[0].filters)
@@ -1334,7 +1340,9 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import Sampling
 
-        query = Query.of(question, top_k, filters, context, expand, Sampling(max_tokens), **ranking)
+        query = self._query(
+            question, top_k, filters, context, expand, Sampling(max_tokens), **ranking
+        )
         builder = self.prompt_builder(space)
         try:
             return self._first_prompt(query, builder)
@@ -1474,7 +1482,7 @@ class KnowledgeBase:
 
         queries = each_checked(
             question,
-            lambda q: Query.of(
+            lambda q: self._query(
                 q, top_k, filters, context, expand, sampling, history, compress_history, **ranking
             ),
         )
@@ -1531,7 +1539,7 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import answer_pieces
 
-        query = Query.of(
+        query = self._query(
             question,
             top_k,
             filters,
@@ -1622,7 +1630,7 @@ class KnowledgeBase:
 
         queries = each_checked(
             question,
-            lambda q: Query.of(
+            lambda q: self._query(
                 q, top_k, filters, context, expand, sampling, history, compress_history, **ranking
             ),
         )
@@ -1679,7 +1687,7 @@ class KnowledgeBase:
         """
         from lclm_rag.decoding import aanswer_pieces
 
-        query = Query.of(
+        query = self._query(
             question,
             top_k,
             filters,
@@ -1737,7 +1745,7 @@ class KnowledgeBase:
         """
         from lclm_rag.querying.rounds import adrive, answer, astream_answer, no_answer, standalone
 
-        query = Query.of(
+        query = self._query(
             question,
             top_k,
             filters,
@@ -1810,7 +1818,7 @@ class KnowledgeBase:
                 raises what `query` raises before decoding.
         """
         return self._rounds(
-            Query.of(
+            self._query(
                 question,
                 top_k,
                 filters,

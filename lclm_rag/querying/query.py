@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, get_args
 
 from lclm_rag.decoding import Sampling
+from lclm_rag.errors import ContextLengthError
 from lclm_rag.prompting import ChatMessage, Context
 from lclm_rag.querying.expansion import Expand, check_expand
 from lclm_rag.retrieval import Filter, as_filter
 from lclm_rag.types import DEFAULT_TOP_K
 
 __all__ = ["Query", "Ranking", "each_checked"]
+
+_MOST_PASSAGES = 10**9
+"""The most passages that can be asked for: the engine of the index counts in 64 bits."""
+
+_CHARACTERS = 8
+"""Characters for each position of a decoder's context. No text has as many for each token, on average."""
 
 _CANDIDATES = 50
 """The least number of passages that are looked at a second time."""
@@ -82,6 +89,22 @@ class Query:
         again = self.rerank is not None or self.mmr is not None
         return max(_CANDIDATES, 4 * self.top_k) if again else self.top_k
 
+    def require_room(self, context_length: int) -> None:
+        """Refuse a question that is far too long for a decoder's context, before it is searched or tokenized.
+
+        Args:
+            context_length: Positions of the context.
+
+        Raises:
+            ContextLengthError: When it is; what is a little too long shows when its tokens are counted.
+        """
+        characters, most = len(self.question), _CHARACTERS * context_length
+        if characters > most:
+            raise ContextLengthError(
+                f"The question has {characters:,} characters, and the decoder's context of "
+                f"{context_length:,} positions holds {most:,} at the very most. Shorten it."
+            )
+
     @property
     def searched(self) -> str:
         """What is searched for."""
@@ -134,6 +157,8 @@ class Query:
             raise ValueError("The question is empty.")
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
+        if top_k > _MOST_PASSAGES:
+            raise ValueError(f"top_k must be at most {_MOST_PASSAGES:,}, not {top_k:,}.")
         if rerank is not None and (not isinstance(rerank, str) or not rerank.strip()):
             raise ValueError(f"rerank is the name of a cross-encoder, not {rerank!r}.")
         is_number = isinstance(mmr, int | float) and not isinstance(mmr, bool)

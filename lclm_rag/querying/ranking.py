@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from lclm_rag.retrieval import ScoredKey
 from lclm_rag.store import LatentStore, StoredPassage
 from lclm_rag.types import Passage, PassageKey
 
-__all__ = ["Stretch", "by_score", "diverse", "joined", "stretches"]
+__all__ = ["Stretch", "around", "by_score", "diverse", "joined", "stretches"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,28 @@ def diverse(
     return [hits[i] for i in picked]
 
 
+def around(store: LatentStore, key: PassageKey, before: int, after: int) -> list[PassageKey]:
+    """A passage and those beside it, as far as the document goes.
+
+    Args:
+        store: The store.
+        key: The passage; it is in the result even if the store does not have it.
+        before: How many passages before it; any number.
+        after: How many passages after it; any number.
+
+    Returns:
+        The keys, in reading order.
+    """
+    document_id, at = key
+
+    def there(ordinals: range) -> list[PassageKey]:
+        keys = (PassageKey(document_id, i) for i in ordinals)
+        return list(takewhile(store.__contains__, keys))
+
+    earlier = there(range(at - 1, max(0, at - before) - 1, -1))
+    return [*reversed(earlier), key, *there(range(at + 1, at + after + 1))]
+
+
 def stretches(store: LatentStore, hits: Sequence[ScoredKey], beside: int) -> list[Stretch]:
     """Add to each hit the passages beside it, and join what touches.
 
@@ -80,10 +102,8 @@ def stretches(store: LatentStore, hits: Sequence[ScoredKey], beside: int) -> lis
         return [Stretch(hit, (hit.key,)) for hit in hits]
     wanted: dict[str, set[int]] = {}
     for hit in hits:
-        document_id, at = hit.key
-        around = range(max(0, at - beside), at + beside + 1)
-        there = (i for i in around if i == at or PassageKey(document_id, i) in store)
-        wanted.setdefault(document_id, set()).update(there)
+        there = around(store, hit.key, beside, beside)
+        wanted.setdefault(hit.key.document_id, set()).update(key.ordinal for key in there)
     stretch_of: dict[PassageKey, tuple[PassageKey, ...]] = {}
     for document_id, ordinals in wanted.items():
         keys = [PassageKey(document_id, i) for i in sorted(ordinals)]

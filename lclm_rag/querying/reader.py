@@ -17,7 +17,7 @@ from lclm_rag.indexing.points import PutPoints
 from lclm_rag.indexing.server import SharedIndex, Task
 from lclm_rag.indexing.session import IndexSession, open_index
 from lclm_rag.querying.contents import fields
-from lclm_rag.querying.ranking import by_score, diverse, joined, stretches
+from lclm_rag.querying.ranking import around, by_score, diverse, joined, stretches
 from lclm_rag.retrieval import (
     Filter,
     Missing,
@@ -338,14 +338,9 @@ class Reader:
             StoreError: When a passage is damaged.
         """
         self.require_open()
-        document_id, ordinal = key
-        keys = [
-            PassageKey(document_id, i)
-            for i in range(max(0, ordinal - before), ordinal + after + 1)
-            if i == ordinal or PassageKey(document_id, i) in self.store
-        ]
         try:
-            return [row.passage for row in self.store.read(keys)]
+            rows = self.store.read(around(self.store, key, before, after))
+            return [row.passage for row in rows]
         except KeyError as error:
             raise KnowledgeBaseError(f"There is no passage {key} in {self._folder}.") from error
 
