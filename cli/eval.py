@@ -104,6 +104,25 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
     help="Ask each context in this frame, beside others. May be repeated; all: in every frame that comes "
     "with the package.  [default: the knowledge base's frame]",
 )
+@click.option(
+    "--retrieval",
+    is_flag=True,
+    help="Measure how well passages are found, and decode nothing: QUESTIONS is a folder in the form of BEIR "
+    "or a JSONL file.",
+)
+@click.option("--split", help="--retrieval: the qrels to use.  [default: test]")
+@click.option(
+    "--embedder", metavar="MODEL", help="--retrieval: also search a folder by dense vectors."
+)
+@click.option(
+    "--rerank",
+    multiple=True,
+    metavar="MODEL",
+    help="--retrieval: also with this cross-encoder. May be repeated.",
+)
+@click.option(
+    "--language", help="--retrieval: the language of a folder's words.  [default: told by the text]"
+)
 @click.option("--plots", is_flag=True, help="Write PNGs beside the report (needs lclm-rag[eval]).")
 @click.option(
     "--compare",
@@ -122,6 +141,11 @@ def evaluate(
     kb: str | None,
     compare: tuple[Path, Path] | None,
     frames: tuple[str, ...],
+    retrieval: bool,
+    split: str | None,
+    embedder: str | None,
+    rerank: tuple[str, ...],
+    language: str | None,
     plots: bool,
     as_json: bool,
     **options: Any,
@@ -158,15 +182,49 @@ def evaluate(
       lclm-rag eval exact-strings --frames all --context latents --out runs/frames
       lclm-rag eval --compare runs/a/report.json runs/b/report.json
 
-    The command writes report.json, with every answer, into the folder. To compare times on vLLM, give
-    --decoder-option enable_prefix_caching=false; otherwise one context profits from what an earlier one
-    computed.
+    With --retrieval nothing is decoded. Words (BM25), dense vectors, both, and a cross-encoder after them are
+    compared by recall, nDCG and the reciprocal rank of the documents that should be found:
+
+    \b
+      lclm-rag eval --retrieval scifact/ --embedder BAAI/bge-small-en-v1.5
+      lclm-rag eval --retrieval judged.jsonl --kb kb/ --rerank cross-encoder/ms-marco-MiniLM-L6-v2
+
+    scifact/ holds corpus.jsonl, queries.jsonl and qrels/test.tsv, and need not be built; judged.jsonl has
+    {"question": …, "document_ids": […]} on each line, and --out, a folder for retrieval.json, is optional.
+
+    Without --retrieval, the command writes report.json, with every answer, into the folder. To compare times
+    on vLLM, give --decoder-option enable_prefix_caching=false; otherwise one context profits from what an
+    earlier one computed.
     """
     if compare:
         if questions or out:
             raise click.UsageError("--compare takes two reports; nothing is asked again.")
         _compare(*compare, as_json)
         return
+    if retrieval:
+        if not questions:
+            raise click.UsageError(
+                "Say what to search: a folder in the form of BEIR, or a JSONL file."
+            )
+        from lclm_rag.cli.eval_retrieval import evaluate_retrieval
+
+        evaluate_retrieval(
+            Path(questions),
+            kb,
+            out,
+            split=split,
+            embedder=embedder,
+            rerank=rerank,
+            language=language,
+            checkpoint=options["checkpoint"],
+            seed=options["seed"],
+            as_json=as_json,
+        )
+        return
+    if split or embedder or rerank or language:
+        raise click.UsageError(
+            "--split, --embedder, --rerank and --language go with --retrieval; add it."
+        )
     if not questions or not out:
         raise click.UsageError("Say what to ask, and give --out, a folder for the run.")
     from lclm_rag.cli.eval_tables import print_report

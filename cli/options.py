@@ -26,6 +26,7 @@ __all__ = [
     "kb_option",
     "order_option",
     "parsed_filter",
+    "ranking_options",
     "retrieval_options",
     "sampling_options",
     "together",
@@ -150,6 +151,29 @@ retrieval_options = together(
         help="Passages to retrieve.",
     ),
     filter_option,
+)
+
+
+ranking_options = together(
+    click.option(
+        "--rerank",
+        metavar="MODEL",
+        help="A cross-encoder (sentence-transformers), by name or folder, that puts the best passages in a "
+        "new order.",
+    ),
+    click.option(
+        "--mmr",
+        type=click.FloatRange(0, 1),
+        metavar="0-1",
+        help="Pick passages that are not alike, by their dense vectors: 1 is relevance alone, 0 diversity.",
+    ),
+    click.option(
+        "--neighbours",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Also take the N passages before and after each.",
+    ),
 )
 
 

@@ -17,6 +17,7 @@ from lclm_rag.cli.options import (
     kb_option,
     order_option,
     parsed_filter,
+    ranking_options,
     retrieval_options,
     sampling_options,
     version_option,
@@ -33,6 +34,7 @@ __all__ = ["answer_lines", "query"]
 @kb_option
 @version_option
 @retrieval_options
+@ranking_options
 @expand_option
 @frame_option
 @order_option
@@ -52,6 +54,9 @@ def query(
     version: int | None,
     top_k: int,
     filters: tuple[str, ...],
+    rerank: str | None,
+    mmr: float | None,
+    neighbours: int,
     expand: Any,
     frame: Any,
     order: Any,
@@ -97,6 +102,9 @@ def query(
             context=context,
             expand=expand,
             sampling=Sampling(**sampling),
+            rerank=rerank,
+            mmr=mmr,
+            neighbours=neighbours,
         )
     if as_json:
         say_json(answer.to_dict())

@@ -94,6 +94,7 @@ class PassageIndex(Protocol):
         filter: Filter | None = None,
         *,
         words_only: bool = False,
+        dense_only: bool = False,
     ) -> list[list[ScoredKey]]:
         """Search for several questions together.
 
@@ -102,6 +103,7 @@ class PassageIndex(Protocol):
             top_k: As for `search`.
             filter: As for `search`; it holds for every question.
             words_only: Whether to leave the dense vectors out, if there are any.
+            dense_only: Whether to leave the words out. Without an embedder there are no hits then.
 
         Returns:
             For each question what `search` returns.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from lclm_rag.retrieval.filter_check import unmatchable
 from lclm_rag.retrieval.filters import Filter, Kind
 from lclm_rag.retrieval.index import IndexEntry, ScoredKey
 from lclm_rag.retrieval.points import field_of, metadata_fields, passage_key, payload, point_id
-from lclm_rag.types import PassageKey
+from lclm_rag.types import Metadata, PassageKey
 
 __all__ = [
     "BM25",
@@ -29,6 +29,7 @@ __all__ = [
     "QdrantIndex",
     "SearchVectors",
     "check_dense_width",
+    "plain",
 ]
 
 # The names of the two vectors of a point.
@@ -102,6 +103,7 @@ class QdrantIndex(ABC):
     def upsert(self, entries: Iterable[IndexEntry]) -> None:
         """See `PassageIndex.upsert`."""
         for batch in _batches(entries):
+            batch = [replace(entry, metadata=self._kept(entry.metadata)) for entry in batch]
             points = self._points(batch)
             for path, kind in sorted(set().union(*(metadata_fields(e.metadata) for e in batch))):
                 self._index_field(path, kind)
@@ -123,11 +125,14 @@ class QdrantIndex(ABC):
         filter: Filter | None = None,
         *,
         words_only: bool = False,
+        dense_only: bool = False,
     ) -> list[list[ScoredKey]]:
         """See `PassageIndex.search_all`."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
         vectors = [self._vectors(_valid_unicode(q), top_k, words_only) for q in questions]
+        if dense_only:
+            vectors = [replace(each, indices=[], values=[]) for each in vectors]
         asked = [i for i, v in enumerate(vectors) if v.indices or v.dense is not None]
         found: list[list[ScoredKey]] = [[] for _ in questions]
         for batch in _batches(asked):
@@ -218,15 +223,19 @@ class QdrantIndex(ABC):
     def _create_field_index(self, path: str, schema: str) -> None:
         """Create a payload index; `schema` is "keyword" or "float"."""
 
+    def _kept(self, metadata: Metadata) -> Metadata:
+        """What of a passage's metadata its point holds."""
+        return metadata
+
     def _index_field(self, path: str, kind: str) -> None:
-        if _plain(path) not in self._indexed:
+        if plain(path) not in self._indexed:
             # Numbers get a float index, which holds whole numbers too; an integer index would drop 2.5.
             self._create_field_index(path, "float" if kind == "number" else "keyword")
-            self._indexed.add(_plain(path))
+            self._indexed.add(plain(path))
 
     def _note_indexed(self, paths: Iterable[str]) -> None:
         """Remember the paths that the engine reports as indexed."""
-        self._indexed = {_plain(path) for path in paths}
+        self._indexed = {plain(path) for path in paths}
 
     def _points(self, batch: list[IndexEntry]) -> list[PointData]:
         texts = [_valid_unicode(entry.text) for entry in batch]
@@ -293,7 +302,7 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _plain(path: str) -> str:
+def plain(path: str) -> str:
     """A JSON path without its quotes: engines report paths with only the quotes that they consider needed."""
     return path.replace('"', "")
 

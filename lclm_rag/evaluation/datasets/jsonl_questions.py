@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from lclm_rag.errors import EvaluationError
 from lclm_rag.evaluation.measures import check_answers, check_measure
 from lclm_rag.evaluation.questions import EvalQuestion, EvalSet
 
-__all__ = ["read_questions"]
+__all__ = ["json_lines", "one_or_more", "read_questions", "text_of"]
 
 _FIELDS = (
     *("question", "answer", "answers", "document_id", "document_ids", "id", "category"),
@@ -51,20 +52,12 @@ def read_questions(path: Path) -> EvalSet:
             have the same id; the message names the file, and the line if it concerns one.
         ImportError: When a package that a measure needs is missing.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise EvaluationError(f"{path}: cannot be read ({reason}); check the file.") from error
     questions: list[EvalQuestion] = []
     lines: dict[str, int] = {}
-    # Line separators other than "\n" may stand inside a JSON string.
-    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, record in json_lines(path):
         where = f"{path}, line {number}"
         try:
-            question = _question(_record(line), f"{path.name}:{number}")
+            question = _question(record, f"{path.name}:{number}")
         except ValueError as error:
             raise EvaluationError(f"{where}: {error}") from error
         if question.id in lines:
@@ -76,8 +69,38 @@ def read_questions(path: Path) -> EvalSet:
         questions.append(question)
     if not questions:
         raise EvaluationError(f"{path}: holds no questions; write one JSON object on each line.")
-    settings = {"file": path.name, "xxh3_128": xxhash.xxh3_128_hexdigest(raw)}
+    settings = {"file": path.name, "xxh3_128": xxhash.xxh3_128_hexdigest(path.read_bytes())}
     return EvalSet(path.name, questions, (), whole_documents=False, settings=settings)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a JSONL file of objects; blank lines are skipped.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Yields:
+        The number of each line, from 1, and its object.
+
+    Raises:
+        EvaluationError: When the file cannot be read, or a line is no JSON object.
+    """
+    # Line separators other than "\n" may stand inside a JSON string.
+    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
+        if line.strip():
+            try:
+                record = _record(line)
+            except ValueError as error:
+                raise EvaluationError(f"{path}, line {number}: {error}") from error
+            yield number, record
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EvaluationError(f"{path}: cannot be read ({reason}); check the file.") from error
 
 
 def _record(line: bytes) -> dict[str, Any]:
@@ -102,11 +125,11 @@ def _question(record: dict[str, Any], default_id: str) -> EvalQuestion:
             f"{unknown[0]!r} is no field of a question; take it out, or name it as one of "
             f"{', '.join(_FIELDS)}."
         )
-    measure = check_measure(_text(record, "measure", "exact_match"))
+    measure = check_measure(text_of(record, "measure", "exact_match"))
     classes = _texts(record, "classes")
     if bool(classes) != (measure == "classification"):
         raise ValueError("classes and the measure 'classification' need each other; give both.")
-    answers = _one_or_more(record, "answer", "answers")
+    answers = one_or_more(record, "answer", "answers")
     if not answers:
         raise ValueError('the question has no answer; give "answer" or "answers".')
     all_answers = record.get("all_answers", False)
@@ -116,11 +139,11 @@ def _question(record: dict[str, Any], default_id: str) -> EvalQuestion:
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise ValueError("'max_tokens' must be a whole number from 1.")
     question = EvalQuestion(
-        id=_text(record, "id", default_id),
-        question=_text(record, "question"),
+        id=text_of(record, "id", default_id),
+        question=text_of(record, "question"),
         answers=answers,
-        document_ids=_one_or_more(record, "document_id", "document_ids"),
-        category=_text(record, "category", ""),
+        document_ids=one_or_more(record, "document_id", "document_ids"),
+        category=text_of(record, "category", ""),
         all_answers=all_answers,
         measure=measure,
         max_tokens=max_tokens,
@@ -130,20 +153,22 @@ def _question(record: dict[str, Any], default_id: str) -> EvalQuestion:
     return question
 
 
-def _one_or_more(record: dict[str, Any], one: str, more: str) -> tuple[str, ...]:
+def one_or_more(record: dict[str, Any], one: str, more: str) -> tuple[str, ...]:
+    """The texts of a field that has one, or of a field that has a list; () if there is neither."""
     if one in record and more in record:
         raise ValueError(f"the line has {one!r} and {more!r}; give one of them.")
-    return (_text(record, one),) if one in record else _texts(record, more)
+    return (text_of(record, one),) if one in record else _texts(record, more)
 
 
 def _texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     values = record.get(name, [])
     if not isinstance(values, list):
         raise ValueError(f"{name!r} must be a list of texts.")
-    return tuple(_text({name: value}, name) for value in values)
+    return tuple(text_of({name: value}, name) for value in values)
 
 
-def _text(record: dict[str, Any], name: str, default: str | None = None) -> str:
+def text_of(record: dict[str, Any], name: str, default: str | None = None) -> str:
+    """The text of a field, which must not be blank."""
     if name not in record and default is not None:
         return default
     if name not in record:
