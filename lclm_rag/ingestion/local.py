@@ -14,7 +14,8 @@ from lclm_rag.ingestion.passages import (
     tokenized,
 )
 from lclm_rag.ingestion.unique_ids import UniqueIds
-from lclm_rag.store import StoredPassage, StoreWriter
+from lclm_rag.store import StoreWriter
+from lclm_rag.store.store import Place
 from lclm_rag.types import AddReport, Document
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def add_documents(
     counts = Counts()
     seen = UniqueIds()
 
-    def changed() -> Iterator[tuple[Document, bytes, dict[str, StoredPassage]]]:
+    def changed() -> Iterator[tuple[Document, bytes, dict[str, Place]]]:
         for number, document in enumerate(documents, start=1):
             if seen.first(document.id) is not None:
                 raise ValueError(f"Document id {document.id!r} occurs twice; ids must be unique.")
@@ -106,7 +107,8 @@ def add_documents(
 
     work = split_documents(changed(), checkpoint, splitting)
     batches = tokenized(work, checkpoint, splitting.memory)
-    for items, rows in compress_passages(batches, compressor, writer.layout):
+    read = writer.compressed.read
+    for items, rows in compress_passages(batches, compressor, writer.layout, read):
         for item, row in zip(items, rows, strict=True):
             writer.add(row)
             counts.passages += 1

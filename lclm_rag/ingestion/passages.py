@@ -13,6 +13,7 @@ import numpy as np
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.chunking.splitting import TokenOffsets, first_piece, split_document
 from lclm_rag.store import Encoding, Layout, StoredPassage
+from lclm_rag.store.store import Place
 from lclm_rag.types import Document, Passage, PassageKey
 
 if TYPE_CHECKING:
@@ -52,16 +53,15 @@ class PassageWork:
         passage: The passage.
         document_hash: The hash of its document's content.
         last: Whether it is its document's last passage.
-        known: The stored passage with the same content, whose latents are reused; None if the passage has to
-            be compressed.
-        token_ids: Token ids of the encoder's tokenizer; empty until the passage is tokenized, and for known
-            passages.
+        known: Where a passage with the same content is stored, whose latents are reused; None if the passage
+            has to be compressed.
+        token_ids: Token ids of the encoder's tokenizer; empty until the passage is tokenized.
     """
 
     passage: Passage
     document_hash: bytes
     last: bool
-    known: StoredPassage | None
+    known: Place | None
     token_ids: Sequence[int] = ()
 
 
@@ -81,21 +81,22 @@ class Splitting:
 
 
 def split_documents(
-    documents: Iterable[tuple[Document, bytes, dict[str, StoredPassage]]],
+    documents: Iterable[tuple[Document, bytes, dict[str, Place]]],
     checkpoint: Checkpoint,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
     """Split documents into passages. Groups of documents are tokenized together, on all cores.
 
     Args:
-        documents: Each document with the hash of its content and its known passages, by their content.
+        documents: Each document with the hash of its content and the places of its known passages, by their
+            content.
         checkpoint: The checkpoint, for the encoder's tokenizer.
         splitting: How documents become passages.
 
     Yields:
         The passages of all documents, in order: see `passage_work`.
     """
-    group: list[tuple[Document, bytes, dict[str, StoredPassage]]] = []
+    group: list[tuple[Document, bytes, dict[str, Place]]] = []
     characters = 0
     for each in documents:
         group.append(each)
@@ -107,7 +108,7 @@ def split_documents(
 
 
 def _split_group(
-    group: list[tuple[Document, bytes, dict[str, StoredPassage]]],
+    group: list[tuple[Document, bytes, dict[str, Place]]],
     checkpoint: Checkpoint,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
@@ -126,7 +127,7 @@ def _split_group(
 def passage_work(
     document: Document,
     document_hash: bytes,
-    known: dict[str, StoredPassage],
+    known: dict[str, Place],
     token_offsets: TokenOffsets,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
@@ -135,7 +136,8 @@ def passage_work(
     Args:
         document: The document.
         document_hash: The hash of its content.
-        known: Stored passages, by their content. Passages with the same content keep these latents.
+        known: The places of stored passages, by their content. Passages with the same content keep these
+            latents.
         token_offsets: Tokenizes a text: the start and end of each token.
         splitting: How documents become passages.
 
@@ -167,7 +169,7 @@ def _passages(
 def tokenized(
     work: Iterable[PassageWork], checkpoint: Checkpoint, memory: str = "{text}"
 ) -> Iterator[list[PassageWork]]:
-    """Tokenize new passages: the same passages in the same order, in batches, with token ids if new.
+    """Tokenize passages: the same passages in the same order, in batches, with token ids.
 
     Args:
         work: The passages.
@@ -184,7 +186,9 @@ def tokenized(
 def with_token_ids(
     batch: list[PassageWork], checkpoint: Checkpoint, memory: str = "{text}"
 ) -> list[PassageWork]:
-    """Tokenize the new passages of a batch: the same passages in the same order, with token ids if new.
+    """Tokenize the passages of a batch: the same passages in the same order, with token ids.
+
+    Known passages, too: what is stored may turn out to be damaged when it is read.
 
     Args:
         batch: The passages.
@@ -194,11 +198,9 @@ def with_token_ids(
     Returns:
         The passages.
     """
-    new = [memory.replace("{text}", w.passage.content) for w in batch if w.known is None]
-    token_ids = iter(checkpoint.encoder_token_ids(new))
-    return [
-        replace(item, token_ids=next(token_ids)) if item.known is None else item for item in batch
-    ]
+    texts = [memory.replace("{text}", item.passage.content) for item in batch]
+    token_ids = checkpoint.encoder_token_ids(texts)
+    return [replace(item, token_ids=ids) for item, ids in zip(batch, token_ids, strict=True)]
 
 
 def batched(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:
@@ -216,7 +218,10 @@ def batched(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:
 
 
 def compress_passages(
-    batches: Iterable[list[PassageWork]], load: Callable[[], Compressor], layout: Layout
+    batches: Iterable[list[PassageWork]],
+    load: Callable[[], Compressor],
+    layout: Layout,
+    read: Callable[[Place], StoredPassage | None],
 ) -> Iterator[tuple[list[PassageWork], list[StoredPassage]]]:
     """Compress batches of tokenized passages.
 
@@ -228,16 +233,19 @@ def compress_passages(
         load: Loads the encoder; called only for batches with something to compress, and must return the same
             compressor each time.
         layout: The store's layout.
+        read: Reads a known passage; None if it is damaged, which is then compressed again.
 
     Yields:
-        Each batch with its rows for the store, in the order given.
+        Each batch with its rows for the store, in the order given. `known` is None for the passages that
+        were compressed.
     """
-    waiting: deque[tuple[list[PassageWork], _Latents | Future[_Latents] | None]] = deque()
+    waiting: deque[_Batch] = deque()
     ahead = 0
     with ThreadPoolExecutor(1, "encoder") as encoder:
         try:
-            for batch in batches:
-                new = [item.token_ids for item in batch if item.known is None]
+            for items in batches:
+                batch = [_checked(item, read) for item in items]
+                new = [item.token_ids for item, stored in batch if stored is None]
                 started: _Latents | Future[_Latents] | None = None
                 if new:
                     compressor = load()
@@ -246,11 +254,11 @@ def compress_passages(
                     else:
                         ahead = _BATCHES_AHEAD
                         started = encoder.submit(_Latents.start, new, compressor, layout)
-                waiting.append((batch, started))
+                waiting.append(_Batch(batch, started))
                 while len(waiting) > ahead:
-                    yield _with_latents(*waiting.popleft(), layout)
+                    yield waiting.popleft().rows(layout)
             while waiting:
-                yield _with_latents(*waiting.popleft(), layout)
+                yield waiting.popleft().rows(layout)
         finally:
             encoder.shutdown(cancel_futures=True)
 
@@ -278,17 +286,35 @@ class _Latents:
         return np.split(self.encoding.result(), np.cumsum(self.counts)[:-1])
 
 
-def _with_latents(
-    batch: list[PassageWork], started: _Latents | Future[_Latents] | None, layout: Layout
-) -> tuple[list[PassageWork], list[StoredPassage]]:
-    latents = started.result() if isinstance(started, Future) else started
-    encoded = iter(latents.result() if latents is not None else [])
-    rows = []
-    for item in batch:
-        known = item.known
-        tokens = len(item.token_ids) if known is None else known.tokens
-        stored = next(encoded) if known is None else known.encoded
-        rows.append(
-            StoredPassage(item.passage, tokens, item.document_hash, item.last, stored, layout)
-        )
-    return batch, rows
+def _checked(
+    item: PassageWork, read: Callable[[Place], StoredPassage | None]
+) -> tuple[PassageWork, StoredPassage | None]:
+    """A passage with what is stored of it; if that is damaged, it is new."""
+    stored = None if item.known is None else read(item.known)
+    return (item, stored) if stored is not None else (replace(item, known=None), None)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch whose new passages are being compressed.
+
+    Attributes:
+        items: The passages, each with what is stored of it; None if it is new.
+        started: The latents of the new ones; None if there are none.
+    """
+
+    items: list[tuple[PassageWork, StoredPassage | None]]
+    started: _Latents | Future[_Latents] | None
+
+    def rows(self, layout: Layout) -> tuple[list[PassageWork], list[StoredPassage]]:
+        started = self.started
+        latents = started.result() if isinstance(started, Future) else started
+        encoded = iter(latents.result() if latents is not None else [])
+        rows = []
+        for item, stored in self.items:
+            tokens = len(item.token_ids) if stored is None else stored.tokens
+            data = next(encoded) if stored is None else stored.encoded
+            rows.append(
+                StoredPassage(item.passage, tokens, item.document_hash, item.last, data, layout)
+            )
+        return [item for item, _ in self.items], rows

@@ -29,16 +29,20 @@ class Compressed:
         self.base = base
         sound = tuple(entry for entry in uncommitted if _is_sound(base, entry))
         self.uncommitted = LatentStore(base.folder, replace(base.manifest, fragments=sound))
+        self._uncommitted_names = {entry.name for entry in sound}
 
     def finished(self, document_id: str, document_hash: bytes) -> list[Place]:
         """The uncommitted places of the passages of a document, in order.
+
+        Only keys, hashes and flags are looked at, not texts or latents: a fragment got its note after it was
+        whole on disk, and `verify` finds what is damaged later, as in any other fragment.
 
         Args:
             document_id: The document's id.
             document_hash: The hash of the content that the passages must come from.
 
         Returns:
-            The places of all of the document's passages, or none if one is missing or damaged.
+            The places of all of the document's passages, or none if one is missing.
         """
         places: list[Place] = []
         while True:
@@ -49,9 +53,12 @@ class Compressed:
             if self.uncommitted.fragment(found[0]).is_last(found[1]):
                 return places
 
-    def passages(self, document_id: str) -> dict[str, StoredPassage]:
-        """The stored passages of a document, whatever its content was then, by the passages' content."""
-        known: dict[str, StoredPassage] = {}
+    def passages(self, document_id: str) -> dict[str, Place]:
+        """The places of a document's stored passages, whatever its content was then, by their content.
+
+        Latents are not looked at; `read` does that.
+        """
+        known: dict[str, Place] = {}
         stores = [(self.base, self.base.places), (self.uncommitted, self._uncommitted_places)]
         for store, places in stores:
             ordinal = 0
@@ -59,16 +66,30 @@ class Compressed:
                 for name, row in found:
                     # A damaged passage is left out, and so compressed again.
                     with suppress(DamagedError):
-                        passage = store.fragment(name).read(row)
-                        known[passage.passage.content] = passage
+                        known[store.fragment(name).passage(row).content] = name, row
                 ordinal += 1
         return known
 
+    def read(self, place: Place) -> StoredPassage | None:
+        """Read a passage that `passages` has found.
+
+        Args:
+            place: Its place.
+
+        Returns:
+            The passage with its latents; None if it is damaged.
+        """
+        name, row = place
+        store = self.uncommitted if name in self._uncommitted_names else self.base
+        with suppress(DamagedError):
+            return store.fragment(name).read(row)
+        return None
+
     def _uncommitted_row(self, key: PassageKey, document_hash: bytes) -> Place | None:
-        """The place of a finished, sound passage of a document with this hash; None if there is none."""
+        """The place of a finished passage of a document with this hash; None if there is none."""
         for name, row in self._uncommitted_places(key):
             with suppress(DamagedError):  # Left out, and so compressed again.
-                if self.uncommitted.fragment(name).read(row).document_hash == document_hash:
+                if self.uncommitted.fragment(name).document_hash(row) == document_hash:
                     return name, row
         return None
 

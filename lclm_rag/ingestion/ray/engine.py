@@ -25,6 +25,7 @@ from lclm_rag.ingestion.ray.reports import RunTotals, ShardReport
 from lclm_rag.ingestion.ray.workers import (
     EncodeShards,
     Job,
+    packed_parts,
     read_documents,
     read_part,
 )
@@ -176,7 +177,6 @@ def add_documents_on_ray(
     gpus = _gpus(ray, engine)
     _check_room(ray, engine, gpus)
     folder = writer.base.folder
-    parts = documents.parts if isinstance(documents, DocumentParts) else ()
     job = Job(
         store=str(folder if folder.local is None else folder.local.resolve()),
         version=writer.base.version,
@@ -184,7 +184,6 @@ def add_documents_on_ray(
         layout=writer.layout,
         checkpoint=checkpoint.name if checkpoint.name == BUNDLED else _everywhere(checkpoint),
         splitting=splitting,
-        parts=tuple(parts),
         device=device if gpus else "cpu",
         dtype=dtype,
         compressor_options=dict(compressor_options),
@@ -216,9 +215,10 @@ def _work(ray: Any, documents: Iterable[Document] | DocumentParts, job: Job) -> 
     readers = {"num_cpus": _READER_CPUS, "max_retries": FURTHER_TRIES, "fn_kwargs": {"job": job}}
     with _data_settings(ray):
         if isinstance(documents, DocumentParts):
-            numbers = [{"part": number} for number in range(len(job.parts))]
-            source = ray.data.from_items(numbers, override_num_blocks=max(1, len(numbers)))
-            return source.map_batches(read_part, batch_size=1, **readers), len(numbers)
+            # A block for each, so that no task gets more than its own part.
+            parts = packed_parts(documents.parts)
+            source = ray.data.from_items(parts, override_num_blocks=max(1, len(parts)))
+            return source.map_batches(read_part, batch_size=1, **readers), len(parts)
         tables = list(map(ray.put, _document_tables(documents)))
         source = ray.data.from_arrow_refs(tables)
         work = source.map_batches(

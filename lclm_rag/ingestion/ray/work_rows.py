@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from lclm_rag.ingestion.passages import PassageWork
-from lclm_rag.store import Layout, StoredPassage
 from lclm_rag.types import Passage, PassageKey
 
 __all__ = ["Kind", "Source", "WorkRow", "from_table", "to_table"]
@@ -90,9 +89,9 @@ _SCHEMA = pa.schema(
         ("text", pa.large_string()),
         ("metadata", pa.large_string()),
         ("token_ids", pa.large_list(pa.int32())),
-        # For a passage that is already compressed: its source tokens, and its latents as the store has them.
-        ("known_tokens", pa.int32()),
-        ("known_latents", pa.large_binary()),
+        # For a passage that is already compressed: the fragment and the row from which the encoder reads it.
+        ("known_fragment", pa.string()),
+        ("known_row", pa.int64()),
     ]
 )
 
@@ -113,41 +112,29 @@ def _flat(row: WorkRow) -> dict[str, Any]:
     flat |= {name: getattr(passage, name) for name in ("start", "end", "header", "text")}
     flat |= {"ordinal": passage.key.ordinal, "last": row.work.last}
     flat["metadata"] = json.dumps(dict(passage.metadata), ensure_ascii=False)
-    if known is None:
-        flat["token_ids"] = np.asarray(row.work.token_ids, np.int32)
-    else:
-        flat |= {"known_tokens": known.tokens, "known_latents": known.encoded.tobytes()}
+    flat["token_ids"] = np.asarray(row.work.token_ids, np.int32)
+    if known is not None:
+        flat["known_fragment"], flat["known_row"] = known
     return flat
 
 
-def from_table(table: pa.Table, layout: Layout) -> list[WorkRow]:
-    """The rows that `to_table` was given.
-
-    Args:
-        table: The table.
-        layout: The layout of the store that known latents come from.
-
-    Returns:
-        The rows, in order.
-    """
-    return [_row(flat, layout) for flat in table.to_pylist()]
+def from_table(table: pa.Table) -> list[WorkRow]:
+    """The rows that `to_table` was given, in order."""
+    return [_row(flat) for flat in table.to_pylist()]
 
 
-def _row(flat: dict[str, Any], layout: Layout) -> WorkRow:
-    work = _work(flat, layout) if flat["kind"] == "passage" else None
+def _row(flat: dict[str, Any]) -> WorkRow:
+    work = _work(flat) if flat["kind"] == "passage" else None
     names = [f.name for f in fields(WorkRow) if f.name not in ("source", "work")]
     source = Source(flat["part"], flat["number"])
     return WorkRow(source=source, work=work, **{name: flat[name] for name in names})
 
 
-def _work(flat: dict[str, Any], layout: Layout) -> PassageWork:
+def _work(flat: dict[str, Any]) -> PassageWork:
     key = PassageKey(flat["document_id"], flat["ordinal"])
     metadata = json.loads(flat["metadata"])
     passage = Passage(key, flat["start"], flat["end"], flat["text"], metadata, flat["header"])
     digest, last = flat["document_hash"], flat["last"]
-    known = None
-    if flat["known_latents"] is not None:
-        encoded = np.frombuffer(flat["known_latents"], np.uint8)
-        encoded = encoded.reshape(-1, layout.latent_bytes)
-        known = StoredPassage(passage, flat["known_tokens"], digest, last, encoded, layout)
+    fragment = flat["known_fragment"]
+    known = None if fragment is None else (fragment, flat["known_row"])
     return PassageWork(passage, digest, last, known, flat["token_ids"] or ())

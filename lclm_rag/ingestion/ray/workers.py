@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,7 @@ from lclm_rag.storage import open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.manifest import FragmentEntry, pack_entry
-from lclm_rag.store.store import row_totals
+from lclm_rag.store.store import Place, row_totals
 from lclm_rag.store.writer import FRAGMENT_BYTES, write_uncommitted
 from lclm_rag.types import Document, ReadablePart
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EncodeShards",
     "Job",
+    "packed_parts",
     "read_documents",
     "read_part",
 ]
@@ -61,7 +63,7 @@ _ROWS_AT_ONCE = 4_096
 
 @dataclass(frozen=True)
 class Job:
-    """What workers need to know; each gets it as a pickle.
+    """What all workers need to know; each gets it as a pickle with every task, so it is small.
 
     Attributes:
         store: The latent store's folder or URL, under a name that is valid on all machines.
@@ -70,7 +72,6 @@ class Job:
         layout: The store's layout.
         checkpoint: The checkpoint, under a name that is valid on all machines.
         splitting: How documents become passages.
-        parts: The parts of the corpus; empty if the driver reads the documents.
         device: The encoders' device.
         dtype: The encoders' dtype.
         compressor_options: Further options of `Compressor.from_pretrained`.
@@ -85,7 +86,6 @@ class Job:
     layout: Layout
     checkpoint: str
     splitting: Splitting
-    parts: tuple[ReadablePart, ...]
     device: str
     dtype: str
     compressor_options: dict[str, Any]
@@ -97,18 +97,25 @@ class Job:
 # --- readers ----------------------------------------------------------------------------------------
 
 
+def packed_parts(parts: Iterable[ReadablePart]) -> list[dict[str, Any]]:
+    """Parts of the corpus for `read_part`: each with its number, and as a pickle."""
+    from ray import cloudpickle
+
+    return [{"number": n, "part": cloudpickle.dumps(part)} for n, part in enumerate(parts)]
+
+
 def read_part(batch: dict[str, Any], job: Job) -> Iterator[pa.Table]:
     """Read parts of the corpus and split their documents.
 
     Args:
-        batch: The numbers of the parts, in the column `part`.
+        batch: Parts as `packed_parts` made them.
         job: The job.
 
     Yields:
         Tables of `WorkRow`s.
     """
-    for number in map(int, batch["part"]):
-        items = job.parts[number].read()
+    for number, part in zip(map(int, batch["number"]), batch["part"], strict=True):
+        items = pickle.loads(part).read()
         sourced = ((Source(number, i), item) for i, item in enumerate(items))
         yield from _work_tables(job, number, sourced)
 
@@ -285,7 +292,7 @@ class EncodeShards:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Compress one shard. If the actor dies, Ray repeats the whole call."""
         begun = time.perf_counter()
-        rows = from_table(table, self._job.layout)
+        rows = from_table(table)
         attempts = Attempts(self._job.attempts, _name(rows))
         with worker_ends_at_faults(attempts.tries):
             not_written = [
@@ -339,10 +346,18 @@ class EncodeShards:
         return done, problems
 
     def _latents(self, rows: list[WorkRow]) -> list[tuple[WorkRow, StoredPassage]]:
+        job = self._job
         work = [row.work for row in rows if row.work is not None]
-        batches = batched(work)
-        stored = compress_passages(batches, lambda: self._compressor, self._job.layout)
-        return list(zip(rows, chain.from_iterable(each for _, each in stored), strict=True))
+        done = compress_passages(batched(work), lambda: self._compressor, job.layout, self._known)
+        pairs = chain.from_iterable(zip(*each, strict=True) for each in done)
+        return [
+            (replace(row, work=item), stored)
+            for row, (item, stored) in zip(rows, pairs, strict=True)
+        ]
+
+    def _known(self, place: Place) -> StoredPassage | None:
+        job = self._job
+        return _compressed(job.store, job.version, job.uncommitted).read(place)
 
     def _write(self, compressed: list[tuple[WorkRow, StoredPassage]]) -> ShardReport:
         """Write one fragment and report it."""
