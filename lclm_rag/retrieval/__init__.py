@@ -13,7 +13,7 @@ from lclm_rag.retrieval.embedders import (
     SentenceTransformerEmbedder,
     load_embedder,
 )
-from lclm_rag.retrieval.filter_syntax import parse_filter
+from lclm_rag.retrieval.filter_syntax import as_filter, parse_filter
 from lclm_rag.retrieval.filters import (
     And,
     Compare,
@@ -24,7 +24,6 @@ from lclm_rag.retrieval.filters import (
     Not,
     OfDocuments,
     Or,
-    as_filter,
     field,
     matches,
 )

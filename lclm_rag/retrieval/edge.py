@@ -55,7 +55,11 @@ shard.optimize()
 shard.close()
 """
 
-_SCHEMAS = {"keyword": edge.PayloadSchemaType.Keyword, "float": edge.PayloadSchemaType.Float}
+_SCHEMAS = {
+    "keyword": edge.PayloadSchemaType.Keyword,
+    "float": edge.PayloadSchemaType.Float,
+    "datetime": edge.PayloadSchemaType.Datetime,
+}
 
 
 class EdgeIndex(QdrantIndex):
@@ -273,7 +277,7 @@ def stored_keys(path: Path) -> set[PassageKey]:
 def _condition(filter: Filter | None) -> Any:
     if filter is None:
         return None
-    return translate(filter, edge, edge.RangeFloat, edge.IsEmptyCondition)
+    return translate(filter, edge, edge.RangeFloat, edge.RangeDateTime, edge.IsEmptyCondition)
 
 
 def _request(vectors: SearchVectors, limit: int, condition: Any) -> edge.QueryRequest:

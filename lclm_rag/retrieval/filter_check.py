@@ -9,19 +9,25 @@ from lclm_rag.retrieval.filters import (
     Compare,
     Contains,
     Filter,
+    FilterValue,
     In,
     Kind,
     Missing,
     Not,
     Or,
+    ordered_kind,
     value_kind,
 )
-from lclm_rag.types import MetadataScalar
 
 __all__ = ["filter_keys", "unmatchable"]
 
 _SHOWN = 8
-_NAMES: dict[Kind, str] = {"string": "text", "number": "number", "boolean": "true or false"}
+_NAMES: dict[Kind, str] = {
+    "string": "text",
+    "number": "number",
+    "boolean": "true or false",
+    "date": "date",
+}
 
 
 def unmatchable(filter: Filter, fields: Mapping[str, Collection[Kind]]) -> list[str]:
@@ -39,8 +45,8 @@ def unmatchable(filter: Filter, fields: Mapping[str, Collection[Kind]]) -> list[
         held = fields.get(key)
         if not held:
             sentences.append(f"No passage has the metadata key {key!r}; there {_listed(fields)}.")
-        elif wanted and not any(value_kind(value) in held for value in wanted):
-            sentences.append(_of_another_kind(key, wanted[0], held))
+        elif wanted and not any(kind in held for _, kind in wanted):
+            sentences.append(_of_another_kind(key, *wanted[0], held))
     return list(dict.fromkeys(sentences))
 
 
@@ -49,8 +55,8 @@ def filter_keys(filter: Filter) -> list[str]:
     return list(dict.fromkeys(key for key, _ in _conditions(filter)))
 
 
-def _conditions(filter: Filter) -> Iterator[tuple[str, tuple[MetadataScalar, ...]]]:
-    """The key and the values of each condition; no values if it accepts any value."""
+def _conditions(filter: Filter) -> Iterator[tuple[str, list[tuple[FilterValue, Kind]]]]:
+    """The key of each condition, its values and the kinds that they meet; no values if it accepts any."""
     match filter:
         case And(parts) | Or(parts):
             for part in parts:
@@ -58,18 +64,26 @@ def _conditions(filter: Filter) -> Iterator[tuple[str, tuple[MetadataScalar, ...
         case Not(part):
             yield from _conditions(part)
         case Missing(key):
-            yield key, ()
+            yield key, []
         case In(key, values):
-            yield key, values
+            yield key, [(value, value_kind(value)) for value in values]
         case Contains(key, text):
-            yield key, (text,)
+            yield key, [(text, "string")]
+        case Compare(key, "==" | "!=", value):
+            yield key, [(value, value_kind(value))]
         case Compare(key, _, value):
-            yield key, (value,)
+            yield key, [(value, ordered_kind(value))]
 
 
-def _of_another_kind(key: str, wanted: MetadataScalar, held: Collection[Kind]) -> str:
+def _of_another_kind(key: str, wanted: FilterValue, kind: Kind, held: Collection[Kind]) -> str:
     kinds = " or ".join(_NAMES[kind] for kind in sorted(held))
-    sentence = f"The filter compares {key!r} with the {_NAMES[value_kind(wanted)]} {wanted!r}"
+    shown = str(wanted) if kind == "date" else repr(wanted)
+    sentence = f"The filter compares {key!r} with the {_NAMES[kind]} {shown}"
+    if kind == "date":
+        return (
+            f"{sentence}, and none of its values is one ({kinds}): dates are texts such as 2024-05-01 and "
+            "2024-05-01T10:00:00Z."
+        )
     if isinstance(wanted, str):
         return f"{sentence}, and its values are of another kind: {kinds}. Leave out the quotes."
     if "string" not in held:

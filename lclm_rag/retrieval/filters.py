@@ -12,14 +12,20 @@ Filters mean the same on every engine (`matches` is the reference):
 - Numbers compare as 64-bit floats: 1 equals 1.0. The exception are whole numbers from 2**53 on, which
   floats cannot tell apart: each equals only the same whole number.
 - Metadata numbers that are not finite count as missing.
+- A text that is written as a date or a time in ISO 8601 has the order of time, to the microsecond: 2024-05-01
+  (which is where that day begins), 2024-05-01T10:00, 2024-05-01 10:00:00.5Z, 2024-05-01T10:00:00+02:00.
+  Without a zone it is UTC. `date` and `datetime` compare with such texts as points in time, also with == and
+  `is_in`; a text is equal to the same text only.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any, Literal, get_args
 
 from lclm_rag.types import Metadata, MetadataScalar, MetadataValue
@@ -30,6 +36,7 @@ __all__ = [
     "Contains",
     "Field",
     "Filter",
+    "FilterValue",
     "In",
     "Kind",
     "Missing",
@@ -37,20 +44,29 @@ __all__ = [
     "OfDocuments",
     "Operator",
     "Or",
-    "as_filter",
     "elements",
     "exact_integer",
     "field",
     "finite_number",
+    "instant",
     "matches",
+    "ordered_kind",
     "value_kind",
 ]
 
 Operator = Literal["==", "!=", "<", "<=", ">", ">="]
-Kind = Literal["string", "number", "boolean"]
-"""The kind of a metadata value. Values of different kinds are never equal and have no order."""
+Kind = Literal["string", "number", "boolean", "date"]
+"""The kind of a metadata value. Values of different kinds are never equal and have no order.
 
-_ORDERINGS: dict[str, Callable[[float, float], bool]] = {
+A text that is written as a date is a string and a date.
+"""
+FilterValue = MetadataScalar | date
+"""What metadata are compared with; a `datetime` is a `date`."""
+
+_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?", re.ASCII
+)
+_ORDERINGS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -84,8 +100,9 @@ class Compare(Filter):
 
     Attributes:
         key: The metadata key.
-        op: The operator; <, <=, > and >= take numbers only.
-        value: A string, a finite number or a boolean.
+        op: The operator; <, <=, > and >= take numbers and dates.
+        value: A string, a finite number, a boolean, a `date` or a `datetime`. A string in ISO 8601 is a date
+            for <, <=, > and >=.
 
     Raises:
         ValueError: When the key is not a string, the operator is unknown, or the value does not suit it.
@@ -93,7 +110,7 @@ class Compare(Filter):
 
     key: str
     op: Operator
-    value: MetadataScalar
+    value: FilterValue
 
     def __post_init__(self) -> None:
         _check_key(self.key)
@@ -101,10 +118,14 @@ class Compare(Filter):
             known = ", ".join(get_args(Operator))
             raise ValueError(f"A filter cannot compare with {self.op!r}; use one of {known}.")
         _check_value(self.key, self.value)
-        if self.op in _ORDERINGS and isinstance(self.value, str | bool):
+        if self.op in _ORDERINGS and (
+            isinstance(self.value, bool)
+            or (isinstance(self.value, str) and instant(self.value) is None)
+        ):
             raise ValueError(
-                f"{self.key!r} {self.op} {self.value!r}: only numbers have an order in a filter; "
-                "give a number (a date as 20240131, for one), or use == or a list of values."
+                f"{self.key!r} {self.op} {self.value!r}: only numbers and dates have an order in a filter; "
+                "give a number, a date such as 2024-01-31 or 2024-01-31T10:00:00Z, or use == or a list of "
+                "values."
             )
 
 
@@ -114,15 +135,15 @@ class In(Filter):
 
     Attributes:
         key: The metadata key.
-        values: Strings, finite numbers and booleans, mixed if need be; if empty, nothing matches. Any
-            iterable but a string is accepted, and becomes a tuple.
+        values: Strings, finite numbers, booleans, `date`s and `datetime`s, mixed if need be; if empty,
+            nothing matches. Any iterable but a string is accepted, and becomes a tuple.
 
     Raises:
         ValueError: When the key is not a string, `values` is no list of values, or a value has another type.
     """
 
     key: str
-    values: tuple[MetadataScalar, ...]
+    values: tuple[FilterValue, ...]
 
     def __post_init__(self) -> None:
         _check_key(self.key)
@@ -139,7 +160,8 @@ class Contains(Filter):
 
     Attributes:
         key: The metadata key.
-        text: A string that is not empty; upper and lower case differ.
+        text: A string that is not empty.
+        ignore_case: Whether upper and lower case are the same, by Unicode's full case folding.
 
     Raises:
         ValueError: When the key is not a string, or the text is not a string or is empty.
@@ -147,6 +169,7 @@ class Contains(Filter):
 
     key: str
     text: str
+    ignore_case: bool = False
 
     def __post_init__(self) -> None:
         _check_key(self.key)
@@ -247,25 +270,25 @@ class Field:
     def __ne__(self, value: object) -> Filter:  # type: ignore[override]
         return Compare(self._key, "!=", value)  # type: ignore[arg-type]
 
-    def __lt__(self, value: float) -> Filter:
+    def __lt__(self, value: float | str | date) -> Filter:
         return Compare(self._key, "<", value)
 
-    def __le__(self, value: float) -> Filter:
+    def __le__(self, value: float | str | date) -> Filter:
         return Compare(self._key, "<=", value)
 
-    def __gt__(self, value: float) -> Filter:
+    def __gt__(self, value: float | str | date) -> Filter:
         return Compare(self._key, ">", value)
 
-    def __ge__(self, value: float) -> Filter:
+    def __ge__(self, value: float | str | date) -> Filter:
         return Compare(self._key, ">=", value)
 
-    def is_in(self, values: Iterable[MetadataScalar]) -> Filter:
+    def is_in(self, values: Iterable[FilterValue]) -> Filter:
         """The value, or an element of a list value, is one of `values`: see `In`."""
         return In(self._key, values)  # type: ignore[arg-type]  # In makes it a tuple
 
-    def contains(self, text: str) -> Filter:
-        """The value is a string that contains `text`; upper and lower case differ."""
-        return Contains(self._key, text)
+    def contains(self, text: str, *, ignore_case: bool = False) -> Filter:
+        """The value is a string that contains `text`: see `Contains`."""
+        return Contains(self._key, text, ignore_case)
 
     def is_missing(self) -> Filter:
         """The passage has no value under this key."""
@@ -287,35 +310,6 @@ def field(key: str) -> Field:
     return Field(key)
 
 
-def as_filter(condition: Filter | Mapping[str, Any] | None) -> Filter | None:
-    """Make a filter of what callers may pass: a filter, a dict or None.
-
-    Args:
-        condition: A filter, which is returned as it is, or a dict from keys to values, all of which must be
-            equal. A list, tuple or set in the dict means any of its values. None and {} mean no filter.
-
-    Returns:
-        The filter; None for no filter.
-
-    Raises:
-        ValueError: When `condition` is anything else, or a key or value is not one that filters take.
-    """
-    if condition is None or isinstance(condition, Filter):
-        return condition
-    if not isinstance(condition, Mapping):
-        raise ValueError(
-            f"Filters are a dict or a filter expression, not a {type(condition).__name__}: "
-            "{'lang': 'en'} or field('year') >= 2000."
-        )
-    conditions = tuple(
-        In(key, tuple(value))
-        if isinstance(value, list | tuple | set | frozenset)
-        else Compare(key, "==", value)
-        for key, value in condition.items()
-    )
-    return And(conditions) if conditions else None
-
-
 def matches(filter: Filter, metadata: Metadata, document_id: str = "") -> bool:
     """Whether a filter matches a passage's metadata: the reference for what the engines do.
 
@@ -325,7 +319,7 @@ def matches(filter: Filter, metadata: Metadata, document_id: str = "") -> bool:
         document_id: The id of the passage's document, for `OfDocuments`.
 
     Returns:
-        True if a passage with this metadata is kept.
+        True if such a passage is kept.
 
     Raises:
         TypeError: When `filter` is not one of this module's filters.
@@ -341,8 +335,11 @@ def matches(filter: Filter, metadata: Metadata, document_id: str = "") -> bool:
             return document_id in ids
         case Missing(key):
             return not elements(metadata.get(key))
-        case Contains(key, text):
-            return any(isinstance(e, str) and text in e for e in elements(metadata.get(key)))
+        case Contains(key, text, ignore_case):
+            held = [e for e in elements(metadata.get(key)) if isinstance(e, str)]
+            if ignore_case:
+                return any(text.casefold() in e.casefold() for e in held)
+            return any(text in e for e in held)
         case In(key, values):
             return any(_equal(v, e) for e in elements(metadata.get(key)) for v in values)
         case Compare(key, "!=", value):
@@ -367,10 +364,40 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and finite_number(value) is not None
 
 
-def value_kind(value: MetadataScalar) -> Kind:
+def instant(value: object) -> datetime | None:
+    """The point in time that a value is.
+
+    Args:
+        value: A `date`, a `datetime`, or a string as this module's head describes it.
+
+    Returns:
+        The time in UTC; None if the value is none, or is before the year 1 or after 9999.
+    """
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    try:
+        if isinstance(value, str):
+            if not _TIME.fullmatch(value):
+                return None
+            value = datetime.fromisoformat(value)
+        if not isinstance(value, datetime):
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def ordered_kind(value: FilterValue) -> Kind:
+    """The kind of what a value is compared with by <, <=, > and >=."""
+    return "date" if isinstance(value, str | date) else "number"
+
+
+def value_kind(value: FilterValue) -> Kind:
     """The kind of a value; it is compared only with values of the same kind."""
     if isinstance(value, bool):
         return "boolean"
+    if isinstance(value, date):
+        return "date"
     return "string" if isinstance(value, str) else "number"
 
 
@@ -390,7 +417,9 @@ def exact_integer(number: float) -> bool:
     return isinstance(number, int) and abs(number) >= 2**53
 
 
-def _equal(wanted: MetadataScalar, held: MetadataScalar) -> bool:
+def _equal(wanted: FilterValue, held: MetadataScalar) -> bool:
+    if isinstance(wanted, date):
+        return isinstance(held, str) and instant(held) == instant(wanted)
     if isinstance(wanted, str | bool) or isinstance(held, str | bool):
         return value_kind(wanted) == value_kind(held) and wanted == held
     number, other = finite_number(wanted), finite_number(held)
@@ -401,7 +430,10 @@ def _equal(wanted: MetadataScalar, held: MetadataScalar) -> bool:
     return float(number) == float(other)
 
 
-def _ordered(op: Operator, held: MetadataScalar, bound: MetadataScalar) -> bool:
+def _ordered(op: Operator, held: MetadataScalar, bound: FilterValue) -> bool:
+    if isinstance(bound, str | date):
+        time = instant(held) if isinstance(held, str) else None
+        return time is not None and _ORDERINGS[op](time, instant(bound))
     if isinstance(held, str | bool) or isinstance(bound, str | bool):
         return False
     number, limit = finite_number(held), finite_number(bound)
@@ -423,9 +455,15 @@ def _check_key(key: object) -> None:
 
 
 def _check_value(key: str, value: object) -> None:
+    if isinstance(value, date):
+        if instant(value) is None:
+            raise ValueError(
+                f"A filter on {key!r} needs a time in the years 1 to 9999, not {value!r}."
+            )
+        return
     if not isinstance(value, str | int | float):
         raise ValueError(
-            f"A filter on {key!r} compares with a string, a number or a boolean, "
+            f"A filter on {key!r} compares with a string, a number, a boolean or a date, "
             f"not with a {type(value).__name__}."
         )
     if not isinstance(value, str) and finite_number(value) is None:

@@ -3,20 +3,23 @@
 A point's id is a uuid5 of the passage key. Its payload is
 
     {"document_id": "a", "ordinal": 0,
-     "metadata": {"string": {"lang": "en", "tags": ["a", "b"]}, "number": {"year": 2000},
-                  "boolean": {"draft": "true"}}}
+     "metadata": {"string": {"lang": "en", "tags": ["a", "B"], "day": "2024-05-01"},
+                  "number": {"year": 2000}, "boolean": {"draft": "true"},
+                  "date": {"day": "2024-05-01T00:00:00.000000Z"}, "folded": {"tags": ["b"]}}}
 
 Metadata are grouped by kind because a Qdrant payload index has a single type. A key that holds a number in
 one passage and a string in another gets an index for each kind, and a condition cannot match the other kind
-by accident. Booleans are stored as words because Edge 0.9 takes MatchValue(True) for MatchValue(1). Values
-that filters do not see (objects, null) are left out.
+by accident. A string that is written as a date is there a second time, as a point in time; one with upper
+case is there again in full case folding. Booleans are stored as words because Edge 0.9 takes MatchValue(True)
+for MatchValue(1). Values that filters do not see (objects, null) are left out.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
 from math import inf
 from typing import Any, get_args
 
@@ -25,6 +28,7 @@ from lclm_rag.retrieval.filters import (
     Compare,
     Contains,
     Filter,
+    FilterValue,
     In,
     Kind,
     Missing,
@@ -34,6 +38,8 @@ from lclm_rag.retrieval.filters import (
     elements,
     exact_integer,
     finite_number,
+    instant,
+    ordered_kind,
     value_kind,
 )
 from lclm_rag.types import Metadata, MetadataScalar, PassageKey
@@ -77,12 +83,12 @@ def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
     fields: dict[str, dict[str, Any]] = {}
     for name, values in seen.items():
         is_list = isinstance(metadata[name], list | tuple)
-        for value in values:
-            of_kind, escaped = fields.setdefault(value_kind(value), {}), name.translate(_ESCAPES)
+        for kind, held in (pair for value in values for pair in _all_held(value)):
+            of_kind, escaped = fields.setdefault(kind, {}), name.translate(_ESCAPES)
             if is_list:
-                of_kind.setdefault(escaped, []).append(_held(value))
+                of_kind.setdefault(escaped, []).append(held)
             else:
-                of_kind[escaped] = _held(value)
+                of_kind[escaped] = held
     return {"document_id": key.document_id, "ordinal": key.ordinal, "metadata": fields}
 
 
@@ -101,7 +107,9 @@ def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:
     return {
         (metadata_path(name, kind), kind)
         for name, value in metadata.items()
-        for kind in map(value_kind, elements(value))
+        for element in elements(value)
+        for kind, _ in _all_held(element)
+        if kind != _FOLDED
     }
 
 
@@ -119,7 +127,13 @@ def field_of(path: str) -> tuple[str, Kind] | None:
     return name, parts[1]  # type: ignore[return-value]  # It is one of _KINDS.
 
 
-def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[str], Any]) -> Any:
+def translate(
+    filter: Filter,
+    engine: Any,
+    range_type: Any,
+    time_range_type: Any,
+    is_empty: Callable[[str], Any],
+) -> Any:
     """Translate a filter into the engine's own type.
 
     Args:
@@ -127,6 +141,7 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
         engine: The module with Qdrant's condition classes, under the names that qdrant_edge and
             qdrant_client.models share.
         range_type: The engine's class for ranges of floats.
+        time_range_type: The engine's class for ranges of points in time.
         is_empty: Makes the engine's condition that the payload has nothing at a path.
 
     Returns:
@@ -136,7 +151,11 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
         TypeError: When `filter` is not one of `lclm_rag.retrieval.filters`.
     """
 
-    def equal(key: str, value: MetadataScalar) -> Any:
+    def equal(key: str, value: FilterValue) -> Any:
+        if isinstance(value, date):
+            time = _time(value)
+            path = metadata_path(key, "date")
+            return engine.FieldCondition(key=path, range=time_range_type(gte=time, lte=time))
         held, path = _held(value), metadata_path(key, value_kind(value))
         if isinstance(held, str):
             return engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
@@ -150,7 +169,7 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
         exact = engine.FieldCondition(key=path, match=engine.MatchValue(value=held))
         return engine.Filter(must=[near, exact])
 
-    def one_of(key: str, values: tuple[MetadataScalar, ...]) -> Any:
+    def one_of(key: str, values: tuple[FilterValue, ...]) -> Any:
         strings = [value for value in values if isinstance(value, str)]
         # An empty MatchAny matches nothing, whereas an empty `should` would match everything.
         any_string = engine.FieldCondition(
@@ -174,9 +193,15 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
                 return engine.FieldCondition(key="document_id", match=match)
             case In(key, values):
                 return one_of(key, values)
-            case Contains(key, text):
-                match = engine.MatchSubstring(substring=text)
-                return engine.FieldCondition(key=metadata_path(key, "string"), match=match)
+            case Contains(key, text, ignore_case):
+                match = engine.MatchSubstring(substring=text.casefold() if ignore_case else text)
+                kinds = ["string", _FOLDED] if ignore_case else ["string"]
+                return engine.Filter(
+                    should=[
+                        engine.FieldCondition(key=metadata_path(key, kind), match=match)
+                        for kind in kinds
+                    ]
+                )
             case Missing(key):
                 paths = [metadata_path(key, kind) for kind in _KINDS]
                 return engine.Filter(must=[is_empty(path) for path in paths])
@@ -185,8 +210,12 @@ def translate(filter: Filter, engine: Any, range_type: Any, is_empty: Callable[[
             case Compare(key, "!=", value):
                 return engine.Filter(must_not=[equal(key, value)])
             case Compare(key, op, value):
-                bound = range_type(**{_BOUNDS[op]: float(value)})
-                return engine.FieldCondition(key=metadata_path(key, "number"), range=bound)
+                kind = ordered_kind(value)
+                if isinstance(value, str | date):
+                    bound = time_range_type(**{_BOUNDS[op]: _time(value)})
+                else:
+                    bound = range_type(**{_BOUNDS[op]: float(value)})
+                return engine.FieldCondition(key=metadata_path(key, kind), range=bound)
         raise TypeError(f"{type(filter).__name__} is not a filter.")
 
     return engine.Filter(must=[condition(filter)])
@@ -196,6 +225,27 @@ _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
 _KINDS = get_args(Kind)
+_FOLDED = "folded"
+
+
+def _all_held(value: MetadataScalar) -> Iterator[tuple[str, str | float]]:
+    """All that the payload holds of a value of `elements`, by kinds."""
+    yield value_kind(value), _held(value)
+    if isinstance(value, str):
+        if (time := instant(value)) is not None:
+            yield "date", _written(time)
+        if (folded := value.casefold()) != value:
+            yield _FOLDED, folded
+
+
+def _time(value: FilterValue) -> str:
+    time = instant(value)
+    assert time is not None  # Filters refuse the others.
+    return _written(time)
+
+
+def _written(time: datetime) -> str:
+    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _held(value: MetadataScalar) -> str | float:

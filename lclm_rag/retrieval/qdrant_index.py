@@ -42,6 +42,9 @@ PAYLOAD_KEYS = ["document_id", "ordinal"]
 # Reciprocal rank fusion adds up 1 / (k + rank), with ranks from 0. Every Qdrant server's default for k is 2.
 RRF_K = 2
 
+# The payload index of each kind of metadata; the others get "keyword".
+_INDEXES = {"number": "float", "date": "datetime"}
+
 _BATCH = 256
 # How many hits past top_k are fetched when equal scores cross it, so that the keys can decide the order.
 _TIE_REACH = 1000
@@ -221,7 +224,7 @@ class QdrantIndex(ABC):
 
     @abstractmethod
     def _create_field_index(self, path: str, schema: str) -> None:
-        """Create a payload index; `schema` is "keyword" or "float"."""
+        """Create a payload index; `schema` is "keyword", "float" or "datetime"."""
 
     def _kept(self, metadata: Metadata) -> Metadata:
         """What of a passage's metadata its point holds."""
@@ -230,7 +233,7 @@ class QdrantIndex(ABC):
     def _index_field(self, path: str, kind: str) -> None:
         if plain(path) not in self._indexed:
             # Numbers get a float index, which holds whole numbers too; an integer index would drop 2.5.
-            self._create_field_index(path, "float" if kind == "number" else "keyword")
+            self._create_field_index(path, _INDEXES.get(kind, "keyword"))
             self._indexed.add(plain(path))
 
     def _note_indexed(self, paths: Iterable[str]) -> None:

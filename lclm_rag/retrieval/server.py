@@ -41,7 +41,11 @@ _POINT_BYTES = 200
 
 T = TypeVar("T")
 
-_SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "float": models.PayloadSchemaType.FLOAT}
+_SCHEMAS = {
+    "keyword": models.PayloadSchemaType.KEYWORD,
+    "float": models.PayloadSchemaType.FLOAT,
+    "datetime": models.PayloadSchemaType.DATETIME,
+}
 
 
 class ServerIndex(QdrantIndex):
@@ -191,7 +195,7 @@ class ServerIndex(QdrantIndex):
     def _query_all(
         self, vectors: Sequence[SearchVectors], limit: int, filter: Filter | None
     ) -> list[list[ScoredKey]]:
-        condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
+        condition = None if filter is None else translate(filter, models, models.Range, models.DatetimeRange, _is_empty)
         requests = [_request(each, limit, condition) for each in vectors]
         answers = self._call(lambda: self._client.query_batch_points(self._collection, requests))
         return [
@@ -214,7 +218,7 @@ class ServerIndex(QdrantIndex):
     def _scroll(
         self, filter: Filter | None, limit: int, offset: Any
     ) -> tuple[list[dict[str, Any] | None], Any]:
-        condition = None if filter is None else translate(filter, models, models.Range, _is_empty)
+        condition = None if filter is None else translate(filter, models, models.Range, models.DatetimeRange, _is_empty)
         found, following = self._call(
             lambda: self._client.scroll(
                 self._collection,

