@@ -60,7 +60,7 @@ def mcp(
     What a client's configuration needs:
       {"mcpServers": {"notes": {"command": "lclm-rag", "args": ["mcp", "--kb", "/path/to/kb"]}}}
     """
-    from lclm_rag.connectors.mcp import mcp_server
+    from lclm_rag.connectors.mcp import mcp_server, serve_http
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
 
@@ -81,7 +81,7 @@ def mcp(
                 _in_a_thread(lambda: server.run("stdio"))
             else:
                 say(f"Serving at http://127.0.0.1:{port}/mcp", err=True)
-                _in_a_thread(lambda: server.run("streamable-http", host="127.0.0.1", port=port))
+                _in_a_thread(lambda: serve_http(server, port))
         except (KeyboardInterrupt, SystemExit) as end:
             knowledge_base.close()
             _leave(end)

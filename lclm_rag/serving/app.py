@@ -15,10 +15,11 @@ from sse_starlette import EventSourceResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from lclm_rag import __version__
+from lclm_rag.request_bodies import LimitBody
 from lclm_rag.serving import chat, documents, errors, health, page
 from lclm_rag.serving.access import Access
 from lclm_rag.serving.bases import ServedBase, follow
-from lclm_rag.serving.guards import InFlight, LimitBody, LimitInFlight, Origins, SecurityHeaders
+from lclm_rag.serving.guards import InFlight, LimitInFlight, Origins, SecurityHeaders
 from lclm_rag.serving.health import Readiness
 from lclm_rag.serving.keys import ApiKeys
 from lclm_rag.serving.limits import Limits
@@ -26,6 +27,9 @@ from lclm_rag.serving.metrics import Metrics
 from lclm_rag.serving.observing import ObserveRequests, observe
 
 __all__ = ["create_app"]
+
+_UPLOADS = "/v1/documents"
+"""Routes below take large bodies, which they limit themselves."""
 
 
 def create_app(
@@ -77,7 +81,7 @@ def create_app(
     page.install(app)
     # The last one is the outermost.
     app.add_middleware(LimitInFlight, limit=limits.in_flight, count=count)
-    app.add_middleware(LimitBody, limit=limits.body)
+    app.add_middleware(LimitBody, limit=limits.body, refusal=_too_large, uploads=_UPLOADS)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -122,3 +126,7 @@ def create_app(
         return EventSourceResponse(stream, sep="\n", shutdown_grace_period=inf)
 
     return app
+
+
+def _too_large(message: str) -> Response:
+    return errors.error_response(errors.RequestError(413, message))

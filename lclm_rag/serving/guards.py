@@ -11,10 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lclm_rag.serving.errors import RequestError, error_response
 
-__all__ = ["InFlight", "LimitBody", "LimitInFlight", "Origins", "SecurityHeaders", "is_loopback"]
-
-_UPLOADS = "/v1/documents"
-"""Routes below take large bodies, which they limit themselves."""
+__all__ = ["InFlight", "LimitInFlight", "Origins", "SecurityHeaders", "is_loopback"]
 
 _QUESTIONS = {"/v1/chat/completions", "/v1/search"}
 """Routes whose requests keep the decoder or the passage index busy."""
@@ -75,55 +72,6 @@ def _same(origin: str, host: str) -> bool:
     scheme, _, place = origin.lower().partition("://")
     default = {"http": ":80", "https": ":443"}.get(scheme)
     return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
-
-
-class LimitBody:
-    """Reads the body of a request before the route is called, and refuses a large one.
-
-    A client that sends its body slowly so keeps nothing busy. Uploads go by unread.
-
-    Args:
-        app: The application.
-        limit: Bytes.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http" or _below(scope["path"], _UPLOADS):
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._limit:
-            await self._refuse(scope, receive, send)
-            return
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._limit:
-                await self._refuse(scope, receive, send)
-                return
-        given = False
-
-        async def read() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
-
-        await self._app(scope, read, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = RequestError(413, f"The request is larger than {self._limit:,} bytes.")
-        await error_response(error)(scope, receive, send)
 
 
 class LimitInFlight:

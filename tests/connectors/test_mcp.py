@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from mcp import Client, StdioServerParameters
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.cli.main import _run
+from lclm_rag.connectors.mcp import mcp_server
+from lclm_rag.errors import KnowledgeBaseError, PassageIndexError
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
 COMMAND = [sys.executable, "-m", "lclm_rag.cli", "mcp", "--kb"]
@@ -231,3 +234,121 @@ def test_what_keeps_it_from_starting_is_one_line(
 ) -> None:
     assert _run(["mcp", "--kb", str(tmp_path)]) == 1
     assert "is not a knowledge base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "message"),
+    [
+        (
+            "expand",
+            {"document_id": "d", "ordinal": 0, "after": 10**12},
+            "after must be at most 256.",
+        ),
+        ("expand", {"document_id": "d", "ordinal": 0, "before": 10**30}, "before must be at most"),
+        ("expand", {"document_id": "d" * 5_000, "ordinal": 0}, "document_id has 5,000 characters"),
+        ("expand", {"document_id": "d", "ordinal": 10**30}, "There is no passage d#1000000"),
+        ("search", {"query": "x", "top_k": 10**12}, "top_k must be at most 64."),
+        ("search", {"query": "x" * 3_000_000}, "query has 3,000,000 characters; at most 32,000"),
+        ("ask", {"question": "x" * 3_000_000}, "question has 3,000,000 characters; at most 32,000"),
+        ("ask", {"question": "x", "top_k": 65}, "top_k must be at most 64."),
+        ("search", {"query": "x", "filters": ["a=b"] * 33}, "filters may hold at most 32"),
+        ("ask", {"question": "x", "filters": ["a" * 2_001]}, "filters may hold at most 32"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_before_any_work(
+    small_kb: KnowledgeBase,
+    monkeypatch: pytest.MonkeyPatch,
+    tool: str,
+    given: dict[str, Any],
+    message: str,
+) -> None:
+    def no_work(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was worked on")
+
+    for method in ("retrieve", "aquery", "read_passages"):
+        monkeypatch.setattr(small_kb, method, no_work)
+
+    async def call() -> Any:
+        async with Client(mcp_server(small_kb)) as agent:
+            return await agent.call_tool(tool, given)
+
+    result = asyncio.run(call())
+    assert result.is_error
+    assert message in result.content[0].text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PassageIndexError("the index in /srv/secret/kb cannot be read"),
+        KnowledgeBaseError("/srv/secret/kb is closed"),
+        OSError(5, "Input/output error", "/srv/secret/kb/store/1.arrow"),
+        RuntimeError("/srv/secret"),
+    ],
+)
+def test_no_client_hears_of_the_servers_folders(
+    small_kb: KnowledgeBase,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(small_kb, "retrieve", fail)
+
+    async def call() -> list[Any]:
+        async with Client(mcp_server(small_kb)) as agent:
+            missing = {"document_id": "nobody", "ordinal": 3}
+            return [
+                await agent.call_tool("search", {"query": "x"}),
+                await agent.call_tool("expand", missing),
+            ]
+
+    failed, missing = (result.content[0].text for result in asyncio.run(call()))
+    assert "secret" not in failed
+    assert failed.endswith("This failed; the server's log says why.")
+    assert "secret" in caplog.text
+    assert missing.endswith("There is no passage nobody#3.")
+
+
+def test_requests_that_clients_drop_cost_nothing(closed_kb: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    head += "Accept: application/json, text/event-stream\r\n"
+    body = json.dumps(INITIALIZE)
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+    def answer_to(request: str) -> str:
+        with connect() as connection:
+            connection.sendall(request.encode())
+            answer = ""
+            while not answer.partition("\r\n\r\n")[2]:
+                answer += connection.recv(4_000).decode()
+            return answer
+
+    with start(closed_kb, "--http", str(port)) as server:
+        while server.poll() is None:
+            try:
+                connect().close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        dropped = [connect() for _ in range(50)]
+        for connection in dropped:
+            connection.sendall(f"{head}Content-Length: 100000\r\n\r\n{{".encode())
+        for connection in dropped:
+            connection.close()
+        answered = answer_to(f"{head}Content-Length: {len(body)}\r\n\r\n{body}")
+        large = answer_to(f"{head}Content-Length: 3000000\r\n\r\n")
+        server.terminate()
+        assert server.stderr is not None
+        said = server.stderr.read().decode()
+    assert answered.startswith("HTTP/1.1 200")
+    assert large.startswith("HTTP/1.1 413")
+    assert "larger than 1,048,576 bytes" in large
+    assert [line for line in said.splitlines() if "Serving at" not in line] == []
