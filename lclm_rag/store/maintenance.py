@@ -20,6 +20,7 @@ from lclm_rag.store.manifest import (
     manifest_name,
     read_manifest,
 )
+from lclm_rag.store.marks import LiveRun, live_runs
 from lclm_rag.store.store import FRAGMENTS, LEASES, MANIFESTS, UNCOMMITTED, LatentStore
 from lclm_rag.store.writer import FRAGMENT_BYTES, writing
 
@@ -29,7 +30,10 @@ _DELETED_SHARE = 0.1
 """Compaction rewrites a fragment once this share of its rows is deleted."""
 
 _UNSEEN_READERS_SECONDS = 24 * 3600
-"""Readers of an object store leave no trace, so versions and files that may be in use stay for this long."""
+"""Readers of an object store leave no trace, so versions and files that may be in use stay for this long.
+
+A run that writes counts as alive for this long after its last mark, and its clock may be wrong by as much.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -
 
     Versions that are being read stay. What killed writers left is removed as well, even if it could be
     resumed. In an object store, versions that were the newest within the last day and files younger than a
-    day also stay, because somebody may be reading or writing them.
+    day also stay, because somebody may be reading or writing them; and what a run that still writes has
+    written, may take over or builds on, however long it takes.
 
     Args:
         location: The store's folder.
@@ -143,32 +148,49 @@ def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -
     with nullcontext() if folder.local is None else write_lock(folder.local, wait):
         # 1. Manifests of old versions. After a crash here some files belong to no version, and the next
         #    vacuum removes them; in the other order a version would name files that are gone.
-        kept, removed, freed = _remove_versions(folder, keep)
+        runs, notes = _live_runs(folder)
+        kept, removed, freed = _remove_versions(folder, keep, {run.version for run in runs})
         # 2. What the versions that are still there need.
         needed = {
             entry.name
             for version in kept
             for entry in read_manifest(folder / MANIFESTS, version).fragments
         }
-        # 3. All other files; in the manifests' folder only temporary ones.
+        # 3. All other files; in the manifests' folder only temporary ones. A run that writes may take over
+        #    whatever has a note.
+        if runs:
+            needed |= notes | {note.removesuffix(".json") for note in notes}
+        since = min((run.began for run in runs), default=time.time()) - _UNSEEN_READERS_SECONDS
         for part in (FRAGMENTS, UNCOMMITTED, MANIFESTS):
             for facts in (folder / part).files():
                 if part == MANIFESTS and not facts.name.endswith(TEMPORARY):
                     continue
-                if facts.name not in needed and not _may_be_in_use(folder, facts.modified):
+                in_use = folder.local is None and facts.modified >= since
+                if facts.name not in needed and not in_use:
                     (folder / part).remove(facts.name)
                     freed += facts.size
     return Vacuumed(kept, removed, freed)
 
 
-def _remove_versions(folder: Folder, keep: int) -> tuple[list[int], list[int], int]:
+def _live_runs(folder: Folder) -> tuple[list[LiveRun], set[str]]:
+    """The runs that write into an object store, and the names of all notes of uncommitted fragments."""
+    if folder.local is not None:
+        return [], set()  # The write lock is held: there are none.
+    files = (folder / UNCOMMITTED).files()
+    notes = {facts.name for facts in files if facts.name.endswith(".json")}
+    return live_runs(files, time.time() - _UNSEEN_READERS_SECONDS), notes
+
+
+def _remove_versions(
+    folder: Folder, keep: int, in_use: set[int]
+) -> tuple[list[int], list[int], int]:
     """Remove the manifests of old versions; return versions kept, versions removed, and bytes freed."""
     manifests = folder / MANIFESTS
     files = {facts.name: facts for facts in manifests.files()}
     versions = committed_versions(manifests)
     # With the gate held: no reader is then between its choice of a version and its lease.
     with nullcontext() if folder.local is None else reading(folder.local / LEASES):
-        wanted = set(versions[-keep:])
+        wanted = in_use | set(versions[-keep:])
         if folder.local is not None:
             wanted |= versions_read(folder.local / LEASES)
         removed, freed = [], 0
@@ -177,15 +199,12 @@ def _remove_versions(folder: Folder, keep: int) -> tuple[list[int], list[int], i
             # Readers open the newest version: of this one, the last may have come just before the next
             # version was committed.
             superseded = files[manifest_name(follower)].modified
-            if version not in wanted and not _may_be_in_use(folder, superseded):
+            seen = folder.local is not None or time.time() - superseded > _UNSEEN_READERS_SECONDS
+            if version not in wanted and seen:
                 manifests.remove(facts.name)
                 removed.append(version)
                 freed += facts.size
     return [v for v in versions if v not in removed], removed, freed
-
-
-def _may_be_in_use(folder: Folder, modified: float) -> bool:
-    return folder.local is None and time.time() - modified < _UNSEEN_READERS_SECONDS
 
 
 def _worth_it(entries: tuple[FragmentEntry, ...]) -> list[FragmentEntry]:

@@ -54,6 +54,7 @@ class LatentStore:
     - `manifests/<version>.json`: the versions; see `lclm_rag.store.manifest`.
     - `fragments/*.arrow`: passages and latents; see `lclm_rag.store.fragment`.
     - `uncommitted/<fragment>.json`: notes on fragments that a writer has finished and not committed.
+    - `uncommitted/*.alive`: in an object store, which writers live; see `lclm_rag.store.marks`.
     - `readers/`: which versions are being read; see `lclm_rag.store.locks`.
     - `lock`: the lock of the one writer.
 

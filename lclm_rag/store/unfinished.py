@@ -8,6 +8,7 @@ from pathlib import Path
 from lclm_rag.storage import TEMPORARY, Folder, LocalFolder
 from lclm_rag.store.locks import reading, versions_read
 from lclm_rag.store.manifest import manifest_name
+from lclm_rag.store.marks import ALIVE
 from lclm_rag.store.store import FRAGMENTS, LEASES, MANIFESTS, UNCOMMITTED
 
 __all__ = ["discard_unfinished", "is_open", "is_unfinished"]
@@ -16,7 +17,7 @@ _FILES = (FRAGMENTS, MANIFESTS, UNCOMMITTED)
 _PARTS = (*_FILES, LEASES)
 _LOCKS = ("lock", "gate", "writer-*", "0-*-*")
 # Endings of files that writers leave if they are killed before they have finished anything.
-_PASSING = (TEMPORARY,)
+_PASSING = (TEMPORARY, ALIVE)
 
 
 def is_unfinished(folder: Folder) -> bool:

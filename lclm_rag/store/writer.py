@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from lclm_rag.store.manifest import (
     unpack_entry,
     write_manifest,
 )
+from lclm_rag.store.marks import marked
 from lclm_rag.store.store import (
     FRAGMENTS,
     MANIFESTS,
@@ -119,8 +120,7 @@ def writing(
         _log.warning(
             "%s has no conditional writes: make sure that nobody else writes to it now.", folder
         )
-    lock = nullcontext() if folder.local is None else write_lock(folder.local, wait)
-    with disk_full_as(lambda: _no_room(folder, found.version)), lock:
+    with disk_full_as(lambda: _no_room(folder, found.version)), _alone(found, wait, resumable):
         # The newest version is opened with the lock held: no other writer can commit on top of it now.
         writer = StoreWriter(LatentStore.open(folder), operation, layout, resumable)
         try:
@@ -128,6 +128,20 @@ def writing(
                 yield writer
         finally:
             writer.abandon()
+
+
+@contextmanager
+def _alone(newest: LatentStore, wait: float, resumable: bool) -> Iterator[None]:
+    """Be the one writer, or, in an object store, one of which `vacuum` knows."""
+    folder = newest.folder
+    if folder.local is not None:
+        with write_lock(folder.local, wait):
+            yield
+        return
+    # What an earlier run has left may be too old for `vacuum` to keep it without a mark.
+    takes_over = resumable and bool((folder / UNCOMMITTED).files())
+    with marked(folder / UNCOMMITTED, newest.version, at_once=takes_over):
+        yield
 
 
 class StoreWriter:
@@ -154,7 +168,7 @@ class StoreWriter:
         self._rows: list[StoredPassage] = []
         self._bytes = 0
         self._tokens = 0
-        self._new: list[FragmentEntry] = []
+        self._new: dict[str, FragmentEntry] = {}
         self._deleted: dict[str, set[int]] = {}
         self._replaced: set[str] = set()
         self._merged_into: list[str] = []
@@ -215,7 +229,7 @@ class StoreWriter:
             entry: The fragment. The keys of its rows must be new, as for `add`.
             totals: The totals of its rows that are not deleted.
         """
-        self._new.append(entry)
+        self._new[entry.name] = entry
         self._totals += totals
 
     def drop_adopted(self, places: Iterable[Place]) -> None:
@@ -224,29 +238,12 @@ class StoreWriter:
         Args:
             places: The rows' places.
         """
-        view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(self._new)))
         gone: dict[str, set[int]] = {}
         for name, row in places:
             gone.setdefault(name, set()).add(row)
-            self._totals -= totals_at(view, (name, row))
-        self._new = [entry.without(gone.get(entry.name, ())) for entry in self._new]
-
-    def adopted_places(self, document_ids: Collection[str]) -> list[Place]:
-        """Find the passages of documents in the adopted fragments; this looks at every row.
-
-        Args:
-            document_ids: The documents' ids.
-
-        Returns:
-            The places of the passages, in the order of the fragments.
-        """
-        view = LatentStore(self._folder, replace(self.base.manifest, fragments=tuple(self._new)))
-        return [
-            (entry.name, int(row))
-            for entry in self._new
-            for row in np.flatnonzero(visible_rows(entry))
-            if view.fragment(entry.name).key(int(row)).document_id in document_ids
-        ]
+            self._totals -= totals_at(self.base, (name, row))
+        for name, rows in gone.items():
+            self._new[name] = self._new[name].without(rows)
 
     def rewrite(
         self,
@@ -298,7 +295,7 @@ class StoreWriter:
             for entry in self.compressed.uncommitted.manifest.fragments
             if entry.name in self._taken_over
         ]
-        entries = [e for e in (*kept, *taken, *self._new) if len(e.deleted) < e.rows]
+        entries = [e for e in (*kept, *taken, *self._new.values()) if len(e.deleted) < e.rows]
         if entries == list(base.fragments) and self.layout == base.layout:
             self._finish(set())
             return LatentStore.open(self._folder)
@@ -339,7 +336,7 @@ class StoreWriter:
             # If the disk is full, or the codec cannot hold what was computed, the last rows are lost.
             with suppress(OSError, StoreError):
                 self._flush()
-        for name in (*self._merged_into, *(() if self.resumable else (e.name for e in self._new))):
+        for name in (*self._merged_into, *(() if self.resumable else self._new)):
             (self._folder / FRAGMENTS).remove(name)
 
     def _refuse_in_child(self) -> None:
@@ -362,7 +359,7 @@ class StoreWriter:
         if not self._rows:
             return
         entry = write_uncommitted(self._folder, self._rows, noted=self.resumable)
-        self._new.append(entry)
+        self._new[entry.name] = entry
         self._rows, self._bytes, self._tokens = [], 0, 0
 
     def _merged(self, entries: list[FragmentEntry]) -> list[FragmentEntry]:
@@ -408,7 +405,7 @@ class StoreWriter:
         """
         self._done = True
         self.base.close()
-        finished = {entry.name for entry in self._new}
+        finished = set(self._new)
         if self.resumable:
             notes = [facts.name for facts in (self._folder / UNCOMMITTED).files()]
             if self._folder.local is None:

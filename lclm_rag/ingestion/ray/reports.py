@@ -114,11 +114,15 @@ class ShardReport:
 
 @dataclass
 class _Pieces:
-    """A document whose passages came in several reports: how many are there, and how many it has."""
+    """A document whose passages come in several reports: how many are there, and how many it has.
+
+    `places` are the rows that will be committed unless the document is left out after all.
+    """
 
     document_id: str
     passages: int = 0
     wanted: int | None = None
+    places: list[Place] = field(default_factory=list)
 
 
 class RunTotals:
@@ -211,9 +215,11 @@ class RunTotals:
                 )
         if not self.counts.documents and not self._skipped:
             raise ValueError("There are no documents to add.")
+        # A document that is left out is never whole, so all that is there of it is noted in its pieces.
+        pieces_left = (self._pieces.get(source) for source in self._left_out)
+        if places := [place for pieces in pieces_left if pieces for place in pieces.places]:
+            self._drop(places)
         left_out = {name for name in self._left_out.values() if name}
-        if left_out:
-            self._drop(self._writer.adopted_places(left_out))
         for document_id in self._updated - left_out:
             self._writer.delete_document(document_id)
         workers = tuple(self._workers[name] for name in sorted(self._workers))
@@ -253,9 +259,13 @@ class RunTotals:
     def _take_written(self, rows: DocumentRows, fragment: str) -> None:
         self._piece_together(rows)
         is_new = self._note(rows)
+        places = [(fragment, row) for row in range(rows.first, rows.first + rows.rows)]
         if is_new is None or rows.source in self._left_out:
-            self._drop([(fragment, row) for row in range(rows.first, rows.first + rows.rows)])
-        elif is_new:
+            self._drop(places)
+            return
+        if rows.source in self._pieces:
+            self._pieces[rows.source].places += places
+        if is_new:
             self._count(rows, 1)
 
     def _piece_together(self, rows: DocumentRows) -> None:
