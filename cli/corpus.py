@@ -20,11 +20,14 @@ from lclm_rag.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from lclm_rag.connectors.corpora import ReadingLimits
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.types import AddReport
 
 __all__ = [
+    "LIMITS",
     "add_corpus",
+    "corpus_limits",
     "corpus_options",
     "left_out_shown",
     "reading_options",
@@ -45,6 +48,32 @@ def _bounds(context: click.Context, option: click.Parameter, value: str) -> int 
     return int(value) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
 
 
+# Of each limit: its name in `ReadingLimits`, its default and unit, and the option's help.
+LIMITS = {
+    "longest_line": ("line", 64, "MiB", "Most that a line of JSONL or a row of CSV may have."),
+    "largest_file": ("file", 512, "MiB", "Most that a text, HTML, PDF or DOCX file may have."),
+    "largest_unpacked": ("unpacked", 64, "MiB", "Most that the XML of a DOCX file may unpack to."),
+    "convert_seconds": (
+        "seconds",
+        600,
+        "SECONDS",
+        "Most time for converting an HTML, PDF or DOCX file.",
+    ),
+    "convert_memory": ("memory", 2048, "MiB", "Most memory for converting it (on Linux)."),
+}
+_limit_options = together(
+    *(
+        click.option(
+            f"--{name.replace('_', '-')}",
+            type=click.IntRange(1, 1 << 20),
+            default=default,
+            show_default=True,
+            metavar=unit,
+            help=words,
+        )
+        for name, (_, default, unit, words) in LIMITS.items()
+    )
+)
 reading_options = together(
     click.option(
         "--text-column",
@@ -79,7 +108,29 @@ reading_options = together(
         help="Whether a bad record ends the run with nothing changed, or is skipped and listed. On Ray the "
         "same goes for a document at which workers die.",
     ),
+    _limit_options,
 )
+
+
+def corpus_limits(options: dict[str, Any]) -> ReadingLimits:
+    """The limits on what one file of a corpus may cost, from the values of the options.
+
+    Args:
+        options: Values of options by name, those of `LIMITS` among them.
+
+    Returns:
+        The limits.
+    """
+    from lclm_rag.connectors.corpora import ReadingLimits
+    from lclm_rag.connectors.corpora.limits import MIB
+
+    given = {
+        limit: options[name] * (MIB if unit == "MiB" else 1)
+        for name, (limit, _, unit, _) in LIMITS.items()
+    }
+    return ReadingLimits(**given)
+
+
 corpus_options = together(
     click.argument("corpus", nargs=-1, required=True),
     kb_option,
@@ -116,6 +167,13 @@ corpus_options = together(
         default=1,
         show_default=True,
         help="On Ray: threads of each encoder without a GPU.",
+    ),
+    click.option(
+        "--index-writers",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="On Ray: the most processes that put passages on a Qdrant server at once.",
     ),
     click.option(
         "--ray-address",
@@ -192,9 +250,11 @@ def add_corpus(
     encoders: int | tuple[int, int],
     gpus_per_encoder: float | None,
     cpus_per_encoder: int,
+    index_writers: int,
     ray_address: str | None,
     as_json: bool,
     delete_others: bool = False,
+    **limits: int,
 ) -> int:
     """Add a corpus to an open knowledge base, with the values of `corpus_options`, and print a report.
 
@@ -213,9 +273,11 @@ def add_corpus(
         encoders: On Ray: the number of encoders, or the least and the most.
         gpus_per_encoder: On Ray: the GPUs of each encoder; None means 1 if there are any.
         cpus_per_encoder: On Ray: the threads of each encoder without a GPU.
+        index_writers: On Ray: the most processes that put passages on a Qdrant server at once.
         ray_address: The Ray cluster's address.
         as_json: Whether the report is printed as JSON.
         delete_others: Whether to delete documents that the corpus does not have.
+        **limits: The values of `LIMITS`.
 
     Returns:
         The exit code.
@@ -239,6 +301,7 @@ def add_corpus(
         "metadata_columns": metadata_columns,
         "number_columns": number_columns,
     }
+    allowed = corpus_limits(limits)
     on_ray = None
     documents: Any = None
     if engine == "ray":
@@ -249,11 +312,14 @@ def add_corpus(
             gpus=gpus_per_encoder,
             cpus=cpus_per_encoder,
             address=ray_address,
+            index_writers=index_writers,
             on_error=on_error,
             on_ignore=ignored.append,
         )
-        documents = corpus_parts(corpus, **columns)
-    elif (encoders, cpus_per_encoder) != (1, 1) or gpus_per_encoder or ray_address:
+        documents = corpus_parts(corpus, **columns, limits=allowed)
+    elif (
+        (encoders, cpus_per_encoder, index_writers) != (1, 1, 8) or gpus_per_encoder or ray_address
+    ):
         raise click.UsageError(
             "The number and size of encoders and --ray-address are for --engine ray."
         )
@@ -261,6 +327,7 @@ def add_corpus(
         documents = read_corpus(
             corpus,
             **columns,
+            limits=allowed,
             on_error=on_error,
             on_skip=skipped.append,
             on_ignore=ignored.append,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.corpus import left_out_shown, reading_options
+from lclm_rag.cli.corpus import LIMITS, corpus_limits, left_out_shown, reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.formatting import say_json
 from lclm_rag.cli.options import Decorator, as_json
@@ -191,7 +191,7 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
 
 def _check_usage(context: click.Context) -> None:
     """Report wrong usage if an option would have no effect."""
-    params, names = context.params, set(_READING)
+    params, names = context.params, {*_READING, *LIMITS}
     reason = "reading a CORPUS; with --passages there is none."
     if bool(params["corpus"]) == (params["passages"] is not None):
         raise click.UsageError("Give either a CORPUS or --passages.")
@@ -230,7 +230,13 @@ def _corpus_size(
     )
     skipped, ignored = list[str](), list[str]()
     reading = {name: options[name] for name in _READING}
-    documents = read_corpus(corpus, **reading, on_skip=skipped.append, on_ignore=ignored.append)
+    documents = read_corpus(
+        corpus,
+        **reading,
+        limits=corpus_limits(options),
+        on_skip=skipped.append,
+        on_ignore=ignored.append,
+    )
     with left_out_shown(ignored, skipped), progress_bar() as progress:
         task = progress.add_task("reading", note="")
         tracked = progress.track(documents, count_documents(corpus), task_id=task)

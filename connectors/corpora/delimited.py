@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
+from lclm_rag.connectors.corpora.encodings import has_nul, utf8_stream
 from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.limits import DEFAULT_LIMITS, ReadingLimits, size
 from lclm_rag.connectors.corpora.messages import is_unicode, name_list, printable, unreadable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.errors import CorpusError
@@ -20,11 +23,8 @@ __all__ = ["count_rows", "first_rows", "read_csv"]
 if TYPE_CHECKING:
     from _csv import Reader
 
-_LONGEST_VALUE = 1 << 27
-"""Characters. Without a limit, a quote that is never closed would read the rest of the file as one value."""
 
-
-def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
+def read_csv(path: Location, name: str, columns: Columns, limits: ReadingLimits) -> Iterator[Item]:
     """Read a CSV or TSV file: one document for each row, with one row at a time in memory.
 
     The first row names the columns. Values are texts, except in number columns; an empty value counts as
@@ -34,6 +34,7 @@ def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
         path: The file, which is decompressed if its name ends in the suffix of a compression.
         name: The beginning of ids made from line numbers: without an id, a row's id is "<name>:<line>".
         columns: Which column holds what.
+        limits: How long a row may be.
 
     Yields:
         The line at which each row begins, from 1, and a document or an error. Errors of the whole file have
@@ -42,10 +43,12 @@ def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
     line = 0
     try:
         with _open(path) as text:
-            rows = _rows(text, path)
+            lines = _Lines(text, limits)
+            rows = _rows(lines, path)
             header = _header(rows, columns, printable(path))
             while True:
                 line = rows.line_num + 1
+                lines.begin_row()
                 try:
                     row = next(rows)
                     if row:
@@ -53,8 +56,13 @@ def read_csv(path: Location, name: str, columns: Columns) -> Iterator[Item]:
                         yield line, _document(row, header, columns, f"{name}:{line}", where)
                 except StopIteration:
                     return
+                except _TooLongError:
+                    yield line, _too_long(path, line, limits)
+                    return
                 except csv.Error as error:
                     yield line, _not_csv(path, line, error)
+    except _TooLongError:
+        yield 1, _too_long(path, 1, limits)
     except CorpusError as error:
         yield 0, error
     except OSError as error:
@@ -69,9 +77,14 @@ def count_rows(path: Location) -> int:
         ValueError: When the file is not valid CSV.
     """
     with _open(path) as text:
+        lines = _Lines(text, DEFAULT_LIMITS)
+        count = -1
         try:
-            return max(0, sum(bool(row) for row in _rows(text, path)) - 1)
-        except csv.Error as error:
+            for row in _rows(lines, path):
+                count += bool(row)
+                lines.begin_row()
+            return max(0, count)
+        except (csv.Error, _TooLongError) as error:
             raise ValueError(str(error)) from error
 
 
@@ -83,27 +96,69 @@ def first_rows(path: Location, count: int) -> Iterator[dict[str, str]]:
         ValueError: When the file is not valid CSV.
     """
     with _open(path) as text:
-        rows = _rows(text, path)
+        lines = _Lines(text, DEFAULT_LIMITS)
+        rows = _rows(lines, path)
         try:
             header = next(rows, [])
+            lines.begin_row()
             for row in islice(rows, count):
+                lines.begin_row()
                 if len(row) == len(header):
                     yield dict(zip(header, row, strict=True))
-        except csv.Error as error:
+        except (csv.Error, _TooLongError) as error:
             raise ValueError(str(error)) from error
 
 
+class _TooLongError(Exception):
+    """A row is longer than the limit."""
+
+
+class _Lines:
+    """The lines of a text, of which a row may take up no more than the limit.
+
+    A line that never ends, or a quote that is never closed, would else be read to the end of the file.
+    """
+
+    def __init__(self, text: TextIO, limits: ReadingLimits) -> None:
+        self._text = text
+        self._limit = limits.line
+        self._left = limits.line
+
+    def begin_row(self) -> None:
+        """Count from here."""
+        self._left = self._limit
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._left + 1)
+        if not line:
+            raise StopIteration
+        self._left -= len(line)
+        if self._left < 0:
+            raise _TooLongError("a row is too long")
+        return line
+
+
 def _open(path: Location) -> TextIO:
-    # Bytes that are not UTF-8 are decoded to lone surrogates here, and reported row by row later.
-    return io.TextIOWrapper(
-        open_unpacked(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
-    )
+    """The file as text; CorpusError if it is none.
+
+    Bytes that are not UTF-8 become lone surrogates, and are reported row by row later.
+    """
+    packed = open_unpacked(path)
+    try:
+        stream = utf8_stream(packed, printable(path))
+    except BaseException:
+        packed.close()
+        raise
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _rows(text: TextIO, path: Location) -> Reader:
-    csv.field_size_limit(max(_LONGEST_VALUE, csv.field_size_limit()))
+def _rows(lines: _Lines, path: Location) -> Reader:
+    csv.field_size_limit(sys.maxsize)  # For the whole process; here the rows are limited.
     is_tsv = ".tsv" in path.name.lower()
-    return csv.reader(text, delimiter="\t" if is_tsv else ",", strict=True)
+    return csv.reader(lines, delimiter="\t" if is_tsv else ",", strict=True)
 
 
 def _header(rows: Reader, columns: Columns, where: str) -> list[str]:
@@ -133,6 +188,8 @@ def _document(
             f"{where}: {len(row)} values where the header has {len(header)}; mend the row, or quote "
             "values that hold the separator."
         )
+    if any("\0" in value for value in row):
+        return has_nul(where)
     if not all(map(is_unicode, row)):
         return CorpusError(f"{where}: not UTF-8; convert the file to UTF-8.")
     # CSV cannot express a missing value other than by an empty one.
@@ -145,6 +202,13 @@ def _document(
         return document_from_record(record, columns, default_id, where)
     except CorpusError as error:
         return error
+
+
+def _too_long(path: Location, line: int, limits: ReadingLimits) -> CorpusError:
+    return CorpusError(
+        f"{printable(path)}, line {line}: the row that begins here is longer than {size(limits.line)}, and "
+        "nothing after it was read; close its quotes, split the row, or allow longer ones (--longest-line)."
+    )
 
 
 def _not_csv(path: Location, line: int, error: csv.Error) -> CorpusError:

@@ -36,8 +36,8 @@ def unreadable(path: Location, error: OSError, after: str = "") -> CorpusError:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message: messages of libraries may have several lines."""
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error or its message: messages of libraries may have several lines."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lclm_rag.connectors.corpora.files import CorpusFile, Files, corpus_files
 from lclm_rag.connectors.corpora.items import NotRead
+from lclm_rag.connectors.corpora.limits import DEFAULT_LIMITS, ReadingLimits
 from lclm_rag.connectors.corpora.reading import columns_of, read_file
 from lclm_rag.connectors.corpora.records import Columns
 from lclm_rag.connectors.corpora.sources import find_sources
@@ -26,10 +27,12 @@ class CorpusPart:
     Attributes:
         files: The files, and in their places errors and messages about files that are left out.
         columns: Which field of a record holds what.
+        limits: What a file may cost.
     """
 
     files: tuple[CorpusFile | Exception | str, ...]
     columns: Columns
+    limits: ReadingLimits
 
     def read(self) -> Iterator[Document | Exception | str]:
         """Read the part, as `lclm_rag.types.ReadablePart` describes."""
@@ -37,7 +40,7 @@ class CorpusPart:
             if not isinstance(file, CorpusFile):
                 yield file
                 continue
-            _, items = read_file(file, self.columns)
+            _, items = read_file(file, self.columns, self.limits)
             for _, item in items:
                 yield item.message if isinstance(item, NotRead) else item
 
@@ -49,6 +52,7 @@ def corpus_parts(
     id_column: str = "id",
     metadata_columns: Sequence[str] | None = None,
     number_columns: Sequence[str] | None = None,
+    limits: ReadingLimits = DEFAULT_LIMITS,
 ) -> DocumentParts | None:
     """Split a corpus into parts: each is a file of records, or a few hundred texts.
 
@@ -60,6 +64,7 @@ def corpus_parts(
         id_column: As for `read_corpus`.
         metadata_columns: As for `read_corpus`.
         number_columns: As for `read_corpus`.
+        limits: As for `read_corpus`.
 
     Returns:
         The parts. None if a path can be read only by this process (standard input) or is no set of files
@@ -78,14 +83,14 @@ def corpus_parts(
             return None
         for item in corpus_files(_absolute(source)):
             if isinstance(item, CorpusFile) and item.kind not in ("text", "document"):
-                parts.append(CorpusPart((item,), columns))
+                parts.append(CorpusPart((item,), columns, limits))
                 continue
             texts.append(item.message if isinstance(item, NotRead) else item)
             if len(texts) >= _FILES_AT_ONCE:
-                parts.append(CorpusPart(tuple(texts), columns))
+                parts.append(CorpusPart(tuple(texts), columns, limits))
                 texts = []
     if texts:
-        parts.append(CorpusPart(tuple(texts), columns))
+        parts.append(CorpusPart(tuple(texts), columns, limits))
     return DocumentParts(tuple(parts))
 
 

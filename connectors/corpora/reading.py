@@ -13,6 +13,7 @@ from lclm_rag.connectors.corpora import delimited, jsonl
 from lclm_rag.connectors.corpora.files import CorpusFile, corpus_files
 from lclm_rag.connectors.corpora.hugging_face import HubDataset, SavedDataset, read_splits
 from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.limits import DEFAULT_LIMITS, ReadingLimits
 from lclm_rag.connectors.corpora.messages import name_list, printable
 from lclm_rag.connectors.corpora.records import Columns, read_records
 from lclm_rag.connectors.corpora.sources import Source, Stdin, find_sources
@@ -52,6 +53,7 @@ def read_corpus(
     id_column: str = "id",
     metadata_columns: Sequence[str] | None = None,
     number_columns: Sequence[str] | None = None,
+    limits: ReadingLimits = DEFAULT_LIMITS,
     on_error: OnError = "fail",
     on_skip: Report | None = None,
     on_ignore: Report | None = None,
@@ -93,7 +95,8 @@ def read_corpus(
     them: "2020", "-3.5", "1e3". An empty one counts as missing, and any other, such as "n/a", "1,000" or the
     code "007", makes the record a bad one.
 
-    Text is UTF-8; a byte order mark is removed.
+    Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is removed. HTML, PDF and DOCX are
+    converted in a process of their own, so that a broken or hostile file costs no more than the `limits`.
 
     Args:
         paths: One path or several, as above.
@@ -101,6 +104,7 @@ def read_corpus(
         id_column: The field or column with the id.
         metadata_columns: The fields or columns to keep as metadata; None for the default above.
         number_columns: The fields or columns of the metadata whose texts become numbers.
+        limits: What one file may cost; one that goes beyond a limit is a bad file.
         on_error: What happens at a bad file or record: "fail" raises CorpusError, "skip" reports it to
             `on_skip` and continues.
         on_skip: Called with one line, "path: reason", for each bad file or record that is skipped; by default
@@ -121,7 +125,7 @@ def read_corpus(
     columns = columns_of(text_column, id_column, metadata_columns, number_columns)
     report = _error_report(on_error, on_skip)
     sources = find_sources(paths)
-    parts = (part for source in sources for part in _parts(source, columns))
+    parts = (part for source in sources for part in _parts(source, columns, limits))
     return _documents(parts, name_list(map(str, sources)), report, on_ignore or _warn)
 
 
@@ -200,9 +204,9 @@ def _error_report(on_error: OnError, on_skip: Report | None) -> Report | None:
     return (on_skip or _warn) if on_error == "skip" else None
 
 
-def _parts(source: Source, columns: Columns) -> Iterator[Part]:
+def _parts(source: Source, columns: Columns, limits: ReadingLimits) -> Iterator[Part]:
     if isinstance(source, Stdin):
-        lines = jsonl.read_lines(sys.stdin.buffer, None, "stdin", columns)
+        lines = jsonl.read_lines(sys.stdin.buffer, None, "stdin", columns, limits)
         yield _Origin("stdin", "line"), lines
     elif isinstance(source, SavedDataset | HubDataset):
         for where, items in read_splits(source, columns):
@@ -210,19 +214,19 @@ def _parts(source: Source, columns: Columns) -> Iterator[Part]:
     else:
         for item in corpus_files(source):
             if isinstance(item, CorpusFile):
-                yield read_file(item, columns)
+                yield read_file(item, columns, limits)
             else:
                 yield _Origin(printable(source.root), None), iter([(0, item)])
 
 
-def read_file(file: CorpusFile, columns: Columns) -> Part:
+def read_file(file: CorpusFile, columns: Columns, limits: ReadingLimits) -> Part:
     """Read a file: where its items come from, and the items."""
     match file.kind:
         case "jsonl":
-            lines = jsonl.read_jsonl(file.path, file.name, columns)
+            lines = jsonl.read_jsonl(file.path, file.name, columns, limits)
             return _Origin(printable(file.path), "line"), lines
         case "csv":
-            rows = delimited.read_csv(file.path, file.name, columns)
+            rows = delimited.read_csv(file.path, file.name, columns, limits)
             return _Origin(printable(file.path), "line"), rows
         case "parquet" | "arrow":
             # pyarrow is imported only here: most commands and many corpora do not need it.
@@ -232,7 +236,7 @@ def read_file(file: CorpusFile, columns: Columns) -> Part:
             return _Origin(printable(file.path), "row"), read(file, columns)
         case "text" | "document":
             root = "" if file.root == Path() else f"{file.root}/"
-            return _Origin(root, None), iter([(0, read_text(file))])
+            return _Origin(root, None), iter([(0, read_text(file, limits))])
         case _:
             assert_never(file.kind)
 

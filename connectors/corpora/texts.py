@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from importlib import util
 from pathlib import Path
 
+from lclm_rag.connectors.corpora.converting import convert, missing
+from lclm_rag.connectors.corpora.encodings import decoded, has_nul, marked_encoding
 from lclm_rag.connectors.corpora.files import CorpusFile
+from lclm_rag.connectors.corpora.limits import ReadingLimits, size
 from lclm_rag.connectors.corpora.messages import (
-    first_line,
     is_unicode,
     not_utf8,
     printable,
     unreadable,
 )
 from lclm_rag.errors import CorpusError
+from lclm_rag.storage import Location
 from lclm_rag.types import Document
 
 __all__ = ["read_text", "require_converter"]
 
+_AT_ONCE = 1 << 22
 
-def read_text(file: CorpusFile) -> Document | CorpusError:
+
+def read_text(file: CorpusFile, limits: ReadingLimits) -> Document | CorpusError:
     """Read a file as one document, whose id is the file's name below the corpus's root.
 
     Metadata is {"source": that name}, and for HTML also {"title": …} if the page has a title.
 
     Args:
         file: The file, of the kind "text" or "document".
+        limits: What it may cost.
 
     Returns:
         The document, or an error that says why it cannot be read.
@@ -36,12 +43,13 @@ def read_text(file: CorpusFile) -> Document | CorpusError:
     """
     path = file.path
     try:
-        data = path.read_bytes()
-        text, title = _converted(data, file) if file.kind == "document" else (_decoded(data), None)
+        data = _bytes(path, limits)
+        if file.kind == "document":
+            text, title = _converted(data, file, limits)
+        else:
+            text, title = decoded(data, printable(path)), None
     except OSError as error:
         return unreadable(path, error)
-    except UnicodeDecodeError as error:
-        return CorpusError(f"{printable(path)}: {not_utf8(error)}; convert the file to UTF-8.")
     except CorpusError as error:
         return error
     if not text.strip():
@@ -64,59 +72,81 @@ def require_converter(file: CorpusFile) -> None:
         ImportError: When markitdown is needed and not installed.
     """
     if file.kind == "document" and util.find_spec("markitdown") is None:
-        raise ImportError(_missing(file))
+        raise ImportError(missing(printable(file.path)))
 
 
-def _missing(file: CorpusFile) -> str:
-    return f"{printable(file.path)}: HTML, PDF and DOCX need markitdown: pip install 'lclm-rag[documents]'"
+def _bytes(path: Location, limits: ReadingLimits) -> bytes:
+    data = bytearray()
+    with path.open("rb") as file:
+        while piece := file.read(_AT_ONCE):
+            data += piece
+            if len(data) > limits.file:
+                raise CorpusError(
+                    f"{printable(path)}: larger than {size(limits.file)}; split it, or allow larger files "
+                    "(--largest-file)."
+                )
+    return bytes(data)
 
 
-def _decoded(data: bytes) -> str:
-    return data.decode().removeprefix("\ufeff")
-
-
-def _converted(data: bytes, file: CorpusFile) -> tuple[str, str | None]:
+def _converted(data: bytes, file: CorpusFile, limits: ReadingLimits) -> tuple[str, str | None]:
     """The Markdown, and the title that HTML may have apart from its text."""
-    try:
-        from markitdown import MissingDependencyException, StreamInfo
-        from markitdown.converters import DocxConverter, HtmlConverter, PdfConverter
-    except ImportError as error:
-        raise ImportError(_missing(file)) from error
+    require_converter(file)
+    where = printable(file.path)
     if not data:
         return "", None
     suffix = Path(file.name).suffix.lower()
-    # Call the converters directly, because MarkItDown would guess format and charset by a model.
-    converters = {".pdf": PdfConverter, ".docx": DocxConverter}
-    charset = None if suffix in converters else _html_charset(data)
-    info = StreamInfo(extension=suffix, charset=charset)
+    if suffix == ".docx":
+        _check_unpacked(data, where, limits)
+    elif suffix != ".pdf":
+        data = _page(data, where).encode()
+    markdown, title = convert(data, suffix, where, limits)
+    # Broken fonts of a PDF give NULs for letters that nobody sees either.
+    return markdown.replace("\0", ""), title
+
+
+def _check_unpacked(data: bytes, where: str, limits: ReadingLimits) -> None:
+    """Check what a DOCX says about the size of its parts, of which no more is ever unpacked."""
     try:
-        result = converters.get(suffix, HtmlConverter)().convert(io.BytesIO(data), info)
-    except MissingDependencyException as error:
-        raise ImportError(_missing(file)) from error
-    except Exception as error:  # The parsers below may raise anything on a broken file.
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            xml = (part for part in parts.infolist() if part.filename.endswith((".xml", ".rels")))
+            unpacked = sum(part.file_size for part in xml)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # Converting it says what is wrong.
+    if unpacked > limits.unpacked:
         raise CorpusError(
-            f"{printable(file.path)}: cannot be read as {suffix[1:].upper()} ({first_line(error)}); "
-            "mend the file or leave it out."
-        ) from error
-    return result.markdown, " ".join((result.title or "").split()) or None
+            f"{where}: unpacks to more than {size(limits.unpacked)} of XML; split the document, or allow "
+            "more (--largest-unpacked)."
+        )
 
 
-def _html_charset(data: bytes) -> str:
-    """UTF-8 if the bytes are valid UTF-8, else what the page declares.
+def _page(data: bytes, where: str) -> str:
+    """HTML as text: UTF-8 if the bytes are valid UTF-8, else what the page declares.
 
-    Raises UnicodeDecodeError if neither fits. The charset is never guessed: a wrong guess would silently
-    replace letters by others.
+    The charset is never guessed: a wrong guess would silently replace letters by others.
+
+    Raises:
+        CorpusError: When neither fits.
     """
     from bs4.dammit import EncodingDetector
 
+    if marked_encoding(data) is not None:
+        return decoded(data, where)
     try:
-        data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        _, marked = EncodingDetector.strip_byte_order_mark(data)
-        declared = marked or EncodingDetector.find_declared_encoding(data, is_html=True)
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        charset = EncodingDetector.find_declared_encoding(data, is_html=True) or ""
         try:
-            data.decode(declared or "utf-8")
-        except LookupError:
-            data.decode()
-        return declared or "utf-8"
-    return "utf-8-sig"
+            text = data.decode(charset if _is_beyond_ascii(charset) else "")
+        except (LookupError, UnicodeError):
+            raise CorpusError(f"{where}: {not_utf8(error)}; convert the file to UTF-8.") from error
+    if "\0" in text:
+        raise has_nul(where)
+    return text
+
+
+def _is_beyond_ascii(charset: str) -> bool:
+    """Whether an encoding has the bytes of ASCII in common, as it must if a page names it in ASCII."""
+    try:
+        return "<meta>".encode(charset) == b"<meta>"
+    except (LookupError, UnicodeError):
+        return False

@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from lclm_rag.connectors.corpora import read_corpus
+from lclm_rag.connectors.corpora import ReadingLimits, read_corpus
 from lclm_rag.connectors.corpora.files import SUFFIXES, kind_of
+from lclm_rag.connectors.corpora.limits import DEFAULT_LIMITS
 from lclm_rag.errors import CorpusError
 from lclm_rag.serving.errors import RequestError
 from lclm_rag.storage import COMPRESSIONS, open_unpacked
@@ -59,6 +60,7 @@ class Reading:
         metadata_columns: The fields to keep as metadata; None for all scalars.
         number_columns: The fields whose texts become numbers.
         on_error: Whether a bad record fails the upload or is left out.
+        limits: What the file may cost.
     """
 
     text_column: str = "text"
@@ -66,6 +68,7 @@ class Reading:
     metadata_columns: list[str] | None = None
     number_columns: list[str] | None = None
     on_error: Literal["fail", "skip"] = "fail"
+    limits: ReadingLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Upload:
                 id_column=reading.id_column,
                 metadata_columns=reading.metadata_columns,
                 number_columns=reading.number_columns,
+                limits=reading.limits,
                 on_error=reading.on_error,
                 on_skip=lambda sentence: skipped.append(self._in_words(sentence, path)),
                 on_ignore=lambda sentence: None,

@@ -20,6 +20,7 @@ import pytest
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.retrieval import field
+from lclm_rag.serving import Limits
 from support.corpus_files import HTML
 from support.services import LONG, ODD_ID, Serve, bearer, keys, until
 
@@ -422,6 +423,21 @@ def test_what_unpacks_to_too_much_is_refused(client: httpx.Client, uploads: Path
         assert f"more than {67108864 if name == 'b.docx' else 500_000:,} " in said
     assert not list(uploads.iterdir())
     assert client.get("models/towns").json()["version"] == 1
+
+
+def test_an_upload_that_takes_too_much_to_convert_harms_nothing(
+    serve: Serve, uploads: Path
+) -> None:
+    client = serve(writable=True, limits=Limits(convert_seconds=0.05))
+    page = b"<html><body>" + b"<p>x</p>" * 100_000 + b"</body></html>"
+    params = {"filename": "large.html", "wait": "true"}
+    status, said = error_of(client.put("documents", params=params, content=page))
+    assert (status, said.partition(";")[0]) == (
+        400,
+        "large.html: converting it takes longer than 0.05 seconds",
+    )
+    assert client.get("models/towns").json()["version"] == 1
+    assert not list(uploads.iterdir())
 
 
 # --- who may -----------------------------------------------------------------------------------------------
