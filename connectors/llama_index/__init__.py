@@ -23,6 +23,7 @@ from lclm_rag.connectors.llama_index.index import LatentIndex
 from lclm_rag.connectors.llama_index.llm import LatentLLM
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
 from lclm_rag.connectors.llama_index.retriever import LatentRetriever
+from lclm_rag.connectors.llama_index.storage import LatentDocstore, LatentVectorStore
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "LatentCompressor",
     "LatentCondensePlusContextChatEngine",
     "LatentContextChatEngine",
+    "LatentDocstore",
     "LatentIndex",
     "LatentLLM",
     "LatentQueryEngine",
     "LatentRetriever",
     "LatentSynthesizer",
+    "LatentVectorStore",
     "to_filter",
 ]

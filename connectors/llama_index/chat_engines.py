@@ -6,6 +6,7 @@ they build a synthesizer from the history; these subclasses replace it by one th
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -19,6 +20,7 @@ from llama_index.core.chat_engine import (
 )
 from llama_index.core.chat_engine.types import ChatMode
 
+from lclm_rag.connectors.llama_index.arguments import refuse_others
 from lclm_rag.connectors.llama_index.llm import LatentLLM
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
 
@@ -59,23 +61,27 @@ def make_chat_engine(
 
     Raises:
         ValueError: When there is no chat engine for that mode.
+        TypeError: When the engine has no such option.
     """
+    engine: Any
+    own: dict[str, Any]
     if chat_mode == ChatMode.SIMPLE:
-        return SimpleChatEngine.from_defaults(llm=llm, **options)
-    if chat_mode == ChatMode.CONDENSE_QUESTION:
-        return CondenseQuestionChatEngine.from_defaults(
-            query_engine=query_engine, llm=llm, **options
+        engine, own = SimpleChatEngine, {}
+    elif chat_mode == ChatMode.CONDENSE_QUESTION:
+        engine, own = CondenseQuestionChatEngine, {"query_engine": query_engine}
+    elif chat_mode == ChatMode.CONTEXT:
+        engine, own = LatentContextChatEngine, {"retriever": retriever}
+    elif chat_mode in (ChatMode.CONDENSE_PLUS_CONTEXT, ChatMode.BEST):
+        engine, own = LatentCondensePlusContextChatEngine, {"retriever": retriever}
+    else:
+        raise ValueError(
+            f"There is no chat mode {chat_mode.value!r}; give the tool of as_query_engine().as_tool(…) to an "
+            "agent of llama_index.core.agent.workflow."
         )
-    if chat_mode == ChatMode.CONTEXT:
-        return LatentContextChatEngine.from_defaults(retriever=retriever, llm=llm, **options)
-    if chat_mode in (ChatMode.CONDENSE_PLUS_CONTEXT, ChatMode.BEST):
-        return LatentCondensePlusContextChatEngine.from_defaults(
-            retriever=retriever, llm=llm, **options
-        )
-    raise ValueError(
-        f"There is no chat mode {chat_mode.value!r}; give the tool of as_query_engine().as_tool(…) to an "
-        "agent of llama_index.core.agent.workflow."
-    )
+    # LlamaIndex's engines ignore what they do not know.
+    known = set(inspect.signature(engine.from_defaults).parameters) - {"kwargs", "llm", *own}
+    refuse_others(f"as_chat_engine({chat_mode.value!r})", options, known)
+    return engine.from_defaults(llm=llm, **own, **options)
 
 
 class LatentContextChatEngine(ContextChatEngine):

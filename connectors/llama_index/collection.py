@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.indices import VectorStoreIndex
+from llama_index.core.retrievers import VectorIndexRetriever
 from llama_index.core.schema import BaseNode, Document
 from llama_index.core.vector_stores import MetadataFilters
 
 from lclm_rag import KnowledgeBase
 from lclm_rag.config import is_knowledge_base
+from lclm_rag.connectors.llama_index.arguments import refuse_others
 from lclm_rag.connectors.llama_index.index import LatentIndex
 from lclm_rag.storage import open_folder
 from lclm_rag.types import DEFAULT_TOP_K
@@ -63,6 +66,7 @@ class LatentCollectionIndex(LatentIndex):
         self._retrieving = VectorStoreIndex.from_vector_store(
             vector_store, embed_model, callback_manager=callback_manager
         )
+        self._embed_model = self._retrieving._embed_model
 
     @classmethod
     def from_vector_store(
@@ -125,11 +129,12 @@ class LatentCollectionIndex(LatentIndex):
         if gone:
             self.knowledge_base.delete(sorted(gone))
 
-    def as_retriever(  # type: ignore[override]
+    def as_retriever(
         self,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         verbose: bool = False,
+        **options: Any,
     ) -> BaseRetriever:
         """The collection's own retriever.
 
@@ -137,10 +142,23 @@ class LatentCollectionIndex(LatentIndex):
             similarity_top_k: How many nodes to retrieve.
             filters: LlamaIndex's metadata filters.
             verbose: Whether the retriever prints what it does.
+            **options: As for LlamaIndex's `VectorIndexRetriever`.
+
+        Raises:
+            TypeError: When it has no such option.
         """
-        return self._retrieving.as_retriever(
-            similarity_top_k=similarity_top_k, filters=filters, verbose=verbose
+        known = set(inspect.signature(VectorIndexRetriever).parameters) - {"index", "kwargs"}
+        refuse_others(
+            "LatentCollectionIndex.as_retriever", options, known | {"vector_store_kwargs"}
         )
+        return self._retrieving.as_retriever(
+            similarity_top_k=similarity_top_k, filters=filters, verbose=verbose, **options
+        )
+
+    @property
+    def vector_store(self) -> QdrantVectorStore:
+        """The vector store of the collection."""
+        return self._collection
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Raises ValueError: change the collection through its vector store, and call `sync`."""

@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_index.core import Settings
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
-from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.embeddings.utils import EmbedType
 from llama_index.core.indices.managed.base import BaseManagedIndex
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.ingestion import run_transformations
 from llama_index.core.llms.llm import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import BaseNode, Document, TransformComponent
+from llama_index.core.response_synthesizers.context_only import ContextOnly
+from llama_index.core.response_synthesizers.no_text import NoText
+from llama_index.core.schema import BaseNode, Document, IndexNode, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
+from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.utils import get_tqdm_iterable
 from llama_index.core.vector_stores import MetadataFilters
 
-from lclm_rag import KnowledgeBase, field
+from lclm_rag import KnowledgeBase, KnowledgeBaseError, field
+from lclm_rag.connectors.llama_index.arguments import refuse_others
 from lclm_rag.connectors.llama_index.chat_engines import make_chat_engine
+from lclm_rag.connectors.llama_index.embeddings import embedder_to_create
 from lclm_rag.connectors.llama_index.llm import LatentLLM
 from lclm_rag.connectors.llama_index.nodes import (
     REF_DOC_ID,
     add_to,
-    ref_doc_id_of,
+    delete_nodes,
+    documents_of,
+    ref_doc_infos,
     to_document,
     to_node,
 )
+from lclm_rag.connectors.llama_index.opening import (
+    CREATE_OPTIONS,
+    has_version,
+    opened,
+    reopened,
+)
 from lclm_rag.connectors.llama_index.query_engine import LatentQueryEngine
 from lclm_rag.connectors.llama_index.retriever import LatentRetriever
+from lclm_rag.connectors.llama_index.storage import (
+    LatentStruct,
+    storage_context_of,
+)
 from lclm_rag.connectors.llama_index.synthesizer import LatentSynthesizer
 from lclm_rag.prompting import Order
 from lclm_rag.querying.expansion import Expand
@@ -43,6 +64,8 @@ from lclm_rag.types import DEFAULT_TOP_K
 __all__ = ["LatentIndex"]
 
 _logger = logging.getLogger(__name__)
+
+_RETRIEVING = {"doc_ids", "node_ids", "vector_store_query_mode", "mmr_threshold"}
 
 
 class LatentIndex(BaseManagedIndex):
@@ -53,41 +76,86 @@ class LatentIndex(BaseManagedIndex):
     and each node is compressed whole. Only the text is compressed, not the metadata. Documents and nodes
     without text are left out, with a warning.
 
-    Every change is one atomic version of the store. Documents are kept in the knowledge base only; the
-    docstore of the storage context stays empty.
+    Every change is one atomic version of the store. Everything is in the knowledge base: `docstore` and
+    `vector_store` show what it holds, and `storage_context.persist` writes only where it is, so that
+    `load_index_from_storage` opens it.
 
     Args:
-        knowledge_base: The knowledge base; it stays open until it, or the index, is closed with `close`.
+        knowledge_base: The knowledge base, open, or its folder. It stays open until it, or the index, is
+            closed with `close`.
         nodes: Nodes to insert at once.
+        objects: LlamaIndex's IndexNodes to insert at once.
         transformations: LlamaIndex's transformations from documents to nodes; None to let the knowledge base
             split documents.
-        callback_manager: LlamaIndex's callback manager.
+        callback_manager: LlamaIndex's callback manager; by default that of its settings, whenever it is set.
         show_progress: Whether to show progress bars.
+        storage_context: A storage context whose docstore holds further nodes, such as the parents of those
+            that are inserted.
+        index_struct: In place of a knowledge base: what LlamaIndex has stored of one.
+        **options: For a folder, as for `from_path`.
+
+    Raises:
+        ValueError: When there is no knowledge base, or the storage context has a vector store of its own.
+        TypeError: When an argument is unknown, or has no meaning here.
     """
 
-    index_struct_cls = IndexDict
+    index_struct_cls = LatentStruct
 
     def __init__(
         self,
-        knowledge_base: KnowledgeBase,
+        knowledge_base: KnowledgeBase | str | Path | None = None,
         nodes: Sequence[BaseNode] | None = None,
         *,
+        objects: Sequence[IndexNode] | None = None,
         transformations: list[TransformComponent] | None = None,
         callback_manager: CallbackManager | None = None,
         show_progress: bool = False,
+        storage_context: StorageContext | None = None,
+        index_struct: LatentStruct | None = None,
+        **options: Any,
     ) -> None:
+        if knowledge_base is None and index_struct is not None:
+            knowledge_base = index_struct.path
+        kb = opened(type(self).__name__, knowledge_base, options)
+        self._own_callback_manager = callback_manager
+        summary = f"lclm-rag knowledge base {kb.path}"
         super().__init__(
-            index_struct=IndexDict(summary=f"lclm-rag knowledge base {knowledge_base.path}"),
-            callback_manager=callback_manager,
+            index_struct=index_struct or LatentStruct(summary=summary, path=str(_lasting(kb.path))),
+            storage_context=storage_context_of(kb, storage_context),
             show_progress=show_progress,
             # Must not be empty: LlamaIndex would fall back to its settings, a SentenceSplitter.
             transformations=transformations or [_as_they_are],
         )
-        self.knowledge_base = knowledge_base
+        self.knowledge_base = kb
         self._transformations = transformations or []
-        self.llm = LatentLLM(knowledge_base, callback_manager=self._callback_manager)
-        if nodes:
-            self.insert_nodes(nodes)
+        self._embed_model: BaseEmbedding | None = None  # LlamaIndex's retrievers look for it.
+        self._latent_llm_of_index = LatentLLM(kb, callback_manager=self._callback_manager)
+        if given := [*(nodes or []), *(objects or [])]:
+            self.insert_nodes(given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = (self.knowledge_base, self._transformations, self._show_progress)
+        return _again, (type(self), *made)
+
+    @property
+    def _callback_manager(self) -> CallbackManager:
+        # Looked up each time, because Settings.callback_manager may be set after the index is made.
+        return self._own_callback_manager or Settings.callback_manager
+
+    @_callback_manager.setter
+    def _callback_manager(self, manager: CallbackManager) -> None:
+        """LlamaIndex's constructor sets what it finds in its settings; that is not our own."""
+
+    @property
+    def llm(self) -> LatentLLM:
+        """The decoder as a LlamaIndex LLM."""
+        self._latent_llm_of_index.callback_manager = self._callback_manager
+        return self._latent_llm_of_index
+
+    @property
+    def vector_store(self) -> Any:
+        """The knowledge base as a vector store of LlamaIndex."""
+        return self._vector_store
 
     @classmethod
     def from_documents(  # type: ignore[override]  # A knowledge base needs a path.
@@ -98,12 +166,18 @@ class LatentIndex(BaseManagedIndex):
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
         transformations: list[TransformComponent] | None = None,
+        storage_context: StorageContext | None = None,
+        embed_model: EmbedType | None = None,
+        exist_ok: bool = False,
         **options: Any,
     ) -> LatentIndex:
         """Compress documents into a new knowledge base at `path`.
 
         If the call fails or is interrupted, what was compressed stays, and the same call continues from
         there. If nothing was compressed, nothing is left in `path`.
+
+        Retrieval is by words and by the vectors of `embed_model`, or of `Settings.embed_model` if that was
+        set; without either by words alone (BM25).
 
         Args:
             documents: LlamaIndex's documents.
@@ -112,20 +186,42 @@ class LatentIndex(BaseManagedIndex):
             callback_manager: LlamaIndex's callback manager.
             transformations: LlamaIndex's transformations from documents to nodes; None to let the knowledge
                 base split documents.
+            storage_context: As for the class.
+            embed_model: LlamaIndex's embedding model for hybrid retrieval. `from_path` needs it, too.
+            exist_ok: Whether to bring the documents up to date in the knowledge base that `path` already
+                holds. Other documents in it stay.
             **options: As for `KnowledgeBase.create`: checkpoint, codec, space, passage_tokens, embedder,
                 decoder, device, ….
 
         Returns:
             The index, with all documents.
+
+        Raises:
+            KnowledgeBaseError: When there is a knowledge base already and `exist_ok` is False, or it was made
+                with other options.
+            TypeError: When an option is unknown, or has no meaning here.
         """
+        refuse_others(f"{cls.__name__}.from_documents", options, CREATE_OPTIONS)
+        options["embedder"] = embedder_to_create(embed_model, options.get("embedder"))
+        made: dict[str, Any] = {
+            "transformations": transformations,
+            "callback_manager": callback_manager,
+            "show_progress": show_progress,
+            "storage_context": storage_context,
+        }
+        if has_version(path):
+            if not exist_ok:
+                raise KnowledgeBaseError(
+                    f"{path} is a knowledge base already: {cls.__name__}.from_path({str(path)!r}) opens it, "
+                    "and from_documents(…, exist_ok=True) brings these documents up to date in it."
+                )
+            index = cls(reopened(path, options), **made)
+            with index._callback_manager.as_trace("index_construction"):
+                index._replace(list(documents))
+            return index
         kb = KnowledgeBase.create(path, resume=True, **options)
         try:
-            index = cls(
-                kb,
-                transformations=transformations,
-                callback_manager=callback_manager,
-                show_progress=show_progress,
-            )
+            index = cls(kb, **made)
             with index._callback_manager.as_trace("index_construction"):
                 index._add(documents)
         except BaseException:
@@ -143,6 +239,8 @@ class LatentIndex(BaseManagedIndex):
         *,
         transformations: list[TransformComponent] | None = None,
         callback_manager: CallbackManager | None = None,
+        show_progress: bool = False,
+        storage_context: StorageContext | None = None,
         **options: Any,
     ) -> LatentIndex:
         """Open an existing knowledge base, no matter what built it.
@@ -152,13 +250,25 @@ class LatentIndex(BaseManagedIndex):
             transformations: LlamaIndex's transformations for documents that are added later; None to let the
                 knowledge base split them.
             callback_manager: LlamaIndex's callback manager.
-            **options: As for `KnowledgeBase.open`.
+            show_progress: Whether to show progress bars.
+            storage_context: As for the class.
+            **options: As for `KnowledgeBase.open`; and embed_model, the embedding model of LlamaIndex that
+                the knowledge base was made with; by default `Settings.embed_model`, if it is that one.
 
         Returns:
             The index.
+
+        Raises:
+            TypeError: When an option is unknown, or has no meaning here.
         """
-        kb = KnowledgeBase.open(path, **options)
-        return cls(kb, transformations=transformations, callback_manager=callback_manager)
+        return cls(
+            path,
+            transformations=transformations,
+            callback_manager=callback_manager,
+            show_progress=show_progress,
+            storage_context=storage_context,
+            **options,
+        )
 
     def close(self) -> None:
         """Close the knowledge base."""
@@ -166,11 +276,12 @@ class LatentIndex(BaseManagedIndex):
 
     # --- reading --------------------------------------------------------------------------------
 
-    def as_retriever(  # type: ignore[override]  # No **kwargs, so that a misspelt one fails.
+    def as_retriever(
         self,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         verbose: bool = False,
+        **options: Any,
     ) -> BaseRetriever:
         """A retriever over the knowledge base.
 
@@ -178,10 +289,14 @@ class LatentIndex(BaseManagedIndex):
             similarity_top_k: How many passages to retrieve.
             filters: LlamaIndex's metadata filters, which Qdrant applies.
             verbose: Whether the retriever prints what it does.
+            **options: doc_ids, node_ids, vector_store_query_mode and mmr_threshold, as for `LatentRetriever`.
 
         Raises:
-            ValueError: When `similarity_top_k` is below 1, or Qdrant does not support a filter.
+            ValueError: As for `LatentRetriever`.
+            TypeError: When an option is unknown, or has no meaning here.
         """
+        known = _RETRIEVING | {"similarity_top_k", "filters", "verbose"}
+        refuse_others(f"{type(self).__name__}.as_retriever", options, known)
         return LatentRetriever(
             self.knowledge_base,
             similarity_top_k,
@@ -189,6 +304,7 @@ class LatentIndex(BaseManagedIndex):
             self._callback_manager,
             self._object_map,
             verbose,
+            **options,
         )
 
     def as_query_engine(  # type: ignore[override]
@@ -205,6 +321,7 @@ class LatentIndex(BaseManagedIndex):
         verbose: bool = False,
         expand: Expand = "auto",
         order: Order | None = None,
+        **options: Any,
     ) -> LatentQueryEngine:
         """A query engine over the knowledge base.
 
@@ -214,7 +331,8 @@ class LatentIndex(BaseManagedIndex):
             filters: LlamaIndex's metadata filters, which Qdrant applies.
             node_postprocessors: LlamaIndex's postprocessors for the retrieved nodes.
             text_qa_template: As for `LatentSynthesizer`.
-            response_mode: Only "compact" or "simple_summarize"; both mean one pass.
+            response_mode: "compact" or "simple_summarize", which both mean one pass; "no_text" and
+                "context_only", which decode nothing.
             response_synthesizer: Replaces the `LatentSynthesizer`. As in LlamaIndex, it brings its own llm,
                 text_qa_template and streaming, and also its own expand and order: these arguments are then
                 ignored.
@@ -222,27 +340,38 @@ class LatentIndex(BaseManagedIndex):
             verbose: Whether the retriever prints what it does.
             expand: As for `LatentSynthesizer`.
             order: As for `LatentSynthesizer`.
+            **options: As for `as_retriever`.
 
         Raises:
             ValueError: When `response_mode` needs several passes, `llm` is not a `LatentLLM`, or an argument
                 of `as_retriever` is invalid.
+            TypeError: When an option is unknown, or has no meaning here.
         """
-        if response_mode not in ("compact", "simple_summarize"):
-            raise ValueError(
-                f"Latents are answered from in one pass, not by response_mode {response_mode!r}; for that, "
-                "give text to the same model: get_response_synthesizer(llm=index.llm, response_mode=…)."
+        taken = inspect.signature(type(self).as_query_engine).parameters
+        known = _RETRIEVING | set(taken) - {"self", "options"}
+        refuse_others(f"{type(self).__name__}.as_query_engine", options, known)
+        synthesizer = response_synthesizer
+        if synthesizer is None and response_mode in _UNDECODED:
+            synthesizer = _UNDECODED[response_mode](
+                llm=self._latent_llm(llm), callback_manager=self._callback_manager
             )
-        return LatentQueryEngine(
-            self.as_retriever(similarity_top_k, filters, verbose),
-            response_synthesizer
-            or LatentSynthesizer(
+        elif synthesizer is None and response_mode in ("compact", "simple_summarize"):
+            synthesizer = LatentSynthesizer(
                 self._latent_llm(llm),
                 text_qa_template,
                 streaming,
                 self._callback_manager,
                 expand=expand,
                 order=order,
-            ),
+            )
+        elif synthesizer is None:
+            raise ValueError(
+                f"Latents are answered from in one pass, not by response_mode {response_mode!r}; for that, "
+                "give text to the same model: get_response_synthesizer(llm=index.llm, response_mode=…)."
+            )
+        return LatentQueryEngine(
+            self.as_retriever(similarity_top_k, filters, verbose, **options),
+            synthesizer,
             list(node_postprocessors or []),
             self._callback_manager,
         )
@@ -266,18 +395,24 @@ class LatentIndex(BaseManagedIndex):
             filters: LlamaIndex's metadata filters, which Qdrant applies.
             streaming: Whether the query engine of "condense_question" streams its answers.
             **engine_options: Options of LlamaIndex's engine: memory, chat_history, system_prompt,
-                context_template (or context_prompt), node_postprocessors, ….
+                context_template (or context_prompt), node_postprocessors, …; and those of `as_retriever`.
 
         Raises:
             ValueError: When there is no such chat mode, or `llm` is not a `LatentLLM`.
+            TypeError: When an option is unknown, or has no meaning here.
         """
         llm = self._latent_llm(llm)
+        retrieving = {k: engine_options.pop(k) for k in _RETRIEVING & set(engine_options)}
         engine = make_chat_engine(
             ChatMode(chat_mode),
             llm,
-            self.as_retriever(similarity_top_k, filters),
+            self.as_retriever(similarity_top_k, filters, **retrieving),
             self.as_query_engine(
-                llm, similarity_top_k=similarity_top_k, filters=filters, streaming=streaming
+                llm,
+                similarity_top_k=similarity_top_k,
+                filters=filters,
+                streaming=streaming,
+                **retrieving,
             ),
             **engine_options,
         )
@@ -297,12 +432,7 @@ class LatentIndex(BaseManagedIndex):
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
         """The nodes and metadata of each document, by document id; reads the whole store."""
-        found: dict[str, RefDocInfo] = {}
-        for row in self.knowledge_base.store.passages():
-            node = to_node(row.passage)
-            info = found.setdefault(ref_doc_id_of(row.passage), RefDocInfo(metadata=node.metadata))
-            info.node_ids.append(node.node_id)
-        return found
+        return ref_doc_infos(row.passage for row in self.knowledge_base.store.passages())
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -335,10 +465,10 @@ class LatentIndex(BaseManagedIndex):
 
         Args:
             ref_doc_id: The document's id.
-            delete_from_docstore: Ignored; the docstore is empty.
+            delete_from_docstore: Ignored; the docstore shows the knowledge base.
             **delete_kwargs: Ignored.
         """
-        gone = self._documents_of({ref_doc_id})
+        gone = documents_of([ref_doc_id], self.knowledge_base)
         if not gone:
             _logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
             return
@@ -352,13 +482,13 @@ class LatentIndex(BaseManagedIndex):
         Args:
             node_ids: Ids of nodes. A passage of a document that the knowledge base has split cannot be
                 deleted by itself; delete the whole document by `delete_ref_doc`.
-            delete_from_docstore: Ignored; the docstore is empty.
+            delete_from_docstore: Ignored; the docstore shows the knowledge base.
             **delete_kwargs: Ignored.
 
         Raises:
             KnowledgeBaseError: When one of them does not exist, or is such a passage.
         """
-        self.knowledge_base.delete(node_ids)
+        delete_nodes(node_ids, self.knowledge_base)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         self.delete_nodes([node_id])
@@ -392,7 +522,7 @@ class LatentIndex(BaseManagedIndex):
             return changed
 
     def _replace(self, documents: Sequence[Document], **insert_kwargs: Any) -> None:
-        before = self._documents_of({document.id_ for document in documents})
+        before = documents_of((d.id_ for d in documents), self.knowledge_base)
         written = self._add(documents, **insert_kwargs)
         # Delete the old nodes only after the new ones are added (in `_add` above), so that an interruption
         # leaves a document twice rather than not at all.
@@ -429,13 +559,6 @@ class LatentIndex(BaseManagedIndex):
         if target is not None and not isinstance(target, BaseNode):
             self._object_map[node.index_id] = target  # type: ignore[attr-defined]
             node.obj = None  # type: ignore[attr-defined]
-
-    def _documents_of(self, ref_doc_ids: set[str]) -> list[str]:
-        """The knowledge base's documents that are, or are nodes of, these LlamaIndex documents."""
-        kb = self.knowledge_base
-        own = (i for i in sorted(ref_doc_ids) if kb.store.document_hash(i) is not None)
-        nodes = (key.document_id for key in kb.find(field(REF_DOC_ID).is_in(ref_doc_ids)))
-        return list(dict.fromkeys([*own, *nodes]))
 
     def _unchanged(self, documents: Sequence[Document]) -> set[str]:
         """The ids of the documents that the knowledge base contains unchanged."""
@@ -480,6 +603,25 @@ class LatentIndex(BaseManagedIndex):
     ) -> list[bool]:
         """`refresh_ref_docs` for event loops."""
         return await asyncio.to_thread(self.refresh_ref_docs, documents, **update_kwargs)
+
+
+def _lasting(path: str | Path) -> str | Path:
+    """The path, valid from any working directory, or the URL."""
+    return path.resolve() if isinstance(path, Path) else path
+
+
+def _again(
+    cls: type[LatentIndex], knowledge_base: KnowledgeBase, transformations: Any, shown: bool
+) -> LatentIndex:
+    """What unpickling calls."""
+    return cls(knowledge_base, transformations=transformations, show_progress=shown)
+
+
+_UNDECODED: dict[str, Any] = {"no_text": NoText, "context_only": ContextOnly}
+
+
+# LlamaIndex finds the class by this name when it loads an index; it has no function for it.
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[LatentStruct.get_type()] = LatentIndex
 
 
 def _as_they_are(nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -29,9 +30,11 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore
 
 from lclm_rag import Checkpoint, Completion, KnowledgeBase, PassageKey, Sampling, SoftPrompt
+from lclm_rag.connectors.llama_index.arguments import refuse_others
 from lclm_rag.connectors.llama_index.nodes import known_key
 from lclm_rag.decoding import (
     Decoder,
@@ -45,6 +48,8 @@ from lclm_rag.prompting import Order, PromptPassage, PromptTemplate, chat_ids
 from lclm_rag.querying.expansion import Expand
 
 __all__ = ["LatentLLM"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class LatentLLM(LLM):
 
     Raises:
         ValueError: When a sampling value is invalid.
+        TypeError: When an option is unknown.
     """
 
     knowledge_base: str | None = Field(description="Folder of the knowledge base.")
@@ -100,6 +106,7 @@ class LatentLLM(LLM):
     _loaded: Decoder | None = PrivateAttr(default=None)
     _checkpoint: Checkpoint = PrivateAttr()
     _template: PromptTemplate = PrivateAttr()
+    _said_text: bool = PrivateAttr(default=False)
 
     def __init__(
         self,
@@ -114,6 +121,8 @@ class LatentLLM(LLM):
         **llm_options: Any,
     ) -> None:
         Sampling(max_tokens, temperature, top_p, seed)  # Refuses bad values.
+        own_names = set(type(self).model_fields)
+        refuse_others(type(self).__name__, llm_options, own_names)
         kb = knowledge_base
         if isinstance(kb, str | Path):
             kb = KnowledgeBase.open(kb, decoder=decoder)
@@ -137,6 +146,19 @@ class LatentLLM(LLM):
         super().__init__(**own, **llm_options)
         self._kb, self._loaded, self._checkpoint = kb, loaded, opened
         self._template = PromptTemplate.of(opened) if kb is None else kb.template
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # LlamaIndex's own pickling would leave the decoder out.
+        sampling = {name: getattr(self, name) for name in _SAMPLING}
+        if self._kb is not None:
+            return _again, (type(self), self._kb, {}, sampling)
+        if self.decoder == type(self._loaded).__name__:
+            raise TypeError(
+                "A LatentLLM cannot be pickled with a decoder that was given as an object; name it instead: "
+                "decoder='transformers' or by a server's URL."
+            )
+        options = {"checkpoint": self.checkpoint, "decoder": self.decoder}
+        return _again, (type(self), None, options, sampling)
 
     @classmethod
     def class_name(cls) -> str:
@@ -163,6 +185,38 @@ class LatentLLM(LLM):
             question: The text for the place of the question.
         """
         return self._template.words(passages, question)
+
+    # --- what LlamaIndex's own synthesizers call, with passages as text ---------------------------
+
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Answer a prompt template; a context in it is text."""
+        self._say_of_text("context_str" in prompt_args)
+        return super().predict(prompt, **prompt_args)
+
+    async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """`predict` for event loops."""
+        self._say_of_text("context_str" in prompt_args)
+        return await super().apredict(prompt, **prompt_args)
+
+    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> Any:
+        """Answer a prompt template in pieces; a context in it is text."""
+        self._say_of_text("context_str" in prompt_args)
+        return super().stream(prompt, **prompt_args)
+
+    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> Any:
+        """`stream` for event loops."""
+        self._say_of_text("context_str" in prompt_args)
+        return await super().astream(prompt, **prompt_args)
+
+    def _say_of_text(self, is_text: bool) -> None:
+        """Log once that a prompt has its passages as text, where they could be latents."""
+        if is_text and self._kb is not None and not self._said_text:
+            self._said_text = True
+            _logger.warning(
+                "No node goes into the prompt as latents, but all as text: latents are for nodes with the id "
+                "and the text of a passage in %s, given to index.as_query_engine() or a LatentSynthesizer.",
+                self._kb.path,
+            )
 
     # --- chat -----------------------------------------------------------------------------------
 
@@ -335,6 +389,7 @@ class LatentLLM(LLM):
         for node_id, passage in by_node.items():
             form = "latents" if passage.key in as_latents else "text"
             placed[form if passage.key in used else "left_out"].append(node_id)
+        self._say_of_text(bool(passages) and not any(p.stored for p in passages))
         return _Prepared(assembled.prompt, sampling, placed)
 
     def _response(self, prepared: _Prepared, completion: Completion) -> ChatResponse:
@@ -347,6 +402,19 @@ class LatentLLM(LLM):
         """The last response of a stream, with the usage; its generated tokens are those of the text."""
         tokens = self._checkpoint.inert_decoder_tokenizer.encode(text, add_special_tokens=False)
         return _piece(text, "", _raw(prepared, len(tokens.ids)))
+
+
+_SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
+
+
+def _again(
+    cls: type[LatentLLM],
+    knowledge_base: KnowledgeBase | None,
+    options: dict[str, Any],
+    sampling: dict[str, Any],
+) -> LatentLLM:
+    """What unpickling calls."""
+    return cls(knowledge_base, **options, **sampling)
 
 
 def _passages_of(nodes: Sequence[NodeWithScore], kb: KnowledgeBase) -> dict[str, PromptPassage]:

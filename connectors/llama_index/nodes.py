@@ -19,17 +19,24 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
-from lclm_rag import Document, Passage, PassageKey
+from lclm_rag import Document, KnowledgeBaseError, Passage, PassageKey, field
 from lclm_rag.knowledge_base import KnowledgeBase
 
 __all__ = [
     "REF_DOC_ID",
     "add_to",
+    "delete_nodes",
+    "documents_of",
+    "find_node",
     "from_node",
     "known_key",
+    "node_of",
     "ref_doc_id_of",
+    "ref_doc_infos",
+    "split_passage",
     "to_document",
     "to_node",
 ]
@@ -133,12 +140,82 @@ def ref_doc_id_of(passage: Passage) -> str:
 
 def known_key(node: BaseNode, knowledge_base: KnowledgeBase) -> PassageKey | None:
     """The key of the passage that a node is; None if the store lacks it, or has it with another text."""
-    document_id, _, ordinal = node.node_id.rpartition("#")
-    keys = [PassageKey(node.node_id, 0)]
+    # A postprocessor may have given the node another text than was compressed.
+    keys = _keys(node.node_id)
+    return next((key for key in keys if knowledge_base.holds(key, _text(node))), None)
+
+
+def node_of(passage: Passage, knowledge_base: KnowledgeBase) -> BaseNode:
+    """Convert a passage of a knowledge base to a node that is related to its neighbours."""
+    document_id, ordinal = passage.key
+    around = (PassageKey(document_id, ordinal - 1), PassageKey(document_id, ordinal + 1))
+    return to_node(passage, [key for key in around if key in knowledge_base.store])
+
+
+def find_node(node_id: str, knowledge_base: KnowledgeBase) -> BaseNode | None:
+    """The node with an id; None if the knowledge base has none."""
+    store = knowledge_base.store
+    keys = [key for key in _keys(node_id) if key in store]
+    nodes = (node_of(row.passage, knowledge_base) for row in store.read(keys))
+    return next((node for node in nodes if node.node_id == node_id), None)
+
+
+def documents_of(ref_doc_ids: Iterable[str], knowledge_base: KnowledgeBase) -> list[str]:
+    """The knowledge base's documents that are, or are nodes of, these LlamaIndex documents."""
+    wanted = sorted(set(ref_doc_ids))
+    own = (i for i in wanted if knowledge_base.store.document_hash(i) is not None)
+    nodes = (key.document_id for key in knowledge_base.find(field(REF_DOC_ID).is_in(wanted)))
+    return list(dict.fromkeys([*own, *nodes]))
+
+
+def split_passage(node_ids: Iterable[str], knowledge_base: KnowledgeBase) -> str | None:
+    """The first id that is a passage of a document that the knowledge base has split; None if none is."""
+    store = knowledge_base.store
+    candidates = (i for i in node_ids if store.document_hash(i) is None)
+    return next((i for i in candidates if find_node(i, knowledge_base) is not None), None)
+
+
+def delete_nodes(node_ids: Iterable[str], knowledge_base: KnowledgeBase) -> None:
+    """Delete nodes in one version; without ids nothing is done.
+
+    Args:
+        node_ids: The nodes' ids.
+        knowledge_base: The knowledge base.
+
+    Raises:
+        KnowledgeBaseError: When there is no such node, or it is a passage of a document that the knowledge
+            base has split.
+    """
+    wanted = list(dict.fromkeys(node_ids))
+    if split := split_passage(wanted, knowledge_base):
+        document_id = split.rpartition("#")[0]
+        raise KnowledgeBaseError(
+            f"{split!r} is a passage of {document_id!r}, which the knowledge base has split; delete it "
+            f"whole: delete_ref_doc({document_id!r})."
+        )
+    if gone := next((i for i in wanted if find_node(i, knowledge_base) is None), None):
+        raise KnowledgeBaseError(f"There is no node {gone!r} in {knowledge_base.path}.")
+    if wanted:
+        knowledge_base.delete(wanted)
+
+
+def ref_doc_infos(passages: Iterable[Passage]) -> dict[str, RefDocInfo]:
+    """The nodes and metadata of each LlamaIndex document that has one of these passages, by its id."""
+    found: dict[str, RefDocInfo] = {}
+    for passage in passages:
+        node = to_node(passage)
+        info = found.setdefault(ref_doc_id_of(passage), RefDocInfo(metadata=node.metadata))
+        info.node_ids.append(node.node_id)
+    return found
+
+
+def _keys(node_id: str) -> list[PassageKey]:
+    """The keys that the passage of a node may have."""
+    document_id, _, ordinal = node_id.rpartition("#")
+    keys = [PassageKey(node_id, 0)]
     if document_id and ordinal.isdecimal():
         keys.append(PassageKey(document_id, int(ordinal)))
-    # A postprocessor may have given the node another text than was compressed.
-    return next((key for key in keys if knowledge_base.holds(key, _text(node))), None)
+    return keys
 
 
 def _text(node: BaseNode) -> str:

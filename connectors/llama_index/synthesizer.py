@@ -25,9 +25,9 @@ class LatentSynthesizer(BaseSynthesizer):
     """Answers in one pass; nodes that the knowledge base knows go in as latents, others as text.
 
     A node is known if its id and its text are those of a passage in the store.
-    `response.metadata["lclm_rag"]` reports what became of each node: lists of node ids under "latents",
-    "text" and "left_out" (no room in the decoder's context), and "usage". For a stream it is complete once
-    the stream has ended.
+    `response.extra` reports what became of each node: lists of node ids under "latents", "text" and
+    "left_out" (no room in the decoder's context), and "usage". For a stream it is complete once the stream
+    has ended. A warning says, once, when no node could go in as latents.
 
     Args:
         llm: A `LatentLLM` over the knowledge base.
@@ -107,7 +107,7 @@ class LatentSynthesizer(BaseSynthesizer):
             **response_kwargs: Values for other variables of the template.
 
         Returns:
-            The response, whose metadata reports what became of each node.
+            The response, whose `extra` reports what became of each node.
 
         Raises:
             ValueError: When the question contains `PASSAGES`, the mark for the place of the passages.
@@ -230,6 +230,6 @@ def _note(response: ChatResponse, report: dict[str, Any]) -> None:
 
 
 def _with(response: RESPONSE_TYPE, report: dict[str, Any]) -> RESPONSE_TYPE:
-    if response.metadata is not None:  # It is None if there were no nodes.
-        response.metadata["lclm_rag"] = report
+    # Not in `metadata`, whose keys are node ids; LlamaIndex's responses have no place for more.
+    response.extra = report  # type: ignore[union-attr]
     return response

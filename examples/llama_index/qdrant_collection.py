@@ -50,7 +50,7 @@ def main() -> None:
         )
         response = index.as_query_engine(similarity_top_k=4).query(question.question)
         print(f"{question.question} → {response}")
-        told = response.metadata["lclm_rag"]
+        told = response.extra
         print(f"  {len(told['latents'])} nodes as latents, {len(told['text'])} as text")
         index.close()
 

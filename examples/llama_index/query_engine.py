@@ -20,7 +20,7 @@ def main() -> None:
         print(f"{question.question} → {response}   (right: {question.answer})")
         for source in response.source_nodes:
             print(f"  {source.score:.2f} {source.node_id} {source.metadata}")
-        print(f"  {response.metadata['lclm_rag']['usage']}")
+        print(f"  {response.extra['usage']}")
 
         print("Streamed, among the sheets of one kind only:")
         kind = MetadataFilters(filters=[MetadataFilter(key="kind", value=sheets()[3].kind)])

@@ -112,7 +112,7 @@ def test_a_query_engine_answers_as_the_knowledge_base_does(
         assert isinstance(response, Response)
         assert response.response == expected.text
         assert [n.node_id for n in response.source_nodes] == [str(h.key) for h in expected.sources]
-        told = response.metadata["lclm_rag"]
+        told = response.extra
         expanded = [str(key) for key in expected.expanded]
         assert (told["latents"], told["text"], told["left_out"]) == (
             [n.node_id for n in response.source_nodes if n.node_id not in expanded],
@@ -135,8 +135,8 @@ def test_streaming_and_async_give_the_same_text(
     streamed = streaming.query(question)
     assert isinstance(streamed, StreamingResponse)
     assert "".join(streamed.response_gen) == expected
-    assert streamed.metadata["lclm_rag"]["usage"]["completion_tokens"] >= 1
-    told = streamed.metadata["lclm_rag"]
+    assert streamed.extra["usage"]["completion_tokens"] >= 1
+    told = streamed.extra
     assert len(told["latents"]) + len(told["text"]) == 4
 
     async def both() -> tuple[str, str]:
@@ -198,7 +198,7 @@ def test_retrievers_of_llamaindex_take_ours_inside_them(
     engine = RetrieverQueryEngine(fused, LatentSynthesizer(index.llm))
     response = engine.query(answered[0].question)
     assert str(response) == answered[0].answer
-    told = response.metadata["lclm_rag"]
+    told = response.extra
     assert len(told["latents"]) + len(told["text"]) == 3
 
 
@@ -252,8 +252,8 @@ def test_postprocessors_work_and_the_order_of_nodes_does_not_change_the_prompt(
             question
         )
         assert str(again) == str(plain)
-        assert set(again.metadata["lclm_rag"]["latents"]) == set(
-            plain.metadata["lclm_rag"]["latents"]
+        assert set(again.extra["latents"]) == set(
+            plain.extra["latents"]
         )
 
 
@@ -296,7 +296,7 @@ def test_what_the_store_does_not_know_goes_in_as_text_and_the_response_says_so(
         response = synthesizer.synthesize(question.question, nodes)
         assert str(response) == question.answer
         assert response.source_nodes == nodes
-        told = response.metadata["lclm_rag"]
+        told = response.extra
         assert told["latents"] == [f"{known.document.id}#0"]
         assert told["text"] == [f"{changed.document.id}#0", "elsewhere"]
 
@@ -311,7 +311,7 @@ def test_a_text_put_in_place_of_a_nodes_own_is_what_the_decoder_reads(
     (replaced,) = MetadataReplacementPostProcessor("window").postprocess_nodes([node])
     response = LatentSynthesizer(index.llm).synthesize(question.question, [replaced])
     assert str(response) == question.answer
-    assert response.metadata["lclm_rag"]["text"] == [node.node_id]
+    assert response.extra["text"] == [node.node_id]
 
 
 def test_nodes_without_room_are_told(tmp_path: Path, make_checkpoint: MakeCheckpoint) -> None:
@@ -320,7 +320,7 @@ def test_nodes_without_room_are_told(tmp_path: Path, make_checkpoint: MakeCheckp
         texts = [TextNode(id_=f"t{i}", text=f"Zebra {i}. " * 150) for i in range(4)]
         nodes = [NodeWithScore(node=node, score=1.0) for node in texts]
         response = LatentSynthesizer(LatentLLM(kb, max_tokens=4)).synthesize("Zebra?", nodes)
-    told = response.metadata["lclm_rag"]
+    told = response.extra
     assert told["left_out"]
     assert told["text"] + told["left_out"] == ["t0", "t1", "t2", "t3"]
 
@@ -362,7 +362,7 @@ def test_prompts_can_be_read_and_replaced(
     (start,) = [e for e in seen.events if isinstance(e, LLMChatStartEvent)]
     assert start.messages[0].content.startswith("Read ")
     assert start.messages[0].content.endswith(f"Then: {questions[0].question} Now.")
-    assert len(response.metadata["lclm_rag"]["latents"]) == 2
+    assert len(response.extra["latents"]) == 2
 
 
 @pytest.mark.parametrize("template", ["Only {query_str}", "{context_str} {context_str}"])
@@ -410,7 +410,7 @@ def test_events_tell_of_retrieval_synthesis_and_the_model_without_tensors(
     assert [name for name in names if name in expected] == expected
     end = next(e for e in seen.events if isinstance(e, LLMChatEndEvent))
     assert end.response is not None
-    assert end.response.raw["usage"] == response.metadata["lclm_rag"]["usage"]
+    assert end.response.raw["usage"] == response.extra["usage"]
     for event in seen.events:
         assert "tensor" not in json.dumps(event.model_dump(mode="json"))
 
@@ -435,7 +435,7 @@ def test_callback_handlers_count_tokens_and_steps(
 
 METADATA: list[dict[str, Any]] = [
     {"lang": "en", "year": 1999, "tags": ["red", "blue"]},
-    {"lang": "de", "year": 2004, "tags": ["red"], "note": None},
+    {"lang": "de", "year": 2004, "tags": ["red"], "note": None, "last_modified_date": "2024-05-02"},
     {"lang": "en-GB", "year": 2010.5, "tags": []},
     {"lang": "fr", "note": "a Note", "nested": {"lang": "en"}},
     {},
@@ -453,6 +453,11 @@ OPERATORS: list[tuple[MetadataFilter, list[int]]] = [
     (MetadataFilter(key="tags", value=["red", "blue"], operator=FilterOperator.ALL), [0]),
     (MetadataFilter(key="tags", value="red", operator=FilterOperator.CONTAINS), [0, 1]),
     (MetadataFilter(key="note", value="Not", operator=FilterOperator.TEXT_MATCH), [3]),
+    (MetadataFilter(key="note", value="A n", operator=FilterOperator.TEXT_MATCH_INSENSITIVE), [3]),
+    (
+        MetadataFilter(key="last_modified_date", value="2024-05-01", operator=FilterOperator.GTE),
+        [1],
+    ),
     (MetadataFilter(key="note", value=None, operator=FilterOperator.IS_EMPTY), [0, 1, 2, 4]),
     (MetadataFilter(key="tags", value=None, operator=FilterOperator.IS_EMPTY), [2, 3, 4]),
 ]
@@ -505,11 +510,7 @@ def test_conditions_nest(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            MetadataFilter(key="a", value="x", operator=FilterOperator.TEXT_MATCH_INSENSITIVE),
-            "'a' text_match_insensitive cannot be put to Qdrant",
-        ),
-        (MetadataFilter(key="a", value="x", operator=FilterOperator.GT), "only numbers have"),
+        (MetadataFilter(key="a", value="x", operator=FilterOperator.GT), "only numbers and dates have"),
         (MetadataFilter(key="a", value=["x"]), "takes one value, not the list"),
         (MetadataFilter(key="a", value="x", operator=FilterOperator.IN), "takes a list, not 'x'"),
     ],
@@ -604,7 +605,7 @@ def test_an_llm_over_a_knowledge_base_comes_back_from_its_dict(
     assert llm.knowledge_base == str(small_kb.path)
     nodes = LatentRetriever(small_kb, 1).retrieve(sheets[0].document.text)
     response = LatentSynthesizer(llm).synthesize("Which?", nodes)
-    assert len(response.metadata["lclm_rag"]["latents"]) == 1
+    assert len(response.extra["latents"]) == 1
 
 
 # --- chat engines -----------------------------------------------------------------------------------
@@ -773,8 +774,8 @@ def test_codes_and_ids_are_read_verbatim(
     engine = index.as_query_engine(similarity_top_k=4)
     for question in string_questions[:3]:
         response = engine.query(question.question)
-        told = response.metadata["lclm_rag"]
+        told = response.extra
         assert str(response) == question.answer
         assert told["text"] == [response.source_nodes[0].node.node_id]
         assert len(told["latents"]) == 3
-        assert never.query(question.question).metadata["lclm_rag"]["text"] == []
+        assert never.query(question.question).extra["text"] == []

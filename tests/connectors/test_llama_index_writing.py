@@ -225,7 +225,7 @@ def test_an_unknown_document_is_warned_of_and_nothing_is_deleted(
     index.delete_ref_doc("nobody")
     assert "ref_doc_id nobody not found" in caplog.text
     assert index.knowledge_base.store.version == version
-    with pytest.raises(KnowledgeBaseError, match="no document 'nobody'"):
+    with pytest.raises(KnowledgeBaseError, match="no node 'nobody'"):
         index.delete_nodes(["nobody"])
 
 
@@ -257,7 +257,7 @@ def test_nodes_of_any_parser_come_back_as_they_were_and_go_in_as_latents(
         if node.node_id in by_id:
             assert by_id[node.node_id] == node
     response = LatentSynthesizer(index.llm).synthesize("Who has stripes?", found[:3])
-    assert response.metadata["lclm_rag"]["latents"] == [n.node_id for n in found[:3]]
+    assert response.extra["latents"] == [n.node_id for n in found[:3]]
     assert index.ref_doc_info["zoo"].node_ids == [node.node_id for node in nodes]
 
 
@@ -272,7 +272,7 @@ def test_a_window_put_in_place_of_a_sentence_goes_in_as_text(make_index: MakeInd
     )
     response = engine.query("bees")
     assert response.source_nodes[0].node.get_content() == "One zebra.  Two bees.  Three cows."
-    assert len(response.metadata["lclm_rag"]["text"]) == 1
+    assert len(response.extra["text"]) == 1
 
 
 def test_passages_stand_in_the_prompt_as_in_their_document(make_index: MakeIndex) -> None:
@@ -311,7 +311,7 @@ def test_a_node_can_be_replaced_and_deleted_by_its_id(make_index: MakeIndex) -> 
     assert index.as_retriever(3).retrieve("zebras") == []
     index.delete_nodes(["a", "b"])
     assert ids(index) == {"other"}
-    with pytest.raises(KnowledgeBaseError, match="no document 'other#0'"):
+    with pytest.raises(KnowledgeBaseError, match="'other#0' is a passage of 'other'"):
         index.delete_nodes(["other#0"])
 
 
@@ -344,7 +344,7 @@ def test_a_pipeline_compresses_its_nodes_once(
     assert PassageKey(nodes[0].node_id, 0) in small_kb.store
     found = [NodeWithScore(node=node) for node in nodes[:2]]
     response = LatentSynthesizer(LatentIndex(small_kb).llm).synthesize("Who?", found)
-    assert response.metadata["lclm_rag"]["latents"] == [node.node_id for node in nodes[:2]]
+    assert response.extra["latents"] == [node.node_id for node in nodes[:2]]
 
 
 def test_a_pipeline_step_comes_back_from_its_dict_and_refuses_another_encoder(
@@ -411,7 +411,7 @@ def test_a_collection_that_llamaindex_filled_gets_latents_beside_it(
     found = index.as_retriever(similarity_top_k=4).retrieve(sheets[3].document.text)
     assert [(n.node_id, n.score) for n in found] == [(n.node_id, n.score) for n in expected]
     response = LatentSynthesizer(index.llm).synthesize(question.question, found)
-    assert response.metadata["lclm_rag"]["latents"] == [n.node_id for n in found]
+    assert response.extra["latents"] == [n.node_id for n in found]
     assert str(response) == question.answer
     # The knowledge base stands on its own feet, too.
     assert question.document_id in {
@@ -427,10 +427,10 @@ def test_a_collection_that_llamaindex_filled_gets_latents_beside_it(
     theirs.delete_ref_doc(documents[0].id_)
     theirs.insert(as_document(sheets[350]))
     late = index.as_retriever(similarity_top_k=1).retrieve(sheets[350].document.text)
-    told = LatentSynthesizer(index.llm).synthesize("Who?", late).metadata["lclm_rag"]
+    told = LatentSynthesizer(index.llm).synthesize("Who?", late).extra
     assert (len(told["latents"]), len(told["text"])) == (0, 1)
     index.sync()
-    told = LatentSynthesizer(index.llm).synthesize("Who?", late).metadata["lclm_rag"]
+    told = LatentSynthesizer(index.llm).synthesize("Who?", late).extra
     assert (len(told["latents"]), len(told["text"])) == (1, 0)
     assert len(kb) == 300
     assert documents[0].id_ not in ids(index)
