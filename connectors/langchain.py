@@ -27,7 +27,7 @@ from lclm_rag.types import DEFAULT_TOP_K, Answer, Document, Hit
 
 __all__ = ["LatentAnswer", "LatentRetriever", "to_documents"]
 
-Filters = Filter | dict[str, Any] | None
+Filters = Filter | dict[str, Any] | list[str] | str | None
 Request = str | dict[str, Any]
 
 

@@ -848,7 +848,7 @@ class KnowledgeBase:
         self,
         document_ids: Sequence[str] = (),
         *,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
     ) -> int:
         """Delete documents, by id or by filter, as one new version.
 
@@ -887,7 +887,7 @@ class KnowledgeBase:
             self.reader.show(writer.commit())
         return gone
 
-    def matching_documents(self, filters: Filter | Mapping[str, Any]) -> list[str]:
+    def matching_documents(self, filters: Filter | Mapping[str, Any] | Sequence[str]) -> list[str]:
         """List the documents that `delete` would delete for these filters.
 
         Args:
@@ -1038,7 +1038,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         **ranking: Unpack[Ranking],
     ) -> list[Hit]: ...
     @overload
@@ -1046,14 +1046,14 @@ class KnowledgeBase:
         self,
         question: list[str] | tuple[str, ...],
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         **ranking: Unpack[Ranking],
     ) -> list[list[Hit]]: ...
     def retrieve(
         self,
         question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         **ranking: Unpack[Ranking],
     ) -> list[Hit] | list[list[Hit]]:
         """Find the best passages for a question. Loads neither encoder nor decoder.
@@ -1090,7 +1090,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         **ranking: Unpack[Ranking],
     ) -> list[Hit]: ...
     @overload
@@ -1098,14 +1098,14 @@ class KnowledgeBase:
         self,
         question: list[str] | tuple[str, ...],
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         **ranking: Unpack[Ranking],
     ) -> list[list[Hit]]: ...
     async def aretrieve(
         self,
         question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         **ranking: Unpack[Ranking],
     ) -> list[Hit] | list[list[Hit]]:
         """Find passages as `retrieve` does, without blocking the event loop.
@@ -1127,7 +1127,7 @@ class KnowledgeBase:
     # --- contents -------------------------------------------------------------------------------
 
     def documents(
-        self, filters: Filter | Mapping[str, Any] | None = None
+        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None
     ) -> Iterator[StoredDocument]:
         """List the documents of the version being read. Neither texts nor latents are read.
 
@@ -1189,7 +1189,7 @@ class KnowledgeBase:
         return self.reader.metadata_fields()
 
     def to_arrow(
-        self, filters: Filter | Mapping[str, Any] | None = None, *, latents: bool = False
+        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None, *, latents: bool = False
     ) -> pa.Table:
         """Read passages as an Arrow table, all of it in memory.
 
@@ -1214,7 +1214,7 @@ class KnowledgeBase:
         return passage_table(store, keys, latents=latents)
 
     def to_pandas(
-        self, filters: Filter | Mapping[str, Any] | None = None, *, latents: bool = False
+        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None, *, latents: bool = False
     ) -> pd.DataFrame:
         """Read passages as a DataFrame of pandas, all of it in memory.
 
@@ -1236,7 +1236,7 @@ class KnowledgeBase:
 
     # --- questions ------------------------------------------------------------------------------
 
-    def why_no_passages(self, filters: Filter | Mapping[str, Any] | None = None) -> str:
+    def why_no_passages(self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None) -> str:
         """Explain why `retrieve` returned no hits for these filters.
 
         Args:
@@ -1249,7 +1249,7 @@ class KnowledgeBase:
 
         return self.reader.why_none(as_filter(filters))
 
-    def find(self, filters: Filter | Mapping[str, Any]) -> list[PassageKey]:
+    def find(self, filters: Filter | Mapping[str, Any] | Sequence[str]) -> list[PassageKey]:
         """Find all passages whose metadata match a filter.
 
         Args:
@@ -1302,7 +1302,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1402,7 +1402,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         *,
         context: Context = ...,
         expand: Expand = ...,
@@ -1416,7 +1416,7 @@ class KnowledgeBase:
         self,
         question: list[str] | tuple[str, ...],
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         *,
         context: Context = ...,
         expand: Expand = ...,
@@ -1429,7 +1429,7 @@ class KnowledgeBase:
         self,
         question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1495,7 +1495,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1559,7 +1559,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         *,
         context: Context = ...,
         expand: Expand = ...,
@@ -1573,7 +1573,7 @@ class KnowledgeBase:
         self,
         question: list[str] | tuple[str, ...],
         top_k: int = ...,
-        filters: Filter | Mapping[str, Any] | None = ...,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = ...,
         *,
         context: Context = ...,
         expand: Expand = ...,
@@ -1586,7 +1586,7 @@ class KnowledgeBase:
         self,
         question: str | list[str] | tuple[str, ...],
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1644,7 +1644,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1710,7 +1710,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1786,7 +1786,7 @@ class KnowledgeBase:
         self,
         question: str,
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         *,
         context: Context = "latents",
         expand: Expand = "auto",
@@ -1942,7 +1942,7 @@ def _name(folder: Folder) -> str:
     return str(folder).rpartition("/")[2] if folder.local is None else folder.local.resolve().name
 
 
-def _condition(filters: Filter | Mapping[str, Any]) -> Filter:
+def _condition(filters: Filter | Mapping[str, Any] | Sequence[str]) -> Filter:
     from lclm_rag.retrieval import as_filter
 
     condition = as_filter(filters)

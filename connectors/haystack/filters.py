@@ -17,7 +17,8 @@ def to_filter(filters: dict[str, Any] | None) -> Filter | None:
     """Translate Haystack filters to a filter of this library.
 
     As in Haystack, == None matches what lacks the key, and NOT matches what does not meet all of its
-    conditions. A list in the metadata matches if one of its elements does.
+    conditions; <, <=, > and >= with None match nothing. A list in the metadata matches if one of its
+    elements does. Texts in ISO 8601 have the order of time: `lclm_rag.retrieval.filters`.
 
     Args:
         filters: A comparison, `{"field": "meta.year", "operator": ">=", "value": 2020}`, or "AND", "OR" or
@@ -27,10 +28,12 @@ def to_filter(filters: dict[str, Any] | None) -> Filter | None:
         The filter; None if there are no conditions.
 
     Raises:
-        FilterError: When an operator, a field or a shape cannot be translated.
-        ValueError: When a filter cannot compare with a value.
+        FilterError: When an operator, a field, a shape or a value cannot be translated.
     """
-    return _condition(filters) if filters else None
+    try:
+        return _condition(filters) if filters else None
+    except ValueError as error:
+        raise FilterError(str(error)) from error
 
 
 def _condition(condition: dict[str, Any]) -> Filter:
@@ -58,6 +61,8 @@ def _comparison(key: str, operator: Any, value: Any) -> Filter:
             return Not(In(key, _listed(operator, value)))
         case "==" | "!=" if value is None:
             return Missing(key) if operator == "==" else Not(Missing(key))
+        case _ if value is None:
+            return Or(())
     return Compare(key, operator, value)
 
 

@@ -28,6 +28,9 @@ _ONE: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
     FilterOperator.LTE: lambda key, value: field(key) <= value,
     FilterOperator.CONTAINS: lambda key, value: field(key) == value,
     FilterOperator.TEXT_MATCH: lambda key, value: field(key).contains(value),
+    FilterOperator.TEXT_MATCH_INSENSITIVE: lambda key, value: field(key).contains(
+        value, ignore_case=True
+    ),
 }
 _MANY: dict[FilterOperator, Callable[[str, list[Any]], Filter]] = {
     FilterOperator.IN: lambda key, values: In(key, tuple(values)),
@@ -40,7 +43,8 @@ _MANY: dict[FilterOperator, Callable[[str, list[Any]], Filter]] = {
 def to_filter(filters: MetadataFilters | None) -> Filter | None:
     """Translate LlamaIndex's metadata filters to a filter of `lclm_rag.retrieval`.
 
-    TEXT_MATCH finds substrings; case counts.
+    TEXT_MATCH finds substrings; case counts, but for TEXT_MATCH_INSENSITIVE. Texts in ISO 8601, such as the
+    dates of LlamaIndex's directory reader, have the order of time: `lclm_rag.retrieval.filters`.
 
     Args:
         filters: LlamaIndex's filters, which may be nested.
@@ -49,7 +53,7 @@ def to_filter(filters: MetadataFilters | None) -> Filter | None:
         The filter; None if there are no conditions.
 
     Raises:
-        ValueError: When Qdrant does not support a condition (TEXT_MATCH_INSENSITIVE, ordering of strings), or
+        ValueError: When Qdrant does not support a condition, such as an order of texts that are no dates, or
             when an operator gets a list instead of a single value or the reverse.
     """
     if filters is None:
@@ -87,8 +91,5 @@ def _one(single: MetadataFilter) -> Filter:
             raise ValueError(f"The filter {key!r} {operator.value} takes a list, not {value!r}.")
         return _MANY[operator](key, value)
     raise ValueError(
-        f"The filter {key!r} {operator.value} cannot be put to Qdrant; store the field in lower case and "
-        "use FilterOperator.TEXT_MATCH."
-        if operator == FilterOperator.TEXT_MATCH_INSENSITIVE
-        else f"The filter {key!r} has the operator {operator.value}, which Qdrant does not have."
+        f"The filter {key!r} has the operator {operator.value}, which Qdrant does not have."
     )

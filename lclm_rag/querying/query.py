@@ -115,7 +115,7 @@ class Query:
         cls,
         question: str,
         top_k: int = DEFAULT_TOP_K,
-        filters: Filter | Mapping[str, Any] | None = None,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
         context: Context = "latents",
         expand: Expand = "auto",
         sampling: Sampling | None = None,

@@ -280,7 +280,7 @@ class Reader:
         return retrieved
 
     def matching(
-        self, filters: Filter | Mapping[str, Any] | None
+        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None
     ) -> tuple[LatentStore, list[PassageKey] | None]:
         """The passages that a filter keeps, at one version.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lclm_rag.retrieval.filters import And, Compare, Filter, In, Operator
@@ -43,14 +43,15 @@ _COMPARISONS: dict[str, Operator] = {
 }
 
 
-def as_filter(condition: Filter | Mapping[str, Any] | str | None) -> Filter | None:
+def as_filter(condition: Filter | Mapping[str, Any] | Sequence[str] | None) -> Filter | None:
     """Make a filter of what callers may pass: a filter, a dict, a text or None.
 
     Args:
         condition: A filter, which is returned as it is; a dict from keys to values, all of which must be
-            equal; or a text as for `parse_filter`. A list, tuple or set in the dict means any of its values,
-            and a dict compares: `{"year": {"$gte": 2000, "$lt": 2010}}`, with $eq, $ne, $gt, $gte, $lt,
-            $lte, $in and $nin. None and {} mean no filter.
+            equal; or a text as for `parse_filter`, or several in a list, all of which must hold. A list,
+            tuple or set in the dict means any of its values, and a dict compares:
+            `{"year": {"$gte": 2000, "$lt": 2010}}`, with $eq, $ne, $gt, $gte, $lt, $lte, $in and $nin. None,
+            {} and [] mean no filter.
 
     Returns:
         The filter; None for no filter.
@@ -62,6 +63,8 @@ def as_filter(condition: Filter | Mapping[str, Any] | str | None) -> Filter | No
         return condition
     if isinstance(condition, str):
         return parse_filter(condition)
+    if isinstance(condition, list | tuple) and all(isinstance(text, str) for text in condition):
+        return And(tuple(map(parse_filter, condition))) if condition else None
     if not isinstance(condition, Mapping):
         raise ValueError(
             f"Filters are a dict, a text or a filter expression, not a {type(condition).__name__}: "

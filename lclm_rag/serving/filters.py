@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import and_
 from typing import Any
 
-from lclm_rag.retrieval import Filter, as_filter, parse_filter
+from lclm_rag.retrieval import Filter, as_filter
 
 __all__ = ["Filters", "both", "parsed_filters"]
 
@@ -26,11 +24,7 @@ def parsed_filters(filters: Filters) -> Filter | None:
     Raises:
         ValueError: When they cannot be read.
     """
-    if isinstance(filters, str):
-        filters = [filters]
-    if isinstance(filters, list):
-        return reduce(and_, [parse_filter(text) for text in filters]) if filters else None
-    return as_filter(filters or None)
+    return as_filter(filters)
 
 
 def both(own: Filter | None, bound: Filter | None) -> Filter | None:

@@ -765,7 +765,7 @@ def test_thousands_of_filters_can_be_joined(shared_index: PassageIndex) -> None:
         (lambda: field("k").is_in([None]), "not with a NoneType"),  # type: ignore[list-item]
         (lambda: Compare("k", "~", 1), "cannot compare with '~'"),  # type: ignore[arg-type]
         (lambda: field(1), "by a string, not by 1"),  # type: ignore[arg-type]
-        (lambda: as_filter(["lang=en"]), "a dict, a text or a filter expression, not a list"),  # type: ignore[arg-type]
+        (lambda: as_filter([3]), "a dict, a text or a filter expression, not a list"),  # type: ignore[list-item]
         (lambda: as_filter("lang"), "cannot be read"),
         (lambda: as_filter({"k": {"gte": 3}}), r"operator 'gte'; use one of \$eq"),
         (lambda: as_filter({"k": {}}), "an empty dict"),
@@ -798,6 +798,8 @@ def test_a_dict_asks_for_every_key_and_a_list_for_any_value() -> None:
             ~field("n").is_in([1]),
         )
     )
+    assert as_filter(["lang=en", "n=1"]) == as_filter({"lang": "en", "n": 1})
+    assert as_filter([]) is None
     assert as_filter("day>=2024-05-01") == (field("day") >= "2024-05-01")
     assert as_filter(None) is None
     assert as_filter({}) is None
