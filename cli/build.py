@@ -8,7 +8,7 @@ import click
 
 from lclm_rag.cli.corpus import add_corpus, corpus_options
 from lclm_rag.cli.formatting import say
-from lclm_rag.cli.options import CODECS, frame_option
+from lclm_rag.cli.options import CODECS, collection_options, frame_option
 
 __all__ = ["build"]
 
@@ -50,6 +50,7 @@ __all__ = ["build"]
 )
 @click.option("--qdrant-url", help="Keep the passage index on this Qdrant server.")
 @click.option("--collection", help="Name of the collection on that server.")
+@collection_options
 @click.option(
     "--language",
     default="auto",
@@ -68,6 +69,8 @@ def build(
     embedder: str | None,
     qdrant_url: str | None,
     collection: str | None,
+    qdrant_options: dict[str, Any] | None,
+    filter_keys: list[str] | None,
     language: str,
     wait: float,
     device: str,
@@ -117,6 +120,8 @@ def build(
         embedder=embedder,
         qdrant_url=qdrant_url,
         collection=collection,
+        qdrant_options=qdrant_options,
+        filter_keys=filter_keys,
         language=language,
         device=device,
         dtype=dtype,

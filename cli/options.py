@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODECS",
     "as_json",
+    "collection_options",
     "decoder_options",
     "device_options",
     "expand_option",
@@ -217,6 +218,43 @@ def _as_expand(context: click.Context, option: click.Parameter, value: str) -> s
     return expand  # type: ignore[no-any-return]
 
 
+def _as_qdrant_options(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    from lclm_rag.retrieval.collection_setup import read_options
+
+    try:
+        return read_options(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _as_keys(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> list[str] | None:
+    if value is None:
+        return None
+    return [key for key in map(str.strip, value.split(",")) if key]
+
+
+collection_options = together(
+    click.option(
+        "--qdrant-options",
+        callback=_as_qdrant_options,
+        metavar="FILE",
+        help="How the collection on a Qdrant server is made, in JSON or TOML: shard_number, "
+        "replication_factor, quantization_config, on_disk_payload and so on.",
+    ),
+    click.option(
+        "--filter-keys",
+        callback=_as_keys,
+        metavar="NAME,NAME…",
+        help="The metadata keys that filters can name on a Qdrant server; only they go there.  "
+        "[default: all]",
+    ),
+)
 expand_option = click.option(
     "--expand",
     default="auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lclm_rag.checksummed_json import digest, seal, unseal
 from lclm_rag.errors import KnowledgeBaseError
@@ -13,7 +14,14 @@ from lclm_rag.retrieval.words import WORDS
 if TYPE_CHECKING:
     from lclm_rag.storage import Folder
 
-__all__ = ["SETTINGS", "Settings", "is_knowledge_base", "read_settings", "write_settings"]
+__all__ = [
+    "SETTINGS",
+    "Settings",
+    "check_qdrant_url",
+    "is_knowledge_base",
+    "read_settings",
+    "write_settings",
+]
 
 SETTINGS = "kb.json"
 _FORMAT = 6
@@ -43,6 +51,10 @@ class Settings:
             is added, whose language it then becomes.
         words: The name of what BM25 takes for a word, `lclm_rag.retrieval.WORDS`; see
             `lclm_rag.retrieval.words`. A collection on a server that was made before keeps its own.
+        qdrant_options: How the collection is made, as `lclm_rag.retrieval.collection_setup.check_options`
+            takes it; None as the server makes it.
+        filter_keys: The metadata keys that the collection's points hold, and that filters can name; None for
+            all.
         format: Version of the file's format.
     """
 
@@ -57,7 +69,39 @@ class Settings:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     language: str = "auto"
     words: str = WORDS
+    qdrant_options: dict[str, Any] | None = None
+    filter_keys: list[str] | None = None
     format: int = _FORMAT
+
+
+def check_qdrant_url(url: str) -> str:
+    """Check the URL of a Qdrant server, which is noted in `kb.json` for all who read it.
+
+    Args:
+        url: The URL.
+
+    Returns:
+        The URL.
+
+    Raises:
+        ValueError: When it is not one of a server, or holds a user, a password or a key.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(
+            "The URL of a Qdrant server begins with http:// or https:// and names the server, as in "
+            "http://localhost:6333; the one that was given does not."
+        )
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(
+            f"The URL of the Qdrant server at {host} has more in it than a server, and is kept in kb.json, "
+            "where no secret belongs: give a key in the environment variable QDRANT_API_KEY."
+        )
+    return url
 
 
 def is_knowledge_base(folder: Folder) -> bool:

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
-from lclm_rag.config import Settings, is_knowledge_base, read_settings, write_settings
+from lclm_rag.config import (
+    Settings,
+    check_qdrant_url,
+    is_knowledge_base,
+    read_settings,
+    write_settings,
+)
 from lclm_rag.creation import Made, discard, finished_already, make, require_free
 from lclm_rag.errors import (
     ContextLengthError,
@@ -197,6 +203,8 @@ class KnowledgeBase:
         embedder: str | Path | Embedder | None = None,
         qdrant_url: str | None = None,
         collection: str | None = None,
+        qdrant_options: Mapping[str, Any] | None = None,
+        filter_keys: Sequence[str] | None = None,
         language: str = AUTO,
         order: Order = "key",
         decoder: str | Decoder = "transformers",
@@ -229,6 +237,11 @@ class KnowledgeBase:
             qdrant_url: URL of a Qdrant server that holds the passage index. Default: an embedded index in the
                 folder.
             collection: Name of the collection on the Qdrant server. Default: "lclm-" and the folder's name.
+                An empty one that was made beforehand is taken if its vectors are those of the index.
+            qdrant_options: How the collection is made: shards, replicas, quantization, what is kept on disk
+                (`lclm_rag.retrieval.collection_setup.check_options`). Default: as the server makes it.
+            filter_keys: The metadata keys that filters can name on the Qdrant server: they alone go there,
+                and their indexes are made before the first passage. Default: all keys that passages have.
             language: The language whose endings and common words BM25 knows: one of
                 `lclm_rag.retrieval.LANGUAGES`, or "auto" for that of what is added first. Texts in other
                 languages are found by the words as they stand in them.
@@ -252,8 +265,8 @@ class KnowledgeBase:
             LockedError: When another process is making a knowledge base there and is not done after `wait`
                 seconds.
             CheckpointError: When the checkpoint cannot be found, is incomplete or is not supported.
-            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `language`, `order` or the URL is not
-                valid, or an `Embedder` is to go with a server.
+            ValueError: When `codec`, `space`, `passage_tokens`, `frame`, `language`, `order`, the URL or what
+                is asked of the Qdrant server is not valid, or an `Embedder` is to go with a server.
             ImportError: When the library for the object store is not installed.
         """
         from lclm_rag.store import CODECS, Layout
@@ -278,6 +291,7 @@ class KnowledgeBase:
         embedder_name = str(embedder) if embedder is not None else None
         if given is not None:
             embedder_name = f"{GIVEN}{given.name}"
+        _check_server(qdrant_url, qdrant_options, filter_keys)
         opened = Checkpoint.open(checkpoint)
         chosen = None if frame is None else load_frame(frame)
         settings = Settings(
@@ -289,6 +303,8 @@ class KnowledgeBase:
             collection=(collection or f"lclm-{_name(folder)}") if qdrant_url else None,
             contextual_headers=contextual_headers,
             frame=None if chosen is None else chosen.to_json(),
+            qdrant_options=None if qdrant_options is None else dict(qdrant_options),
+            filter_keys=None if filter_keys is None else list(filter_keys),
             language=language,
         )
         layout = Layout(
@@ -335,6 +351,7 @@ class KnowledgeBase:
         compressor_options: Mapping[str, Any] | None = None,
         embedder: Embedder | None = None,
         wait: float = 0.0,
+        qdrant_url: str | None = None,
     ) -> Self:
         """Open a knowledge base.
 
@@ -363,6 +380,8 @@ class KnowledgeBase:
             embedder: The `Embedder` that the knowledge base was created with, if it was an object. One that
                 was named is loaded by its name.
             wait: How many seconds to wait while another process writes, before LockedError is raised.
+            qdrant_url: Where the Qdrant server of the passage index is now, for this process; lclm-rag
+                reindex --qdrant-url changes it for all. Default: where it was when the index was made.
 
         Returns:
             The knowledge base, read-only if a version was given.
@@ -382,6 +401,8 @@ class KnowledgeBase:
         check_order(order)
         folder = open_folder(path)
         settings = read_settings(folder)
+        if qdrant_url is not None:
+            settings = _moved(folder, settings, qdrant_url)
         if embedder is not None and settings.embedder not in (
             embedder.name,
             f"{GIVEN}{embedder.name}",
@@ -520,6 +541,7 @@ class KnowledgeBase:
             "dtype": self.dtype,
             "compressor_options": self.compressor_options,
             "wait": self.wait,
+            "qdrant_url": self.settings.qdrant_url,
             "embedder": self._given_embedder,
         }
         path = self._lasting_path
@@ -771,6 +793,7 @@ class KnowledgeBase:
         from lclm_rag.ingestion.sync import MissingFromCorpus
 
         with self._writing(operation, resumable=resume) as writer:
+            self.reader.require_server(None if engine is None else engine.reach)
             others = MissingFromCorpus(writer.base)
             on_document = others.note if operation == "sync" else lambda _: None
             report = self._compress(writer, documents, split, engine, on_progress, on_document)
@@ -1961,3 +1984,30 @@ def _opened_again(
     opened = cls.open(path, version=version, **options)
     opened.read_only = read_only
     return opened
+
+
+def _check_server(
+    url: str | None, options: Mapping[str, Any] | None, filter_keys: Sequence[str] | None
+) -> None:
+    """Check what is asked of a Qdrant server; ValueError if something is wrong."""
+    if url is None:
+        for name, value in (("qdrant_options", options), ("filter_keys", filter_keys)):
+            if value is not None:
+                raise ValueError(f"{name} is for a Qdrant server; give qdrant_url, too.")
+        return
+    check_qdrant_url(url)
+    if options is not None:
+        from lclm_rag.retrieval.collection_setup import check_options
+
+        check_options(options)
+    if isinstance(filter_keys, str):
+        raise ValueError(f"filter_keys is a list of metadata keys, not {filter_keys!r}.")
+
+
+def _moved(folder: Folder, settings: Settings, qdrant_url: str) -> Settings:
+    """The settings with the server's present URL."""
+    if settings.qdrant_url is None:
+        raise ValueError(
+            f"The passage index of {folder} is embedded: lclm-rag reindex --qdrant-url puts it on a server."
+        )
+    return replace(settings, qdrant_url=check_qdrant_url(qdrant_url))

@@ -10,6 +10,7 @@ import numpy as np
 
 from lclm_rag.indexing.changes import entries_of
 from lclm_rag.retrieval import Bm25Settings, Embedder, PassageIndex
+from lclm_rag.retrieval.collection_setup import CollectionSetup
 from lclm_rag.store import LatentStore
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ServerPoints:
         collection: The collection's name.
         bm25: The BM25 settings of the index.
         embedder: The name of the sentence-transformers model that makes dense vectors; None for BM25 alone.
+        setup: What the points hold.
     """
 
     store: str
@@ -39,12 +41,15 @@ class ServerPoints:
     collection: str
     bm25: Bm25Settings
     embedder: str | None
+    setup: CollectionSetup
 
     def connect(self, embedder: Embedder | None) -> ServerIndex:
         """Open the collection, with an embedder of that name."""
         from lclm_rag.retrieval.server import ServerIndex
 
-        return ServerIndex.connect(self.url, self.collection, bm25=self.bm25, embedder=embedder)
+        return ServerIndex.connect(
+            self.url, self.collection, bm25=self.bm25, embedder=embedder, setup=self.setup
+        )
 
 
 OnPut = Callable[[str], None]

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lclm_rag.config import Settings
-from lclm_rag.errors import KnowledgeBaseError, PassageIndexError, StoreError
+from lclm_rag.errors import PassageIndexError, StoreError
 from lclm_rag.indexing.changes import Changes
-from lclm_rag.indexing.collection import ReadCollection
+from lclm_rag.indexing.collection import ReadCollection, open_empty, require_empty
 from lclm_rag.indexing.key_hashes import are_among, key_hashes, shown_hashes
 from lclm_rag.indexing.nothing import NothingIndexed
 from lclm_rag.indexing.ownership import copied, foreign
@@ -154,11 +154,8 @@ class SharedIndex(ReadCollection):
         there = collection_behind(self._url, self._collection)
         # The name may stand for what this knowledge base filled: then only the state is missing.
         if there is not None and (filling is None or there != filling.collection):
-            raise KnowledgeBaseError(
-                f"The collection {self._collection!r} at {self._url} is there already, and not of this "
-                "knowledge base, or it was lost from its records: delete it, or let lclm-rag verify --repair "
-                "make one under another name."
-            )
+            require_empty(self._url, self._collection, self._owner)
+            self._take(there, store)
         filling = self._fill(store)
         if (other := read_state(self._folder)) is None:
             self._put_in_place(store, filling, self._collection, 0)
@@ -169,13 +166,30 @@ class SharedIndex(ReadCollection):
         is_later = other.version > store.version
         self._update(other, LatentStore.open(store.folder, other.version) if is_later else store)
 
+    def _take(self, collection: str, store: LatentStore) -> None:
+        """Begin to fill an empty collection that was made beforehand."""
+        from lclm_rag.retrieval.collections import Mark
+
+        bm25 = bm25_settings(store, self._settings.language)
+        index = open_empty(self._url, collection, bm25, self._embedder, self._setup, create=True)
+        # Before anything else, so that no other knowledge base takes it.
+        index.put_mark(Mark(self._owner, None, None))
+        index.close()
+        write_work(
+            self._folder, FILLING, Work(collection, (), len(store), bm25, self._name, self._home)
+        )
+
     def _rebuild(self, store: LatentStore) -> None:
         """Fill a new collection from the store, and put it in the place of the one that is searched.
 
         The old one is deleted afterwards if it is certainly of this knowledge base alone. Otherwise it stays,
         and the new one gets another name.
         """
-        from lclm_rag.retrieval.collections import collection_behind, drop_collection
+        from lclm_rag.retrieval.collections import (
+            collection_behind,
+            collection_options,
+            drop_collection,
+        )
 
         with self._alone():
             state = self._readable_state()
@@ -190,6 +204,9 @@ class SharedIndex(ReadCollection):
                     self._url,
                 )
                 name, old = f"{self._collection}-{_unique()}", None
+            elif old is not None and self._settings.qdrant_options is None:
+                # It may have been made beforehand, by options that are noted nowhere else.
+                self._setup = replace(self._setup, options=collection_options(self._url, old))
             filling = self._fill(store)
             if old == name:
                 # From before there were aliases: it has the very name, and is in the way.
@@ -282,7 +299,8 @@ class SharedIndex(ReadCollection):
         index.put_mark(self._mark(state))
         index.close()
         # The name when every point is there, and then the state, which says so.
-        put_alias(self._url, name, filling.collection)
+        if name != filling.collection:
+            put_alias(self._url, name, filling.collection)
         write_state(self._folder, state)
         self._folder.remove(FILLING)
         self._folder.remove(UPDATING)
@@ -400,6 +418,7 @@ class SharedIndex(ReadCollection):
             collection=index.collection,
             bm25=bm25,
             embedder=self._name,
+            setup=self._setup,
         )
         self.put_points(points, on_put)
 

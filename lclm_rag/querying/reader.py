@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_rag.errors import KnowledgeBaseError, NoPassagesError, PassageIndexError, StoreError
 from lclm_rag.forking import keep_for_ever, watch
+from lclm_rag.indexing.collection import check_server
 from lclm_rag.indexing.points import PutPoints
 from lclm_rag.indexing.server import SharedIndex, Task
 from lclm_rag.indexing.session import IndexSession, open_index
@@ -31,7 +32,7 @@ from lclm_rag.store import LatentStore, StoredPassage, newest_version
 from lclm_rag.types import Hit, MetadataField, Passage, PassageKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lclm_rag.config import Settings
     from lclm_rag.querying.query import Query
@@ -402,6 +403,21 @@ class Reader:
         )
 
     # --- versions -------------------------------------------------------------------------------------
+
+    def require_server(self, reach: Callable[[str], None] | None = None) -> None:
+        """Check that a writer's Qdrant server can be reached, if there is one, before anything is compressed.
+
+        Args:
+            reach: Checks the same from a cluster, given the URL.
+
+        Raises:
+            KnowledgeBaseError: If the collection is there, and is not this knowledge base's or does not fit.
+            PassageIndexError: If the server cannot be reached, or the collection is lost.
+        """
+        if (url := self._settings.qdrant_url) is not None:
+            check_server(self._folder / "index", self._settings, lambda: self._embedder)
+            if reach is not None:
+                reach(url)
 
     def show(self, store: LatentStore, put_points: PutPoints | None = None) -> None:
         """Move to another version, together with the passage index.

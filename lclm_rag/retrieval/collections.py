@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from grpc import RpcError, StatusCode  # type: ignore[import-untyped]
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.offline import require_online
+from lclm_rag.retrieval.collection_setup import options_of
 from lclm_rag.retrieval.points import passage_key
 from lclm_rag.retrieval.qdrant_index import PAYLOAD_KEYS
 from lclm_rag.retrieval.retries import with_retries
@@ -26,6 +28,7 @@ __all__ = [
     "at_server",
     "collection_behind",
     "collection_exists",
+    "collection_options",
     "collection_pages",
     "count_points",
     "drop_collection",
@@ -42,6 +45,7 @@ MARK = "lclm_rag"
 
 _PAGE = 5_000  # keys in one answer
 _NOT_FOUND = 404
+_NOT_ALLOWED = (401, 403)
 _TOO_LARGE = 413
 
 T = TypeVar("T")
@@ -112,6 +116,16 @@ def count_points(url: str, collection: str) -> int:
         return at_server(url, collection, lambda: client.count(collection, exact=True).count)
 
 
+def collection_options(url: str, collection: str) -> dict[str, Any]:
+    """The options with which a collection like this one can be made.
+
+    Raises:
+        PassageIndexError: When the server cannot be reached, or has no such collection.
+    """
+    with closing(open_client(url)) as client:
+        return options_of(at_server(url, collection, lambda: client.get_collection(collection)))
+
+
 def put_alias(url: str, alias: str, collection: str) -> None:
     """Let an alias stand for a collection, in one step, whatever it stood for before.
 
@@ -170,14 +184,25 @@ def mark_of(info: models.CollectionInfo) -> Mark | None:
 
 
 def open_client(url: str) -> QdrantClient:
-    """A client of the server at a URL, with the key in QDRANT_API_KEY, if any.
+    """A client of the server at a URL.
+
+    The environment says how this machine reaches it: QDRANT_API_KEY is the key, and QDRANT_GRPC_PORT, if set,
+    the port at which points are written and searched by gRPC.
 
     Raises:
         OfflineError: When nobody may be contacted.
+        PassageIndexError: When QDRANT_GRPC_PORT is not a port.
     """
     require_online(f"the Qdrant server {url}")
+    port = os.environ.get("QDRANT_GRPC_PORT") or ""
+    if port and not port.isdecimal():
+        raise PassageIndexError(
+            f"QDRANT_GRPC_PORT is {port!r}, not the number of a port such as 6334."
+        )
+    by_grpc: dict[str, Any] = {"prefer_grpc": True, "grpc_port": int(port)} if port else {}
     return QdrantClient(
         url=url,
+        **by_grpc,
         api_key=os.environ.get("QDRANT_API_KEY") or None,
         timeout=_TIMEOUT,
         # The check runs in a thread and only warns; a problem shows in the first request anyway.
@@ -191,9 +216,11 @@ def at_server(where: Any, collection: str, call: Callable[[], T]) -> T:
         return with_retries(call)
     except UnexpectedResponse as error:
         if error.status_code == _NOT_FOUND:
+            raise _lost(where, collection) from error
+        if error.status_code in _NOT_ALLOWED:
             raise PassageIndexError(
-                f"Qdrant at {where} has no collection {collection!r}: was it deleted, or is this another "
-                "server? lclm-rag verify --repair makes it anew from the store, where nothing is lost."
+                f"Qdrant at {where} does not let this process in ({error.status_code}): set QDRANT_API_KEY "
+                "to a key that may do this."
             ) from error
         if error.status_code == _TOO_LARGE:
             raise PassageIndexError(
@@ -203,8 +230,21 @@ def at_server(where: Any, collection: str, call: Callable[[], T]) -> T:
         raise _failed(where, collection, error) from error
     except (ApiException, QdrantException) as error:
         raise _failed(where, collection, error) from error
+    except RpcError as error:
+        if error.code() == StatusCode.NOT_FOUND:
+            raise _lost(where, collection) from error
+        raise _failed(where, collection, error, error.details()) from error
 
 
-def _failed(where: Any, collection: str, error: Exception) -> PassageIndexError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+def _lost(where: Any, collection: str) -> PassageIndexError:
+    return PassageIndexError(
+        f"Qdrant at {where} has no collection {collection!r}: was it deleted, or is this another server? "
+        "lclm-rag verify --repair makes it anew from the store, where nothing is lost."
+    )
+
+
+def _failed(
+    where: Any, collection: str, error: Exception, details: str | None = None
+) -> PassageIndexError:
+    reason = " ".join((details or str(error)).split()) or type(error).__name__
     return PassageIndexError(f"Qdrant at {where}, collection {collection!r}, failed: {reason}")

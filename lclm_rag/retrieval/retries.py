@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from grpc import RpcError, StatusCode  # type: ignore[import-untyped]
 from pydantic import ValidationError
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -14,6 +15,13 @@ from lclm_rag import retries
 __all__ = ["with_retries"]
 
 _BUSY = (408, 429, 500, 502, 503, 504)
+_BUSY_GRPC = (
+    StatusCode.ABORTED,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.INTERNAL,
+    StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.UNAVAILABLE,
+)
 
 T = TypeVar("T")
 
@@ -36,6 +44,8 @@ def with_retries(call: Callable[[], T]) -> T:
 def _pause(error: Exception) -> float | None:
     if isinstance(error, ResourceExhaustedResponse):
         return float(error.retry_after_s)
+    if isinstance(error, RpcError):
+        return 0.0 if error.code() in _BUSY_GRPC else None
     if isinstance(error, UnexpectedResponse):
         return 0.0 if error.status_code in _BUSY else None
     # Of what the client itself reports, all but an answer that it cannot read comes from the network.

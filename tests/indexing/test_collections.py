@@ -30,6 +30,7 @@ from lclm_rag.indexing.state import FILLING, UPDATING, State, read_state, write_
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.retrieval import collections as collections_calls
 from lclm_rag.retrieval import server as retrieval
+from lclm_rag.retrieval.collection_setup import CollectionSetup
 from lclm_rag.storage import LocalFolder, ObjectFolder, open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, vacuum, writing
 from lclm_rag.types import Document, Passage, PassageKey
@@ -547,7 +548,7 @@ def test_a_knowledge_base_from_before_there_were_ids_is_read_and_written(
     manifest = first.manifest
     rows = ((manifest.fragments[0].name, np.arange(2)),)
     where = str(base.folder / "store")
-    put_there(ServerPoints(where, 1, rows, url, "early", Bm25Settings(), None))
+    put_there(ServerPoints(where, 1, rows, url, "early", Bm25Settings(), None, CollectionSetup()))
     early: dict[str, object] = {"version": 1, "manifest": manifest.digest, "embedder": None}
     early["bm25"] = asdict(Bm25Settings())
     (base.folder / "index").make()

@@ -230,6 +230,8 @@ def test_a_collection_that_is_gone_is_told_and_made_anew(
     assert "has no collection" in problem
     verify(kb.folder, repair=True)
     assert found(kb, "moon") == [("tides", TIDES.text)]
+    assert found(kb, "glaciers") == []  # It was refused before anything was done.
+    kb.add([Document("ice", "Glaciers carve valleys.")])
     assert found(kb, "glaciers") == [("ice", "Glaciers carve valleys.")]
 
 

@@ -4,12 +4,13 @@ It speaks the part of Qdrant's REST API that `lclm_rag.retrieval.server` uses. R
 qdrant-client's own models, which refuse what they do not know, and carried out by qdrant-client in memory. So
 tests over it show that our requests are well formed, that answers are read rightly, and what processes see of
 each other. They do not show what a real server does with the same requests: it has another engine, with a
-log, optimizers, payload indexes and limits; here requests come one after another, nothing lasts, no key is
-asked for, and most of the API is missing. For that, run tests/retrieval with QDRANT_URL set.
+log, optimizers, payload indexes and limits; here requests come one after another, nothing lasts, options of a
+collection have no effect, and most of the API is missing. For that, run tests/retrieval with QDRANT_URL set.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import warnings
@@ -38,6 +39,7 @@ class Faults:
         late: How many seconds a time-out takes.
         calls: The calls that were made, as method and path.
         sizes: The bytes of each call's body.
+        conditions: The paths in the filters of calls.
     """
 
     at: int = 0
@@ -45,6 +47,7 @@ class Faults:
     late: float = 1.5
     calls: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    conditions: set[str] = field(default_factory=set)
 
     def next(self, call: str, size: int) -> str | None:
         """Note a call; what is to go wrong with it, if anything."""
@@ -54,11 +57,12 @@ class Faults:
 
 
 @contextmanager
-def serve(faults: Faults | None = None) -> Iterator[str]:
+def serve(faults: Faults | None = None, key: str | None = None) -> Iterator[str]:
     """The URL of a server that runs in a thread of this process, with no collections.
 
     Args:
         faults: Which call fails; by default none.
+        key: The key that calls must have; None for no key.
     """
     collections = _Collections()
     failing = faults or Faults()
@@ -68,9 +72,12 @@ def serve(faults: Faults | None = None) -> Iterator[str]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with one_by_one:
+                failing.conditions.update(_paths(body))
                 wrong = failing.next(f"{self.command} {self.path}", len(body))
                 if wrong in ("429", "503"):
                     code, content = int(wrong), b'{"status": {"error": "too busy"}}'
+                elif key is not None and self.headers.get("api-key") != key:
+                    code, content = 401, b"Must provide an API key or an Authorization bearer token"
                 else:
                     code, content = self.carry_out(body)
             if wrong == "time-out":
@@ -119,11 +126,30 @@ class _Collections:
     def __init__(self) -> None:
         self._client = QdrantClient(":memory:")
         self._indexed: dict[str, dict[str, models.PayloadIndexInfo]] = {}
+        self._made: dict[str, models.CreateCollection] = {}
 
     def _own_name(self, name: str) -> str:
         """The name of the collection for which a name stands."""
         aliases = self._client.get_aliases().aliases
         return {alias.alias_name: alias.collection_name for alias in aliases}.get(name, name)
+
+    def _as_made(self, info: models.CollectionInfo, name: str) -> models.CollectionInfo:
+        """A collection's facts with what it was made with, of which there is nothing in memory."""
+        made = self._made[name]
+        config = info.config
+        names = (
+            "shard_number",
+            "replication_factor",
+            "write_consistency_factor",
+            "on_disk_payload",
+        )
+        params = {n: value for n in names if (value := getattr(made, n)) is not None}
+        rest = {"quantization_config": made.quantization_config}
+        rest["strict_mode_config"] = made.strict_mode_config
+        of_params = config.params.model_copy(update=params)
+        return info.model_copy(
+            update={"config": config.model_copy(update={"params": of_params, **rest})}
+        )
 
     def do_aliases(self, method: str, body: bytes) -> Any:
         """The `result` of a request about aliases."""
@@ -140,9 +166,11 @@ class _Collections:
                 return {"exists": client.collection_exists(name)}
             case ["GET"]:
                 indexed = self._indexed.get(self._own_name(name), {})
-                return client.get_collection(name).model_copy(update={"payload_schema": indexed})
+                info = self._as_made(client.get_collection(name), self._own_name(name))
+                return info.model_copy(update={"payload_schema": indexed})
             case ["PUT"]:
                 made = models.CreateCollection.model_validate_json(body)
+                self._made[name] = made
                 return client.create_collection(name, made.vectors, made.sparse_vectors)
             case ["PATCH"]:
                 changed = models.UpdateCollection.model_validate_json(body)
@@ -152,7 +180,12 @@ class _Collections:
                 return client.delete_collection(name)
             case "PUT", "index":
                 index = models.CreateFieldIndex.model_validate_json(body)
-                info = models.PayloadIndexInfo(data_type=index.field_schema, points=0)
+                data = index.field_schema
+                on_disk = not isinstance(data, models.PayloadSchemaType)
+                kind = models.PayloadSchemaType(data.type.value) if on_disk else data
+                info = models.PayloadIndexInfo(
+                    data_type=kind, params=data if on_disk else None, points=0
+                )
                 self._indexed.setdefault(self._own_name(name), {})[index.field_name] = info
                 with warnings.catch_warnings(action="ignore"):  # It has no effect in memory.
                     return client.create_payload_index(name, index.field_name, index.field_schema)
@@ -177,3 +210,23 @@ class _Collections:
                 batch = models.QueryRequestBatch.model_validate_json(body)
                 return client.query_batch_points(name, batch.searches)
         raise ValueError(f"This stand-in knows no {method} /collections/{name}/{'/'.join(what)}.")
+
+
+def _paths(body: bytes) -> set[str]:
+    """The paths that the conditions in a body name: what has a "key" that is a string."""
+    found: set[str] = set()
+
+    def walk(part: Any) -> None:
+        if isinstance(part, list):
+            for each in part:
+                walk(each)
+        elif isinstance(part, dict):
+            found.update(
+                value for name, value in part.items() if name == "key" and isinstance(value, str)
+            )
+            for name, each in part.items():
+                if name != "payload":
+                    walk(each)
+
+    walk(json.loads(body or b"null"))
+    return found

@@ -113,6 +113,24 @@ class RayEngine:
         """The least and the most encoders."""
         return (self.encoders, self.encoders) if isinstance(self.encoders, int) else self.encoders
 
+    def reach(self, url: str) -> None:
+        """Check that the cluster reaches a Qdrant server, before anything is compressed.
+
+        Args:
+            url: The server's URL.
+
+        Raises:
+            PassageIndexError: When a machine of the cluster cannot reach it, or is not let in.
+            KnowledgeBaseError: When the Ray job fails.
+            ImportError: When Ray is not installed.
+        """
+        from lclm_rag.ingestion.ray.upserts import reach_from_ray
+
+        ray = _ray()
+        _connect(ray, self)
+        with _ray_errors(ray, None):
+            reach_from_ray(ray, url)
+
     def upsert(self, points: ServerPoints, on_put: OnPut) -> None:
         """Let the cluster put passages on a Qdrant server.
 

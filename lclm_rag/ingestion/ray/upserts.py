@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lclm_rag.errors import PassageIndexError
 from lclm_rag.indexing.points import OnPut, ServerPoints, put_rows
 from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
 from lclm_rag.retrieval.embedders import SentenceTransformerEmbedder
@@ -17,9 +19,9 @@ from lclm_rag.store import LatentStore
 if TYPE_CHECKING:
     from lclm_rag.ingestion.ray.engine import RayEngine
 
-__all__ = ["ENVIRONMENT", "PutFragments", "gpu_share", "put_on_ray"]
+__all__ = ["ENVIRONMENT", "PutFragments", "gpu_share", "put_on_ray", "reach_from_ray"]
 
-ENVIRONMENT = ("QDRANT_API_KEY",)
+ENVIRONMENT = ("QDRANT_API_KEY", "QDRANT_GRPC_PORT")
 """Variables that workers take from the driver: how the server is reached."""
 
 _LEAST_SHARE = 0.25
@@ -84,7 +86,6 @@ def put_on_ray(ray: Any, points: ServerPoints, on_put: OnPut, engine: RayEngine)
         if share and there:
             writers = max(1, min(writers, math.floor(there / share)))
         cpus = _CPUS if share else engine.cpus
-    environment = {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)}
     # A block for each fragment, so that a task gets the rows of its own and no others.
     rows = [{"fragment": name, "rows": each.tobytes()} for name, each in points.rows]
     fragments = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
@@ -93,7 +94,7 @@ def put_on_ray(ray: Any, points: ServerPoints, on_put: OnPut, engine: RayEngine)
         batch_size=1,
         fn_constructor_args=(
             replace(points, rows=()),
-            environment,
+            _environment(),
             "cuda" if share else "cpu",
             engine.cpus,
         ),
@@ -105,6 +106,41 @@ def put_on_ray(ray: Any, points: ServerPoints, on_put: OnPut, engine: RayEngine)
     )
     for row in done.iter_rows():
         on_put(str(row["fragment"]))
+
+
+def reach_from_ray(ray: Any, url: str) -> None:
+    """Ask the server something from a machine of the cluster.
+
+    Args:
+        ray: The module, connected to the cluster.
+        url: The server's URL.
+    """
+    ray.get(ray.remote(_reach).options(num_cpus=_CPUS).remote(url, _environment()))
+
+
+def _reach(url: str, environment: dict[str, str]) -> None:
+    from lclm_rag.retrieval.collections import collection_exists
+
+    # Not for good: the process does other tasks afterwards.
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        collection_exists(url, "lclm-rag")
+    except PassageIndexError as error:
+        raise PassageIndexError(
+            f"From {socket.gethostname()}, of the Ray cluster: {error}"
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _environment() -> dict[str, str]:
+    """The driver's variables, passed as an argument: Ray shows a runtime environment to whoever looks."""
+    return {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)}
 
 
 def gpu_share(gpus: float, writers: int) -> float:
