@@ -71,7 +71,7 @@ class ChatRequest(RankingFields):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = None
     stop: str | list[str] | None = None
     tools: list[Any] | None = None

@@ -256,6 +256,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no passages": ({"top_k": 0}, "top_k: Input should be greater than or equal to 1"),
     "too many tokens": ({"max_tokens": 100_001}, "at most 100,000 are allowed"),
     "no answer fits": ({"max_tokens": 99_999}, "positions"),
+    "a huge seed": ({"seed": 2**64}, "seed: Input should be less than"),
     "no such expand": ({"expand": "some"}, "expand"),
     "a wrong filter": ({"filters": ["kind"]}, "kind"),
     "too long": ({"messages": [{"role": "user", "content": "x" * 501}]}, "The question has 501 ch"),
