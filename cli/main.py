@@ -32,6 +32,7 @@ from lclm_rag.cli.keys import keys
 from lclm_rag.cli.ls import ls
 from lclm_rag.cli.mcp import mcp
 from lclm_rag.cli.query import query
+from lclm_rag.cli.reindex import reindex
 from lclm_rag.cli.search import search
 from lclm_rag.cli.serve import serve
 from lclm_rag.cli.show import show
@@ -99,7 +100,7 @@ def _with_offline(command: click.Command) -> None:
 
 for command in (
     *(build, add, sync, delete, query, search, show, ls, chat, generate, mcp, serve, keys),
-    *(info, versions, verify, compact, convert, vacuum, estimate, evaluate, train, demo, doctor),
+    *(info, versions, verify, compact, convert, reindex, vacuum, estimate, evaluate, train, demo, doctor),
 ):
     cli.add_command(command)
 _with_offline(cli)

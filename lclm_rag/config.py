@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from lclm_rag.checksummed_json import digest, seal, unseal
 from lclm_rag.errors import KnowledgeBaseError
 from lclm_rag.retrieval.words import WORDS
+from lclm_rag.typed_json import from_json
 
 if TYPE_CHECKING:
     from lclm_rag.storage import Folder
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SETTINGS",
     "Settings",
+    "check_qdrant",
     "check_qdrant_url",
     "is_knowledge_base",
     "read_settings",
@@ -104,6 +107,33 @@ def check_qdrant_url(url: str) -> str:
     return url
 
 
+def check_qdrant(
+    url: str | None, options: Mapping[str, Any] | None, filter_keys: Sequence[str] | None
+) -> None:
+    """Check what is asked of a Qdrant server.
+
+    Args:
+        url: The server's URL; None for an embedded index.
+        options: Options of the collection.
+        filter_keys: The metadata keys that filters can name.
+
+    Raises:
+        ValueError: When something is wrong, or is asked for without a server.
+    """
+    if url is None:
+        for name, value in (("qdrant_options", options), ("filter_keys", filter_keys)):
+            if value is not None:
+                raise ValueError(f"{name} is for a Qdrant server; give qdrant_url, too.")
+        return
+    check_qdrant_url(url)
+    if options is not None:
+        from lclm_rag.retrieval.collection_setup import check_options
+
+        check_options(options)
+    if isinstance(filter_keys, str):
+        raise ValueError(f"filter_keys is a list of metadata keys, not {filter_keys!r}.")
+
+
 def is_knowledge_base(folder: Folder) -> bool:
     """Whether a folder has settings, and so is a knowledge base."""
     try:
@@ -127,13 +157,18 @@ def read_settings(folder: Folder) -> Settings:
     """
     try:
         raw = unseal(folder.read(SETTINGS))
+        if type(raw["format"]) is not int:
+            raise ValueError("its format is no number")
         if raw["format"] not in _READABLE:
             raise KnowledgeBaseError(
                 f"{folder} has format {raw['format']}; this lclm-rag reads format {_FORMAT}. Build it "
                 "anew, or use the version of lclm-rag that made it."
             )
         early = {"id": digest(raw)[:32], "language": "english"}
-        return Settings(**{**early, **raw, "format": _FORMAT})
+        settings = from_json(Settings, {**early, **raw, "format": _FORMAT})
+        if settings.passage_tokens < 1:
+            raise ValueError(f"passage_tokens is {settings.passage_tokens}")
+        return settings
     except (FileNotFoundError, NotADirectoryError) as error:
         raise KnowledgeBaseError(
             f"{folder} is not a knowledge base: it has no {SETTINGS}. Make one with lclm-rag build."

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
+from lclm_rag.checks import check_wait, check_whole
 from lclm_rag.config import (
     Settings,
+    check_qdrant,
     check_qdrant_url,
     is_knowledge_base,
     read_settings,
@@ -278,9 +280,10 @@ class KnowledgeBase:
             raise ValueError(f"Unknown codec {codec!r}; use {' or '.join(CODECS)}.")
         if space not in ("encoder", "decoder"):
             raise ValueError(f"Unknown space {space!r}; use encoder or decoder.")
-        if passage_tokens is not None and passage_tokens < 1:
-            raise ValueError(f"passage_tokens must be at least 1, not {passage_tokens}.")
+        if passage_tokens is not None:
+            check_whole(passage_tokens, "passage_tokens", 1)
         check_order(order)
+        check_wait(wait)
         check_language(language)
         given = None if embedder is None or isinstance(embedder, str | Path) else embedder
         if given is not None and qdrant_url is not None:
@@ -291,7 +294,7 @@ class KnowledgeBase:
         embedder_name = str(embedder) if embedder is not None else None
         if given is not None:
             embedder_name = f"{GIVEN}{given.name}"
-        _check_server(qdrant_url, qdrant_options, filter_keys)
+        check_qdrant(qdrant_url, qdrant_options, filter_keys)
         opened = Checkpoint.open(checkpoint)
         chosen = None if frame is None else load_frame(frame)
         settings = Settings(
@@ -399,6 +402,7 @@ class KnowledgeBase:
         from lclm_rag.store import LatentStore
 
         check_order(order)
+        check_wait(wait)
         folder = open_folder(path)
         settings = read_settings(folder)
         if qdrant_url is not None:
@@ -1303,8 +1307,8 @@ class KnowledgeBase:
             ValueError: When `before` or `after` is negative.
             StoreError: When a passage is damaged.
         """
-        if before < 0 or after < 0:
-            raise ValueError("before and after count passages; they cannot be negative.")
+        check_whole(before, "before", 0)
+        check_whole(after, "after", 0)
         return self.reader.read_passages(key, before, after)
 
     def holds(self, key: PassageKey, text: str) -> bool:
@@ -1984,24 +1988,6 @@ def _opened_again(
     opened = cls.open(path, version=version, **options)
     opened.read_only = read_only
     return opened
-
-
-def _check_server(
-    url: str | None, options: Mapping[str, Any] | None, filter_keys: Sequence[str] | None
-) -> None:
-    """Check what is asked of a Qdrant server; ValueError if something is wrong."""
-    if url is None:
-        for name, value in (("qdrant_options", options), ("filter_keys", filter_keys)):
-            if value is not None:
-                raise ValueError(f"{name} is for a Qdrant server; give qdrant_url, too.")
-        return
-    check_qdrant_url(url)
-    if options is not None:
-        from lclm_rag.retrieval.collection_setup import check_options
-
-        check_options(options)
-    if isinstance(filter_keys, str):
-        raise ValueError(f"filter_keys is a list of metadata keys, not {filter_keys!r}.")
 
 
 def _moved(folder: Folder, settings: Settings, qdrant_url: str) -> Settings:

@@ -31,7 +31,7 @@ def index_advice(passages: int, qdrant_url: str | None) -> str | None:
     if qdrant_url is not None or passages <= EMBEDDED_UP_TO:
         return None
     return (
-        f"Above {EMBEDDED_UP_TO:,} passages a Qdrant server is recommended (lclm-rag build --qdrant-url): "
+        f"Above {EMBEDDED_UP_TO:,} passages a Qdrant server is recommended (lclm-rag reindex --qdrant-url): "
         "each process that adds or deletes something copies the whole embedded index, and each that "
         "searches holds it in memory."
     )

@@ -24,7 +24,7 @@ from lclm_rag.store import LatentStore
 if TYPE_CHECKING:
     from lclm_rag.retrieval.server import ServerIndex
 
-__all__ = ["ReadCollection", "check_server", "open_empty", "require_empty", "setup_of"]
+__all__ = ["ReadCollection", "check_server", "is_empty", "open_empty", "require_empty", "setup_of"]
 
 _WAIT = 5.0  # seconds for which a reader waits for the first fill
 _OFF = 0.01  # the share of the passages by which the collection's count may differ
@@ -228,6 +228,17 @@ def open_empty(
             "idf, and dense vectors called dense, compared by Cosine and as wide as the embedder's; without "
             "an embedder there are none."
         ) from error
+
+
+def is_empty(url: str, collection: str) -> bool:
+    """Whether a collection has no points, and is no knowledge base's as far as it says.
+
+    Raises:
+        PassageIndexError: If the server cannot be reached.
+    """
+    from lclm_rag.retrieval.collections import count_points, read_mark
+
+    return read_mark(url, collection) is None and not count_points(url, collection)
 
 
 def require_empty(url: str, collection: str, owner: str) -> None:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lclm_rag.checksummed_json import digest
 from lclm_rag.config import Settings
 from lclm_rag.errors import PassageIndexError, StoreError
 from lclm_rag.indexing.changes import Changes
-from lclm_rag.indexing.collection import ReadCollection, open_empty, require_empty
+from lclm_rag.indexing.collection import ReadCollection, is_empty, open_empty, require_empty
 from lclm_rag.indexing.key_hashes import are_among, key_hashes, shown_hashes
 from lclm_rag.indexing.nothing import NothingIndexed
 from lclm_rag.indexing.ownership import copied, foreign
@@ -34,6 +35,7 @@ from lclm_rag.indexing.state import (
     UPDATING,
     State,
     Work,
+    home_of,
     read_state,
     read_work,
     remove_states,
@@ -43,7 +45,7 @@ from lclm_rag.indexing.state import (
 from lclm_rag.indexing.versions import bm25_settings, check_embedder, indexed_store
 from lclm_rag.retrieval import Bm25Settings, Embedder
 from lclm_rag.storage import Folder
-from lclm_rag.store import LatentStore
+from lclm_rag.store import LatentStore, newest_version
 from lclm_rag.store.locks import write_lock
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnProgress", "SharedIndex", "Task"]
 
-Task = Literal["read", "write", "rebuild"]
+Task = Literal["read", "write", "rebuild", "move"]
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of passages that the index has so far, and with that of all."""
@@ -77,8 +79,9 @@ class SharedIndex(ReadCollection):
         settings: The knowledge base's settings, which name the server and the collection.
         put_points: Puts points on the server from other machines; None puts them from this process.
         task: "read" the collection as it is, "write" to bring it to the store's version, or "rebuild" to
-            put a new collection in its place.
+            put a new collection in its place, or "move" to make one on a server where there is none yet.
         on_progress: Called while a collection is filled.
+        on_filled: Called when a new collection holds everything, before it is noted that it does.
 
     Raises:
         KnowledgeBaseError: If the collection is not of this knowledge base; or if the index was made with
@@ -97,11 +100,18 @@ class SharedIndex(ReadCollection):
         put_points: PutPoints | None = None,
         task: Task = "read",
         on_progress: OnProgress = lambda done, total: None,
+        on_filled: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(folder, store, embedder, settings)
         self.put_points = put_points
         self._on_progress = on_progress
-        {"read": self.read, "write": self._bring_to, "rebuild": self._rebuild}[task](store)
+        self._on_filled = on_filled
+        if task == "read":
+            self.read(store)
+        elif task == "write":
+            self._bring_to(store)
+        else:
+            self._rebuild(store, is_moved=task == "move")
 
     def follow(self, store: LatentStore) -> None:
         """Bring the collection to another version of the store.
@@ -176,10 +186,20 @@ class SharedIndex(ReadCollection):
         index.put_mark(Mark(self._owner, None, None))
         index.close()
         write_work(
-            self._folder, FILLING, Work(collection, (), len(store), bm25, self._name, self._home)
+            self._folder,
+            FILLING,
+            Work(
+                collection,
+                (),
+                len(store),
+                bm25,
+                self._name,
+                self._home,
+                made_with=self._made_with(),
+            ),
         )
 
-    def _rebuild(self, store: LatentStore) -> None:
+    def _rebuild(self, store: LatentStore, *, is_moved: bool) -> None:
         """Fill a new collection from the store, and put it in the place of the one that is searched.
 
         The old one is deleted afterwards if it is certainly of this knowledge base alone. Otherwise it stays,
@@ -193,9 +213,14 @@ class SharedIndex(ReadCollection):
 
         with self._alone():
             state = self._readable_state()
-            name = self._collection if state is None else state.collection or self._collection
+            name = self._collection
+            if state is not None and not is_moved:
+                name = state.collection or name
             old = collection_behind(self._url, name)
-            if old is not None and not self._may_replace(old, state, store):
+            if old is not None and is_moved and is_empty(self._url, old):
+                self._take(old, store)
+                old = None
+            elif old is not None and not self._may_replace(old, state, store, is_moved=is_moved):
                 _log.warning(
                     "The collection %r at %s may be that of another knowledge base, or of one of which this "
                     "is a copy. It stays; delete it if nobody needs it. This knowledge base gets one of its "
@@ -208,7 +233,11 @@ class SharedIndex(ReadCollection):
                 # It may have been made beforehand, by options that are noted nowhere else.
                 self._setup = replace(self._setup, options=collection_options(self._url, old))
             filling = self._fill(store)
-            if old == name:
+            # Of an object store, where there is no lock.
+            while newest_version(store.folder) > store.version:
+                store = LatentStore.open(store.folder)
+                filling = self._fill(store)
+            if old == name and old != filling.collection:
                 # From before there were aliases: it has the very name, and is in the way.
                 drop_collection(self._url, old)
             # The states of lost versions are higher than this one's, and would count.
@@ -218,10 +247,19 @@ class SharedIndex(ReadCollection):
             if old is not None and old not in (name, filling.collection):
                 drop_collection(self._url, old)
 
-    def _may_replace(self, collection: str, state: State | None, store: LatentStore) -> bool:
+    def _may_replace(
+        self, collection: str, state: State | None, store: LatentStore, *, is_moved: bool
+    ) -> bool:
         """Whether a collection is certainly of this knowledge base, and not also of a copy of it."""
         from lclm_rag.retrieval.collections import read_mark
 
+        if is_moved:
+            # Of what is on another server, the state says nothing: it may have come along, or be someone's.
+            filling, mark = self._own_filling(), read_mark(self._url, collection)
+            if filling is not None and filling.collection == collection:
+                return True
+            is_copy = state is not None and copied(self._folder, state, "") is not None
+            return mark is not None and mark.id == self._owner and not is_copy
         if state is None:
             # Its own fill was interrupted just before the state was written.
             filling = self._own_filling()
@@ -239,7 +277,17 @@ class SharedIndex(ReadCollection):
         # 1. A note, before the collection is made: if this is interrupted, the next writer goes on in the
         #    same collection, and readers can tell how far it is.
         filling = self._own_filling()
-        if filling is None or filling.embedder != self._name:
+        if filling is not None and (filling.embedder, filling.made_with) != (
+            self._name,
+            self._made_with(),
+        ):
+            _log.warning(
+                "The collection %r at %s was begun with other settings and stays as it is; delete it.",
+                filling.collection,
+                self._url,
+            )
+            filling = None
+        if filling is None:
             own = f"{self._collection}-{self._owner[:8]}-{_unique()}"
             filling = Work(
                 own,
@@ -248,6 +296,7 @@ class SharedIndex(ReadCollection):
                 bm25_settings(store, self._settings.language),
                 self._name,
                 self._home,
+                made_with=self._made_with(),
             )
         here = (store.version, store.manifest.digest)
         versions = tuple(dict.fromkeys([*filling.versions, here]))
@@ -267,10 +316,16 @@ class SharedIndex(ReadCollection):
             with suppress(OSError):
                 filled.note()
             raise
+        filled.note()
         if len(versions) > 1:
             self._delete_others(index, store)
         index.close()
         return filling
+
+    def _made_with(self) -> str:
+        """What a collection that is filled further must have been begun with."""
+        settings = self._settings
+        return digest({"options": settings.qdrant_options, "keys": settings.filter_keys})[:16]
 
     def _still_there(self, filling: Work, store: LatentStore) -> bool:
         """Whether the collection has what an interrupted fill put there, of versions that the store has.
@@ -285,10 +340,9 @@ class SharedIndex(ReadCollection):
 
     def _put_in_place(self, store: LatentStore, filling: Work, name: str, number: int) -> None:
         """Let a name stand for a collection that holds everything, and write the state."""
-        from lclm_rag.retrieval.collections import put_alias
+        from lclm_rag.retrieval.collections import Mark, put_alias
 
         here = (store.version, store.manifest.digest)
-        state = State(*here, filling.bm25, self._name, name, self._home, number)
         index = self._open(filling.collection, filling.bm25)
         if (count := index.count()) != len(store):
             write_work(self._folder, FILLING, replace(filling, done=()))
@@ -296,11 +350,16 @@ class SharedIndex(ReadCollection):
                 f"The new collection {filling.collection!r} at {self._url} has {count:,} of {len(store):,} "
                 "passages after all of them were put there: run the same again, which puts them again."
             )
-        index.put_mark(self._mark(state))
+        index.put_mark(Mark(self._owner, *here))
         index.close()
         # The name when every point is there, and then the state, which says so.
         if name != filling.collection:
             put_alias(self._url, name, filling.collection)
+        self._on_filled()
+        self._home = home_of(
+            self._folder
+        )  # That of the settings, which may have been written just now.
+        state = State(*here, filling.bm25, self._name, name, self._home, number)
         write_state(self._folder, state)
         self._folder.remove(FILLING)
         self._folder.remove(UPDATING)

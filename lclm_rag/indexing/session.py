@@ -7,6 +7,7 @@ writer does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from lclm_rag.config import Settings
@@ -50,6 +51,7 @@ def open_index(
     put_points: PutPoints | None = None,
     task: Task = "read",
     on_progress: OnProgress = lambda done, total: None,
+    on_filled: Callable[[], None] = lambda: None,
 ) -> IndexSession:
     """Open the passage index at the store's version.
 
@@ -62,8 +64,9 @@ def open_index(
         embedder: Makes dense vectors; None for BM25 alone.
         put_points: Puts points on the server from other machines; None puts them from this process.
         task: What to do with a collection on a server: "read" it as it is, "write" to build or update it, or
-            "rebuild" to put a new one in its place.
+            "rebuild" to put a new one in its place, or "move" to make one on another server.
         on_progress: Called while a collection is filled.
+        on_filled: Called when a new collection holds everything, before it is noted that it does.
 
     Raises:
         KnowledgeBaseError: If the index was made with another embedder, or the collection on the server
@@ -75,4 +78,4 @@ def open_index(
     """
     if settings.qdrant_url is None:
         return EmbeddedIndex(folder, store, embedder, settings.id, settings.language)
-    return SharedIndex(folder, store, embedder, settings, put_points, task, on_progress)
+    return SharedIndex(folder, store, embedder, settings, put_points, task, on_progress, on_filled)

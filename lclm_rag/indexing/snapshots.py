@@ -42,6 +42,7 @@ from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.retrieval.edge import settle, stored_keys
 from lclm_rag.storage import Folder, LocalFolder, ObjectFolder
 from lclm_rag.storage.names import is_path_below
+from lclm_rag.typed_json import from_json
 from lclm_rag.types import PassageKey
 
 __all__ = [
@@ -343,14 +344,25 @@ class PrivateFolder:
 
 def _read_snapshot(path: Path) -> Snapshot:
     """The snapshot in a folder; one of `_UNREADABLE` if it is damaged or incomplete."""
-    raw: dict[str, Any] = unseal(LocalFolder(path).read("index.json"))
-    files = {name: (int(size), digest) for name, (size, digest) in raw["files"].items()}
+    raw = from_json(_Packed, unseal(LocalFolder(path).read("index.json")))
+    files = {name: (int(size), str(digest)) for name, (size, digest) in raw.files.items()}
     # Checked, because the files are linked into a folder where the engine writes: a path that leads out of
     # the snapshot may be that of any file.
     if leading_out := [name for name in files if not is_path_below(name)]:
         raise ValueError(f"{leading_out[0]!r} is not the name of a file of an index")
-    bm25 = Bm25Settings.from_json(raw["bm25"])
-    return Snapshot(path, int(raw["version"]), raw["manifest"], bm25, raw["embedder"], files)
+    bm25 = Bm25Settings.from_json(raw.bm25)
+    return Snapshot(path, raw.version, raw.manifest, bm25, raw.embedder, files)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What `index.json` holds; see `Snapshot`. `files` gives the size and the digest of each."""
+
+    version: int
+    manifest: str
+    bm25: dict[str, Any]
+    embedder: str | None
+    files: dict[str, Any]
 
 
 def published_versions(folder: Folder) -> list[int]:

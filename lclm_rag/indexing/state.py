@@ -24,6 +24,7 @@ from lclm_rag.config import SETTINGS
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.storage import Folder
+from lclm_rag.typed_json import from_json
 
 __all__ = [
     "FILLING",
@@ -46,6 +47,7 @@ UPDATING = "updating.json"
 _EARLY = "state.json"
 _NAME = re.compile(r"state-(\d{10})-(\d{4})\.json")
 _TRIES = 5
+_NOTED = ("version", "manifest", "embedder", "collection", "home")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Work:
         embedder: The name of the model that makes the dense vectors; None for BM25 alone.
         home: Where the knowledge base is.
         done: The names of the fragments of which the collection has all rows, while it is filled.
+        made_with: Tells collections apart that were begun with other options or filter keys.
     """
 
     collection: str
@@ -114,6 +117,7 @@ class Work:
     embedder: str | None
     home: Home
     done: tuple[str, ...] = ()
+    made_with: str = ""
 
 
 def home_of(folder: Folder) -> Home:
@@ -233,9 +237,7 @@ def read_work(folder: Folder, name: str) -> Work | None:
     if raw is None:
         return None
     try:
-        versions = tuple((int(version), str(digest)) for version, digest in raw["versions"])
-        settings = {"bm25": Bm25Settings.from_json(raw["bm25"]), "home": Home(**raw["home"])}
-        return Work(**{**raw, **settings, "versions": versions})
+        return from_json(Work, {**raw, "bm25": Bm25Settings.from_json(raw["bm25"])})
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, name) from error
 
@@ -275,21 +277,14 @@ def _read(folder: Folder, name: str) -> dict[str, Any] | None:
 
 def _parsed(folder: Folder, name: str, raw: dict[str, Any]) -> State | None:
     try:
-        if (
-            raw["version"] is None
-        ):  # An early note that the collection is being filled for the first time.
+        # An early note that the collection is being filled for the first time.
+        if raw["version"] is None:
             return None
-        home = raw.get("home")
         match = _NAME.fullmatch(name)
-        return State(
-            int(raw["version"]),
-            str(raw["manifest"]),
-            Bm25Settings.from_json(raw["bm25"]),
-            raw["embedder"],
-            raw.get("collection"),
-            Home(**home) if home else None,
-            int(match[2]) if match else 0,
-        )
+        noted = {each: raw[each] for each in _NOTED if each in raw}
+        number = int(match[2]) if match else 0
+        bm25 = Bm25Settings.from_json(raw["bm25"])
+        return from_json(State, {**noted, "bm25": bm25, "number": number})
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, name) from error
 
