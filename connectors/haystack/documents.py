@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from haystack import Document, default_from_dict, default_to_dict
 
 from lclm_rag.connectors.haystack.filters import to_filter
-from lclm_rag.decoding import Outcome, all_answered, answer_text
+from lclm_rag.decoding import Completion, Outcome, all_answered, answer_text
 from lclm_rag.errors import NoPassagesError
 from lclm_rag.knowledge_base import KnowledgeBase
 from lclm_rag.prompting import PASSAGES, PromptPassage, SoftPrompt
@@ -21,6 +22,7 @@ __all__ = [
     "Json",
     "Options",
     "OverKnowledgeBase",
+    "note_completion",
     "prompt_of",
     "with_reply",
     "without_reply",
@@ -55,6 +57,17 @@ class OverKnowledgeBase:
         if self._kb is not None and self._kb is not self._parameters["knowledge_base"]:
             self._kb.close()
             self._kb = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy opens the knowledge base for itself when it needs it; one that was given open is shared."""
+        given = self._parameters["knowledge_base"]
+        memo[id(given)] = given
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            is_own = name == "_kb" and value is not given
+            setattr(copied, name, None if is_own else deepcopy(value, memo))
+        return copied
 
     def to_dict(self) -> Json:
         """The component as Haystack saves it in a pipeline."""
@@ -141,10 +154,15 @@ def with_reply(
         DecoderError: When the decoder failed, or was closed.
     """
     (completion,) = all_answered(decoded)
+    note_completion(output, completion)
+    return {"replies": [answer_text(kb.checkpoint, prompt, completion)], **output}
+
+
+def note_completion(output: Json, completion: Completion) -> None:
+    """Complete the meta of a generator's output by what the decoder made."""
     (meta,) = output["meta"]
     meta["finish_reason"] = completion.finish_reason
     meta["usage"]["generated_tokens"] = len(completion.token_ids)
-    return {"replies": [answer_text(kb.checkpoint, prompt, completion)], **output}
 
 
 def _passage(document: Document, knowledge_base: KnowledgeBase) -> PromptPassage:

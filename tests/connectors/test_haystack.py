@@ -6,6 +6,7 @@ import asyncio
 import os
 import runpy
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # It is read when Haystack i
 
 import pytest
 from haystack import Document, Pipeline
+from haystack.components.generators.utils import print_streaming_chunk
 from haystack.core.errors import SerializationError
 from haystack.dataclasses import StreamingChunk
 from haystack.document_stores.in_memory import InMemoryDocumentStore
@@ -98,7 +100,7 @@ def test_streamed_text_is_the_reply_and_begins_before_the_generation_ends(
         pieces: list[str] = []
 
         def tell(chunk: StreamingChunk) -> None:
-            assert watched.writing
+            assert watched.writing or not chunk.content
             pieces.append(chunk.content)
 
         found = made.run(asked(question, streaming_callback=tell))["generator"]
@@ -117,6 +119,54 @@ def test_streamed_text_is_the_reply_and_begins_before_the_generation_ends(
         chunks, result = asyncio.run(streamed())
         assert chunks == pieces
         assert result == found
+
+
+def test_chunks_say_whose_they_are_where_they_begin_and_why_they_end(
+    knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+) -> None:
+    """docs/streaming-support: `print_streaming_chunk` and its like."""
+    question, chunks = questions[0].question, []
+    generator = LatentGenerator(
+        knowledge_base, generation_kwargs={"max_tokens": 2}, streaming_callback=chunks.append
+    )
+    made = Pipeline()
+    made.add_component("writer", generator)
+    whole = made.run({"writer": {"query": question}})["writer"]
+    assert {chunk.component_info.name for chunk in chunks} == {"writer"}
+    assert [chunk.start for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert {chunk.index for chunk in chunks} == {0}
+    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    silent = LatentGenerator(knowledge_base, generation_kwargs={"max_tokens": 2}).run(question)
+    assert silent == whole  # The meta as well.
+
+    async def streamed() -> Any:
+        return await generator.run_async(question, generation_kwargs={"max_tokens": 1})
+
+    chunks.clear()
+    assert asyncio.run(streamed())["meta"][0]["usage"]["generated_tokens"] == 1
+    assert chunks[-1].finish_reason == "length"
+
+
+def test_unknown_generation_kwargs_are_named(knowledge_base: KnowledgeBase) -> None:
+    with pytest.raises(ValueError, match=r"takes max_tokens, .*; not 'max_new_tokens'"):
+        LatentGenerator(knowledge_base, generation_kwargs={"max_new_tokens": 1})
+    with pytest.raises(ValueError, match="not 'stop'"):
+        LatentGenerator(knowledge_base).run("Who?", generation_kwargs={"stop": ["x"]})
+
+
+def test_a_copy_opens_the_knowledge_base_for_itself(small_kb: KnowledgeBase) -> None:
+    generator = LatentRetriever(small_kb.path)
+    generator.warm_up()
+    copied = deepcopy(generator)
+    assert copied.to_dict() == generator.to_dict()
+    generator.close()
+    assert copied.run("the mayor of the town")["documents"]
+    copied.close()
+    assert deepcopy(LatentGenerator(small_kb)).kb is small_kb
+    opened = deepcopy(pipeline(small_kb.path))
+    opened.warm_up()
+    assert deepcopy(opened).run(asked("the mayor of the town"))["generator"]["documents"]
+    opened.close()
 
 
 def test_documents_from_elsewhere_go_in_as_text_and_are_not_mixed_up(
@@ -144,7 +194,7 @@ def test_documents_from_elsewhere_go_in_as_text_and_are_not_mixed_up(
 def test_documents_without_room_are_listed(tmp_path: Path, make_checkpoint: MakeCheckpoint) -> None:
     long = [Document(id=f"long {i}", content="Zebra and lion. " * 100) for i in range(4)]
     with KnowledgeBase.create(tmp_path / "kb", make_checkpoint()) as kb:
-        found = LatentGenerator(kb, sampling={"max_tokens": 1}).run("Who?", documents=long)
+        found = LatentGenerator(kb, generation_kwargs={"max_tokens": 1}).run("Who?", documents=long)
     left_out = found["meta"][0]["left_out"]
     assert left_out
     assert [d.id for d in found["documents"]] + left_out == [d.id for d in long]
@@ -158,7 +208,12 @@ def test_a_saved_pipeline_gives_the_same_answer(
     filters = condition("meta.kind", "==", sheets[2].kind)
     wanted = small_kb.query(question, 4).text
     small_kb.close()
-    made = pipeline(small_kb.path, sampling={"max_tokens": 32}, open_options={"device": "cpu"})
+    made = pipeline(
+        small_kb.path,
+        generation_kwargs={"max_tokens": 32},
+        open_options={"device": "cpu"},
+        streaming_callback=print_streaming_chunk,
+    )
     made.get_component("retriever")._parameters["filters"] = filters
     loaded = Pipeline.loads(made.dumps(), allowed_modules=OURS)
     assert loaded.to_dict() == made.to_dict()
