@@ -38,6 +38,7 @@ from lclm_rag.checkpoint_files import (
     newest,
     part_folder,
 )
+from lclm_rag.checks import check_unicode
 from lclm_rag.errors import CheckpointError
 from lclm_rag.hub import fetch, is_hub_id
 from lclm_rag.lora import Lora
@@ -392,7 +393,12 @@ class Checkpoint:
 
         Returns:
             The encoder token ids of each text.
+
+        Raises:
+            ValueError: When a text cannot be written as UTF-8.
         """
+        for number, text in enumerate(texts, start=1):
+            check_unicode(text, f"Text {number} of {len(texts)}")
         encoded = self.encoder_tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 

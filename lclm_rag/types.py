@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
+
+from lclm_rag.checks import check_unicode, not_unicode
 
 __all__ = [
     "DEFAULT_TOP_K",
@@ -42,6 +46,9 @@ CodecName = Literal["bf16", "fp16", "int8", "int4"]
 DEFAULT_TOP_K = 8
 """How many passages are retrieved for a question by default."""
 
+_DEEPEST = 100
+"""How many lists and objects metadata may have inside each other; most readers of JSON take a few hundred."""
+
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -67,14 +74,15 @@ class Document:
     """A document to add to a knowledge base.
 
     Attributes:
-        id: A non-empty string that is unique in the knowledge base.
+        id: A non-empty string that is unique in the knowledge base, without NUL.
         text: The text; it must hold more than white space.
-        metadata: Any values that JSON can hold. Strings, numbers, booleans and lists of these can be filtered
-            on; null counts as missing; objects are only kept and given back.
+        metadata: Any values that JSON can hold: no NaN or infinity, and texts that are valid Unicode.
+            Strings, numbers, booleans and lists of these can be filtered on; null counts as missing; objects
+            are only kept and given back.
 
     Raises:
-        ValueError: When the id is empty or not a string, the text is blank or not a string, or the metadata
-            hold what JSON cannot.
+        ValueError: When the id is empty or not a string, the text is blank or not a string, one of them
+            cannot be written as UTF-8, or the metadata hold what JSON cannot. The message names the document.
     """
 
     id: str
@@ -84,20 +92,32 @@ class Document:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise ValueError(f"A document id must be a non-empty string, not {self.id!r}.")
+        check_unicode(self.id, f"The document id {self.id!r}")
+        if "\0" in self.id:
+            raise ValueError(
+                f"The document id {self.id!r} has a NUL character, which no command line can pass on; use "
+                "another."
+            )
         if not isinstance(self.text, str):
             raise ValueError(
                 f"The text of document {self.id!r} must be a string, not {type(self.text).__name__}."
             )
         if not self.text.strip():
             raise ValueError(f"Document {self.id!r} is empty; leave it out or give it text.")
+        check_unicode(self.text, f"The text of document {self.id!r}")
+        if not isinstance(self.metadata, Mapping):
+            raise ValueError(
+                f"The metadata of document {self.id!r} must be a mapping, not "
+                f"{type(self.metadata).__name__}."
+            )
         for key, value in self.metadata.items():
             if not isinstance(key, str):
                 raise ValueError(
                     f"Metadata of document {self.id!r} has the key {key!r}; use strings."
                 )
-            if (alien := _not_json(value)) is not None:
+            if (alien := _not_json(key) or _not_json(value)) is not None:
                 raise ValueError(
-                    f"Metadata {key!r} of document {self.id!r} holds a {alien}; use what JSON can "
+                    f"Metadata {key!r} of document {self.id!r} holds {alien}; use what JSON can "
                     "hold: strings, numbers, booleans, lists and objects of these."
                 )
 
@@ -117,20 +137,31 @@ class Document:
         return digest.digest()
 
 
-def _not_json(value: object) -> str | None:
-    """The name of the type of the first thing in `value` that JSON cannot hold; None if there is none."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return None
-    if isinstance(value, list | tuple):
-        inner: Iterable[object] = value
-    elif isinstance(value, dict):
-        aliens = [type(key).__name__ for key in value if not isinstance(key, str)]
-        if aliens:
-            return f"key of type {aliens[0]}"
-        inner = value.values()
-    else:
-        return type(value).__name__
-    return next((alien for part in inner if (alien := _not_json(part)) is not None), None)
+def _not_json(value: object, depth: int = 0) -> str | None:
+    """The first thing in `value` that JSON cannot hold, in words; None if there is none."""
+    match value:
+        case None | bool():
+            return None
+        case str():
+            return not_unicode(value)
+        case int():
+            return "a number of more than 308 digits" if abs(value) > sys.float_info.max else None
+        case float():
+            return None if math.isfinite(value) else f"the number {value}"
+        case list() | tuple():
+            inner: Iterable[object] = value
+        case dict():
+            aliens = [type(key).__name__ for key in value if not isinstance(key, str)]
+            if aliens:
+                return f"a key of type {aliens[0]}"
+            inner = (*value, *value.values())
+        case _:
+            return f"a {type(value).__name__}"
+    if depth == _DEEPEST:
+        return f"more than {_DEEPEST} lists and objects inside each other"
+    return next(
+        (found for part in inner if (found := _not_json(part, depth + 1)) is not None), None
+    )
 
 
 @dataclass(frozen=True)

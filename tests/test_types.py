@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lclm_rag import Document
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 @pytest.mark.parametrize(
@@ -15,6 +24,29 @@ from lclm_rag import Document
         (("a", "text", {"when": {0: 2}}), "'when' of document 'a' holds a key of type int"),
         (("a", "text", {"tags": ["x", {"y"}]}), "'tags' of document 'a' holds a set"),
         (("a", None), "text of document 'a' must be a string"),
+        (("a", "half \ud83d emoji"), r"The text of document 'a' has half a character \(U\+D83D"),
+        (
+            ("a", "a" * 3_000_000 + "\udce9"),
+            "'a' has the byte 0xe9, which is not UTF-8, at character 3000000",
+        ),
+        (("c\udce9", "text"), r"The document id 'c\\udce9' has the byte 0xe9"),
+        (("c\0", "text"), r"The document id 'c\\x00' has a NUL character"),
+        (("a", "text", {"file": "b\udce9"}), "'file' of document 'a' holds the byte 0xe9"),
+        (("a", "text", {"b\ud83d": 1}), "of document 'a' holds half a character"),
+        (("a", "text", {"x": [{"y\ud83d": 1}]}), "'x' of document 'a' holds half a character"),
+        (("a", "text", {"x": float("nan")}), "'x' of document 'a' holds the number nan"),
+        (("a", "text", {"x": [{"y": float("-inf")}]}), "'x' of document 'a' holds the number -inf"),
+        (
+            ("a", "text", {"x": 10**400}),
+            "'x' of document 'a' holds a number of more than 308 digits",
+        ),
+        (("a", "text", {"x": -(10**4000)}), "'x' of document 'a' holds a number of more than 308"),
+        (
+            ("a", "text", {"x": nested(101)}),
+            "'x' of document 'a' holds more than 100 lists and objects",
+        ),
+        (("a", "text", {"x": nested(100_000)}), "'x' of document 'a' holds more than 100 lists"),
+        (("a", "text", ["x"]), "metadata of document 'a' must be a mapping, not list"),
     ],
 )
 def test_a_document_that_cannot_be_stored_says_which_and_why(
@@ -22,6 +54,19 @@ def test_a_document_that_cannot_be_stored_says_which_and_why(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Document(*arguments)  # type: ignore[arg-type]
+
+
+def test_whatever_json_can_hold_can_be_stored() -> None:
+    metadata = {
+        "big": 2**64,
+        "tiny": -(10**300),
+        "deep": nested(100),
+        "none": None,
+        "s": "a\0\n雪😀",
+    }
+    document = Document("an id 雪", "text with \0 in it", metadata)
+    assert json.loads(json.dumps(document.metadata)) == metadata
+    assert len(document.content_hash()) == 32
 
 
 def test_the_content_hash_sees_text_and_metadata_but_not_their_order() -> None:

@@ -59,7 +59,9 @@ def serve() -> None:
 
 
 def _reply(replies: BinaryIO, markdown: str = "", **values: Any) -> None:
-    data = markdown.encode("utf-8", "surrogatepass")
+    # Fonts of a PDF may name halves of surrogate pairs, some of which make a pair.
+    utf16 = markdown.encode("utf-16-le", "surrogatepass")
+    data = utf16.decode("utf-16-le", "replace").encode()
     head = {"problem": "", "kind": "", "title": "", "last": False, **values, "size": len(data)}
     replies.write(json.dumps(head).encode() + b"\n" + data)
     replies.flush()

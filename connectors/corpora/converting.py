@@ -160,7 +160,7 @@ class _Child:
             problem = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             kind = "late" if late.is_set() else "memory" if code == _NO_MEMORY else "crashed"
             return {"kind": kind, "problem": problem, "last": True}, ""
-        return reply, markdown.decode("utf-8", "surrogatepass")
+        return reply, markdown.decode()
 
 
 _lock = threading.Lock()

@@ -88,11 +88,12 @@ def document_from_record(
     Raises:
         CorpusError: When the record cannot become a document.
     """
-    return Document(
-        id=_id(record, columns, default_id, where),
-        text=_text(record, columns, where),
-        metadata=_metadata(record, columns, where),
-    )
+    document_id = _id(record, columns, default_id, where)
+    text, metadata = _text(record, columns, where), _metadata(record, columns, where)
+    try:
+        return Document(document_id, text, metadata)
+    except ValueError as error:
+        raise CorpusError(f"{where}: {error}") from error
 
 
 def _text(record: Mapping[str, object], columns: Columns, where: str) -> str:

@@ -62,7 +62,10 @@ def read_text(file: CorpusFile, limits: ReadingLimits) -> Document | CorpusError
     if not is_unicode(file.name):
         return CorpusError(f"{printable(path)}: the file's name is not UTF-8; rename the file.")
     metadata = {"source": file.name} | ({"title": title} if title else {})
-    return Document(id=file.name, text=text, metadata=metadata)
+    try:
+        return Document(id=file.name, text=text, metadata=metadata)
+    except ValueError as error:
+        return CorpusError(f"{printable(path)}: {error}")
 
 
 def require_converter(file: CorpusFile) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lclm_rag.checkpoint import Checkpoint, Space
+from lclm_rag.checks import check_number, check_whole
 from lclm_rag.decoding.streams import Generation, Put, apieces, in_thread
 from lclm_rag.errors import ContextLengthError, DecoderError, PromptError
 from lclm_rag.prompting.soft_prompt import SoftPrompt
@@ -40,7 +41,7 @@ class Sampling:
         max_tokens: The most tokens that a completion may have; at least 1.
         temperature: 0 is greedy; higher values sample more evenly.
         top_p: The share of probability to sample from, in (0, 1].
-        seed: Makes sampling repeatable; None samples differently each time.
+        seed: Makes sampling repeatable, 0 to 2**63 - 1; None samples differently each time.
 
     Raises:
         ValueError: When a setting is out of its range.
@@ -52,12 +53,12 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, not {self.temperature}.")
+        check_whole(self.max_tokens, "max_tokens", 1)
+        check_number(self.temperature, "temperature", 0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if self.seed is not None:
+            check_whole(self.seed, "seed", 0)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lclm_rag.checkpoint import MEMORY_END, MEMORY_START, Checkpoint, Space
+from lclm_rag.checks import check_unicode
 from lclm_rag.prompting.soft_prompt import SoftPrompt, Span
 from lclm_rag.prompting.template import PromptTemplate
 
@@ -75,8 +76,9 @@ def parse_markup(rendered: str, checkpoint: Checkpoint, template: PromptTemplate
         The prompt, ready for the latents.
 
     Raises:
-        ValueError: When a region is empty or its marks do not pair up.
+        ValueError: When a region is empty, its marks do not pair up, or the prompt is not valid Unicode.
     """
+    check_unicode(rendered, "The prompt")
     regions, rest = memory_regions(rendered), without_memories(rendered)
     if MEMORY_START in rest or MEMORY_END in rest:
         raise ValueError(f"The prompt has a {MEMORY_START} or {MEMORY_END} without its partner.")

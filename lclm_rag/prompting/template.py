@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from lclm_rag.checkpoint import MEMORY, MEMORY_END, MEMORY_START, Checkpoint
+from lclm_rag.checks import check_unicode
 from lclm_rag.errors import CheckpointError
 from lclm_rag.prompting.frames import Frame, fill, frame_of
 
@@ -33,7 +34,11 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
     Returns:
         The token ids.
+
+    Raises:
+        ValueError: When the text cannot be written as UTF-8.
     """
+    check_unicode(text, "The text of the prompt")
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 

@@ -11,7 +11,6 @@ from functools import cache, cached_property
 import torch
 
 from lclm_rag.checkpoint import Checkpoint, Space
-from lclm_rag.decoding import Sampling
 from lclm_rag.errors import ContextLengthError, NoPassagesError
 from lclm_rag.prompting import (
     AssembledPrompt,
@@ -161,7 +160,9 @@ class PromptBuilder:
             ContextLengthError: When the question is too long.
         """
         template = self._template(query.expand)
-        assemble(template, (), template.ends(self._asked(query)), self._budget(query.sampling))
+        assemble(
+            template, (), template.ends(self._asked(query)), self._budget(query.sampling.max_tokens)
+        )
 
     def build(self, query: Query, retrieved: Retrieved) -> QueryPrompt:
         """Build the prompt for a question.
@@ -193,7 +194,7 @@ class PromptBuilder:
             for row, vectors in zip(rows, latents, strict=True)
         ]
         loaded = time.perf_counter()
-        template, budget = self._template(query.expand), self._budget(query.sampling)
+        template, budget = self._template(query.expand), self._budget(query.sampling.max_tokens)
         if query.context == "none":
             template = template.closed_book(self.checkpoint)
         history, history_left_out = self._history(query, template, space)
@@ -261,7 +262,7 @@ class PromptBuilder:
             raise ValueError(f"expand={expand!r} takes several rounds; a chat is decoded once.")
         ends = chat_ends(self.checkpoint, self.template, messages)
         loaded, space = self._loaded(passages, store)
-        budget = self.context_length - max_tokens
+        budget = self._budget(max_tokens)
         order = order or self.order
         check_order(order)
         skimmed = assemble(self.template, loaded, ends, budget, space, self.cache_salt, order)
@@ -296,7 +297,9 @@ class PromptBuilder:
 
     def follow_up(self, query: Query) -> FollowUp:
         """See `conversation.follow_up`."""
-        return follow_up(self.checkpoint, self.template, query, self._budget(query.sampling))
+        return follow_up(
+            self.checkpoint, self.template, query, self._budget(query.sampling.max_tokens)
+        )
 
     def _asked(self, query: Query) -> str:
         """What the decoder is asked: all of it, if it does not see the turns before."""
@@ -315,11 +318,17 @@ class PromptBuilder:
             turns[: len(older)] = [
                 replace(turn, latents=found) for turn, found in zip(older, latents, strict=True)
             ]
-        room = self._budget(query.sampling) // _HISTORY_SHARE
+        room = self._budget(query.sampling.max_tokens) // _HISTORY_SHARE
         return turns_within(template, turns, room)
 
-    def _budget(self, sampling: Sampling) -> int:
-        return self.context_length - sampling.max_tokens
+    def _budget(self, max_tokens: int) -> int:
+        """The most positions of a prompt: what an answer of `max_tokens` leaves of the context."""
+        if max_tokens >= self.context_length:
+            raise ContextLengthError(
+                f"max_tokens is {max_tokens:,}, which leaves no room for a prompt in the "
+                f"{self.context_length:,} positions of the decoder; ask for a shorter answer."
+            )
+        return self.context_length - max_tokens
 
     def _space(self, rows: Sequence[StoredPassage]) -> Space:
         """Encoder space only if the store keeps it and the decoder takes it."""

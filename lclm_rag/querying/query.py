@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, get_args
 
+from lclm_rag.checks import check_unicode, check_whole
 from lclm_rag.decoding import Sampling
 from lclm_rag.errors import ContextLengthError
 from lclm_rag.prompting import ChatMessage, Context
@@ -155,10 +156,8 @@ class Query:
             raise ValueError(f"A question is a string, not {type(question).__name__}.")
         if not question.strip():
             raise ValueError("The question is empty.")
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}.")
-        if top_k > _MOST_PASSAGES:
-            raise ValueError(f"top_k must be at most {_MOST_PASSAGES:,}, not {top_k:,}.")
+        check_unicode(question, "The question")
+        check_whole(top_k, "top_k", 1, _MOST_PASSAGES)
         if rerank is not None and (not isinstance(rerank, str) or not rerank.strip()):
             raise ValueError(f"rerank is the name of a cross-encoder, not {rerank!r}.")
         is_number = isinstance(mmr, int | float) and not isinstance(mmr, bool)
@@ -221,6 +220,7 @@ def _checked(history: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
             raise ValueError(
                 f"A turn of the history is the user's or the assistant's, not {role!r:.40}."
             )
+        check_unicode(words, "A turn of the history")
         if words.strip():
             turns.append((role, words))
     return tuple(turns)

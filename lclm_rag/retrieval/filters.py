@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Literal, get_args
 
+from lclm_rag.checks import check_unicode
 from lclm_rag.types import Metadata, MetadataScalar, MetadataValue
 
 __all__ = [
@@ -452,6 +453,7 @@ def _parts(filter: Filter, joined: type[And] | type[Or]) -> tuple[Filter, ...]:
 def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise ValueError(f"A filter names a metadata key by a string, not by {key!r}.")
+    check_unicode(key, f"The filter on {key!r}")
 
 
 def _check_value(key: str, value: object) -> None:
@@ -466,5 +468,7 @@ def _check_value(key: str, value: object) -> None:
             f"A filter on {key!r} compares with a string, a number, a boolean or a date, "
             f"not with a {type(value).__name__}."
         )
-    if not isinstance(value, str) and finite_number(value) is None:
+    if isinstance(value, str):
+        check_unicode(value, f"The filter on {key!r}")
+    elif finite_number(value) is None:
         raise ValueError(f"A filter on {key!r} needs a finite number, not {value!r}.")

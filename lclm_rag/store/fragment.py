@@ -40,6 +40,9 @@ __all__ = [
 FORMAT_VERSION = 4
 
 # What is fetched from either end of a remote file: Arrow's schema, batch header and footer are there.
+# Metadata written by an earlier version may have NaN and infinity, which no JSON can hold: they are missing.
+_read_metadata = json.JSONDecoder(parse_constant=lambda name: None).decode
+
 _END_BYTES = 64 * 1024
 
 
@@ -411,7 +414,7 @@ class Fragment:
     def metadata(self, row: int) -> Metadata:
         """The metadata of a row's passage, alone."""
         try:
-            found: Metadata = json.loads(self._text("metadata", row))
+            found: Metadata = _read_metadata(self._text("metadata", row))
         except ValueError as error:
             raise self.damaged(row, "metadata are no JSON") from error
         return found
@@ -460,7 +463,7 @@ class Fragment:
         ordinal, start, end, tokens, last = numbers
         document_id, header, text, metadata = (each.decode() for each in texts)
         key = PassageKey(document_id, ordinal)
-        passage = Passage(key, start, end, text, json.loads(metadata), header)
+        passage = Passage(key, start, end, text, _read_metadata(metadata), header)
         return StoredPassage(passage, tokens, document_hash, bool(last), encoded, self._layout)
 
     def passage(self, row: int) -> Passage:
@@ -479,7 +482,7 @@ class Fragment:
             ordinal, start, end = (int(self._number(n, row)) for n in ("ordinal", "start", "end"))
             document_id, header, text, metadata = (self._text(name, row) for name in _TEXTS)
             key = PassageKey(document_id, ordinal)
-            return Passage(key, start, end, text, json.loads(metadata), header)
+            return Passage(key, start, end, text, _read_metadata(metadata), header)
         except ValueError as error:
             raise self.damaged(row, "metadata are no JSON") from error
 

@@ -646,7 +646,8 @@ names = st.text(min_size=1, max_size=8).filter(lambda name: name not in ("id", "
 
 
 def lists_of_documents(metadata: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Document]]:
-    documents = st.builds(Document, id=st.text(min_size=1), text=texts, metadata=metadata)
+    ids = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+    documents = st.builds(Document, id=ids, text=texts, metadata=metadata)
     return st.lists(documents, min_size=1, max_size=6, unique_by=lambda document: document.id)
 
 
