@@ -12,8 +12,9 @@ from typing import Protocol
 
 from lclm_rag.config import Settings
 from lclm_rag.indexing.embedded import EmbeddedIndex
+from lclm_rag.indexing.filling import OnProgress
 from lclm_rag.indexing.points import PutPoints
-from lclm_rag.indexing.server import OnProgress, SharedIndex, Task
+from lclm_rag.indexing.server import SharedIndex, Task
 from lclm_rag.retrieval import Embedder, PassageIndex
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore

@@ -218,10 +218,7 @@ def at_server(where: Any, collection: str, call: Callable[[], T]) -> T:
         if error.status_code == _NOT_FOUND:
             raise _lost(where, collection) from error
         if error.status_code in _NOT_ALLOWED:
-            raise PassageIndexError(
-                f"Qdrant at {where} does not let this process in ({error.status_code}): set QDRANT_API_KEY "
-                "to a key that may do this."
-            ) from error
+            raise _not_let_in(where, error.status_code) from error
         if error.status_code == _TOO_LARGE:
             raise PassageIndexError(
                 f"A request with passages is too large for Qdrant at {where}: raise its "
@@ -233,6 +230,8 @@ def at_server(where: Any, collection: str, call: Callable[[], T]) -> T:
     except RpcError as error:
         if error.code() == StatusCode.NOT_FOUND:
             raise _lost(where, collection) from error
+        if error.code() in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED):
+            raise _not_let_in(where, error.code().name) from error
         raise _failed(where, collection, error, error.details()) from error
 
 
@@ -240,6 +239,13 @@ def _lost(where: Any, collection: str) -> PassageIndexError:
     return PassageIndexError(
         f"Qdrant at {where} has no collection {collection!r}: was it deleted, or is this another server? "
         "lclm-rag verify --repair makes it anew from the store, where nothing is lost."
+    )
+
+
+def _not_let_in(where: Any, status: object) -> PassageIndexError:
+    return PassageIndexError(
+        f"Qdrant at {where} does not let this process in ({status}): set QDRANT_API_KEY to a key that may do "
+        "this."
     )
 
 
