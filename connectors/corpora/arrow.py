@@ -11,17 +11,22 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.compute import run_end_decode
 
-from lclm_rag.connectors.corpora.arrow_columns import needed_columns
+from lclm_rag.connectors.corpora.arrow_columns import (
+    needed_columns,
+    unusable_columns,
+    without_nanoseconds,
+)
 from lclm_rag.connectors.corpora.files import CorpusFile
-from lclm_rag.connectors.corpora.items import Item
+from lclm_rag.connectors.corpora.items import Item, NotRead
 from lclm_rag.connectors.corpora.knowledge_bases import is_fragment
 from lclm_rag.connectors.corpora.messages import first_line, printable
 from lclm_rag.connectors.corpora.records import Columns, document_from_record
 from lclm_rag.errors import CorpusError
 from lclm_rag.types import Document
 
-__all__ = ["batch_documents", "count_rows", "read_arrow", "read_parquet"]
+__all__ = ["batch_documents", "columns_not_read", "count_rows", "read_arrow", "read_parquet"]
 
 # Few rows, because one of them may hold a whole book.
 _BATCH_ROWS = 256
@@ -45,12 +50,13 @@ def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
         Errors of the whole file have the number 0.
     """
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches() -> Iterator[pa.RecordBatch | NotRead]:
         with (
             _source(file) as source,
             pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as opened,
         ):
             needed = needed_columns(opened.schema_arrow, columns, printable(file.path), partition)
+            yield from columns_not_read(opened.schema_arrow, columns, printable(file.path))
             yield from opened.iter_batches(batch_size=_BATCH_ROWS, columns=needed)
 
     partition = _partition(file.name)
@@ -70,7 +76,7 @@ def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
         As `read_parquet`.
     """
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches() -> Iterator[pa.RecordBatch | NotRead]:
         with _source(file) as source:
             schema = _ipc_reader(source).schema
             if is_fragment(schema.metadata):
@@ -79,6 +85,7 @@ def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
                     "documents that the store was made from."
                 )
             needed = needed_columns(schema, columns, printable(file.path), partition)
+            yield from columns_not_read(schema, columns, printable(file.path))
             options = pa.ipc.IpcReadOptions(
                 included_fields=[schema.get_field_index(name) for name in needed]
             )
@@ -108,7 +115,7 @@ def count_rows(file: CorpusFile) -> int:
 
 
 def _file_documents(
-    batches: Iterable[pa.RecordBatch],
+    batches: Iterable[pa.RecordBatch | NotRead],
     file: CorpusFile,
     columns: Columns,
     partition: dict[str, object],
@@ -118,6 +125,9 @@ def _file_documents(
     row = 0
     try:
         for batch in batches:
+            if isinstance(batch, NotRead):
+                yield 0, batch
+                continue
             yield from batch_documents(batch, columns, file.name, where, row, partition)
             row += batch.num_rows
     except CorpusError as error:
@@ -130,6 +140,25 @@ def _file_documents(
                 f"{where}: not readable as {format_name}{after} ({first_line(error)}); "
                 "write the file anew."
             ),
+        )
+
+
+def columns_not_read(schema: pa.Schema, columns: Columns, where: str) -> Iterator[NotRead]:
+    """What to say of columns that metadata cannot hold, if none were named that it is to hold.
+
+    Args:
+        schema: The table's schema.
+        columns: Which column holds what.
+        where: The table, for the message.
+
+    Yields:
+        Nothing, or one message.
+    """
+    unusable = unusable_columns(schema) if columns.metadata is None else []
+    if unusable:
+        are = "column is" if len(unusable) == 1 else "columns are"
+        yield NotRead(
+            f"{where}: {', '.join(unusable)}: the {are} not read, metadata cannot hold such values."
         )
 
 
@@ -182,15 +211,14 @@ def _records(batch: pa.RecordBatch, where: str) -> list[dict[str, object]]:
 
 
 def _values(column: pa.Array, name: str, where: str) -> Sequence[object]:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
-    # Python's times have no more than microseconds.
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        column = column.cast(pa.timestamp("us", kind.tz), safe=False)
-    elif pa.types.is_time64(kind) and kind.unit == "ns":
-        column = column.cast(pa.time64("us"), safe=False)
     try:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        elif pa.types.is_run_end_encoded(column.type):
+            column = run_end_decode(column)
+        # Otherwise it would depend on pandas whether nanoseconds can be read, and as what.
+        if (kind := without_nanoseconds(column.type)) != column.type:
+            column = column.cast(kind, safe=False)
         values: list[object] = column.to_pylist(maps_as_pydicts="strict")
     except UnicodeDecodeError as error:
         raise CorpusError(
@@ -198,7 +226,7 @@ def _values(column: pa.Array, name: str, where: str) -> Sequence[object]:
             f"0x{error.object[error.start]:02x} at offset {error.start}, from 0); "
             "write the file anew with valid text."
         ) from error
-    except (ValueError, OverflowError, KeyError) as error:
+    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
         raise CorpusError(
             f"{where}: column {name!r} has a value that cannot be read ({first_line(error)}); "
             "mend it or leave the column out of the metadata."

@@ -159,7 +159,7 @@ def _load(source: SavedDataset | HubDataset) -> Mapping[str, Any]:
 
 
 def _rows(rows: Any, columns: Columns, name: str, where: str) -> Iterator[Item]:
-    from lclm_rag.connectors.corpora.arrow import batch_documents
+    from lclm_rag.connectors.corpora.arrow import batch_documents, columns_not_read
     from lclm_rag.connectors.corpora.arrow_columns import needed_columns
 
     number = 0
@@ -167,6 +167,8 @@ def _rows(rows: Any, columns: Columns, name: str, where: str) -> Iterator[Item]:
     needed: list[str] = []
     try:
         if rows.features is not None:
+            for not_read in columns_not_read(rows.features.arrow_schema, columns, where):
+                yield 0, not_read
             rows = rows.select_columns(needed_columns(rows.features.arrow_schema, columns, where))
         for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
             # If the features are not known beforehand, each batch brings its schema.

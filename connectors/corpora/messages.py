@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 
 from lclm_rag.errors import CorpusError
@@ -87,6 +87,8 @@ def kind_of_value(value: object) -> str:
             return "a text"
         case date() | time():
             return "a time"
+        case timedelta():
+            return "a duration"
         case Mapping():
             return "an object"
         case list():

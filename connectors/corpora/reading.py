@@ -90,10 +90,11 @@ def read_corpus(
     `metadata_columns`, which may also be objects and lists of anything. Lists with decimal numbers are taken
     for vectors, and are kept only if they are named. An object in the field `metadata` counts as further
     fields; if a name is in both, the record's own field counts. Null and NaN are left out. Times become ISO
-    8601 texts (to the microsecond), decimals floats. Values of CSV stay text, and empty ones count as
-    missing. The texts of `number_columns` become numbers as JSON would read them, so that filters can compare
-    them: "2020", "-3.5", "1e3". An empty one counts as missing, and any other, such as "n/a", "1,000" or the
-    code "007", makes the record a bad one.
+    8601 texts (to the microsecond), decimals floats, UUIDs texts. Columns of a table that hold something else
+    (binary values, durations) are not read; `on_ignore` is called for each table with such ones. Values of
+    CSV stay text, and empty ones count as missing. The texts of `number_columns` become numbers as JSON would
+    read them, so that filters can compare them: "2020", "-3.5", "1e3". An empty one counts as missing, and
+    any other, such as "n/a", "1,000" or the code "007", makes the record a bad one.
 
     Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is removed. HTML, PDF and DOCX are
     converted in a process of their own, so that a broken or hostile file costs no more than the `limits`.

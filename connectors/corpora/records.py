@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from uuid import UUID
 
 from lclm_rag.connectors.corpora.items import Item
 from lclm_rag.connectors.corpora.messages import is_unicode, kind_of_value, name_list
@@ -125,7 +126,7 @@ def _id(record: Mapping[str, object], columns: Columns, default_id: str | None, 
                 "give the record an id or say which field holds it (--id-column)."
             )
         return default_id
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int | UUID):
         raise CorpusError(
             f"{where}: the id in field {columns.id!r} is {kind_of_value(value)}; "
             "make it a text or a whole number."
@@ -222,11 +223,11 @@ def _is_kept_by_default(value: object) -> bool:
 
 
 def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | int | float | Decimal | date | time)
+    return isinstance(value, str | int | float | Decimal | date | time | UUID)
 
 
 def _as_json(value: object, name: str, where: str) -> MetadataValue:
-    """The value as metadata holds it: times as ISO 8601, decimals as floats, NaN as null.
+    """The value as metadata holds it: times in ISO 8601, decimals as floats, NaN as null.
 
     Raises CorpusError for a value that JSON cannot hold.
     """
@@ -246,6 +247,8 @@ def _as_json(value: object, name: str, where: str) -> MetadataValue:
             return value
         case date() | time():
             return value.isoformat()
+        case UUID():
+            return str(value)
         case list() | tuple():
             return [_as_json(part, name, where) for part in value]
         case Mapping():
