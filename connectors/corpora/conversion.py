@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lclm_rag.connectors.corpora.visible import visible_docx, visible_html
+
 __all__ = ["serve"]
 
 _DEPTH = 5_000
@@ -94,9 +96,10 @@ def _convert(data: bytes, suffix: str) -> tuple[str, str | None]:
     if suffix == ".pdf":
         result = PdfConverter().convert(io.BytesIO(data), info)
     elif suffix == ".docx":
-        result = DocxConverter().convert(io.BytesIO(data), info, strict=True)
+        result = DocxConverter().convert(io.BytesIO(visible_docx(data)), info, strict=True)
     else:
-        result = HtmlConverter().convert(io.BytesIO(data), info, strict=True)
+        shown = visible_html(data.decode()).encode("utf-8", "replace")
+        result = HtmlConverter().convert(io.BytesIO(shown), info, strict=True)
     return result.markdown, result.title
 
 
