@@ -34,12 +34,14 @@ def unseal(sealed: bytes) -> Any:
         ValueError: When the bytes are not sealed JSON, or any byte differs from what was written.
     """
     try:
-        outer = json.loads(sealed)
+        outer = json.loads(sealed, parse_constant=_refuse)
         content, noted = outer["content"], outer["sha256"]
+        # The digest does not cover white space, so the file must also equal its content serialized again.
+        is_sound = noted == digest(content) and sealed == _dump(outer)
+    # RecursionError: lists in lists in lists, which some can read and not write.
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("it is no sealed JSON") from error
-    # The digest does not cover white space, so the file must also equal its content serialized again.
-    if noted != digest(content) or sealed != _dump(outer):
+    if not is_sound:
         raise ValueError("its checksum does not match")
     return content
 
@@ -47,6 +49,10 @@ def unseal(sealed: bytes) -> Any:
 def digest(content: Any) -> str:
     """The SHA-256 of a content, in hex, as `seal` writes it beside the content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _dump(outer: dict[str, Any]) -> bytes:

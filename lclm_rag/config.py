@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 SETTINGS = "kb.json"
+_MOST_TOKENS = 1 << 24
+_LONGEST_NAME = 255
 _FORMAT = 6
 _READABLE = (3, 4, 5, _FORMAT)
 """Formats up to 5 have no `language`, which was English, and no `words`. Formats 3 and 4 have no `id`.
@@ -166,8 +168,7 @@ def read_settings(folder: Folder) -> Settings:
             )
         early = {"id": digest(raw)[:32], "language": "english"}
         settings = from_json(Settings, {**early, **raw, "format": _FORMAT})
-        if settings.passage_tokens < 1:
-            raise ValueError(f"passage_tokens is {settings.passage_tokens}")
+        _check(settings)
         return settings
     except (FileNotFoundError, NotADirectoryError) as error:
         raise KnowledgeBaseError(
@@ -178,6 +179,19 @@ def read_settings(folder: Folder) -> Settings:
             f"{folder / SETTINGS} is damaged or of an early format: {error}. Restore it from a backup, or "
             "build the knowledge base anew."
         ) from error
+
+
+def _check(settings: Settings) -> None:
+    """ValueError if a setting cannot be, whatever it is used for."""
+    if not 0 < settings.passage_tokens <= _MOST_TOKENS:
+        raise ValueError(f"passage_tokens is {settings.passage_tokens}")
+    for name in ("checkpoint", "embedder", "qdrant_url", "collection", "id"):
+        text = getattr(settings, name)
+        # No system takes longer names of files, and no hub or server longer ones of models and collections.
+        if text is not None and (
+            not text or any(len(part.encode()) > _LONGEST_NAME for part in text.split("/"))
+        ):
+            raise ValueError(f"{name} is empty or too long")
 
 
 def write_settings(folder: Folder, settings: Settings) -> None:

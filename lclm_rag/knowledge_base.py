@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from lclm_rag.checkpoint import BUNDLED, Checkpoint, Space
 from lclm_rag.checks import check_wait, check_whole
 from lclm_rag.config import (
+    SETTINGS,
     Settings,
     check_qdrant,
     check_qdrant_url,
@@ -162,9 +163,7 @@ class KnowledgeBase:
         self.read_only = read_only
         self.reader = Reader(folder, settings, store, embedder)
         self._given_embedder = embedder
-        self.stored_frame = (
-            frame_of(checkpoint) if settings.frame is None else load_frame(settings.frame)
-        )
+        self.stored_frame = _stored_frame(folder, settings, checkpoint)
         self.frame = frame or self.stored_frame
         self.order = order
         self._templates: dict[Frame, PromptTemplate] = {}
@@ -1216,7 +1215,10 @@ class KnowledgeBase:
         return self.reader.metadata_fields()
 
     def to_arrow(
-        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None, *, latents: bool = False
+        self,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
+        *,
+        latents: bool = False,
     ) -> pa.Table:
         """Read passages as an Arrow table, all of it in memory.
 
@@ -1241,7 +1243,10 @@ class KnowledgeBase:
         return passage_table(store, keys, latents=latents)
 
     def to_pandas(
-        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None, *, latents: bool = False
+        self,
+        filters: Filter | Mapping[str, Any] | Sequence[str] | None = None,
+        *,
+        latents: bool = False,
     ) -> pd.DataFrame:
         """Read passages as a DataFrame of pandas, all of it in memory.
 
@@ -1263,7 +1268,9 @@ class KnowledgeBase:
 
     # --- questions ------------------------------------------------------------------------------
 
-    def why_no_passages(self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None) -> str:
+    def why_no_passages(
+        self, filters: Filter | Mapping[str, Any] | Sequence[str] | None = None
+    ) -> str:
         """Explain why `retrieve` returned no hits for these filters.
 
         Args:
@@ -1958,6 +1965,19 @@ class KnowledgeBase:
         except NoPassagesError as error:
             _log.warning("%s", error)
             return None
+
+
+def _stored_frame(folder: Folder, settings: Settings, checkpoint: Checkpoint) -> Frame:
+    """The frame that the settings name; KnowledgeBaseError if there is no such frame."""
+    if settings.frame is None:
+        return frame_of(checkpoint)
+    try:
+        return load_frame(settings.frame)
+    except (ValueError, TypeError, OSError) as error:
+        raise KnowledgeBaseError(
+            f"The frame in {folder / SETTINGS} cannot be used: {error} Restore the file from a backup, or "
+            "build the knowledge base anew."
+        ) from error
 
 
 def _embedder_of(settings: Settings) -> str:

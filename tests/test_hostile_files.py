@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checksummed_json import seal, unseal
-from lclm_rag.errors import DamagedError
+from lclm_rag.errors import (
+    DamagedError,
+    KnowledgeBaseError,
+    LclmRagError,
+    PassageIndexError,
+    StoreError,
+)
+from lclm_rag.indexing.state import (
+    FILLING,
+    Home,
+    State,
+    Work,
+    read_state,
+    read_work,
+    write_state,
+    write_work,
+)
+from lclm_rag.retrieval import Bm25Settings
+from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore
 from lclm_rag.verify import verify
 from support.commands import Run
@@ -19,13 +43,18 @@ from support.commands import Run
 TOWNS = [Document(f"town-{i}", f"zq{i}w is a town. It lies by a lake.") for i in range(7)]
 
 
-@pytest.fixture
-def kb(tmp_path: Path) -> Path:
-    """Seven documents, each found by a word that only it has."""
-    path = tmp_path / "kb"
-    with KnowledgeBase.create(path, device="cpu") as made:
-        made.add(TOWNS)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "kb"
+    with KnowledgeBase.create(path, device="cpu") as new:
+        new.add(TOWNS)
     return path
+
+
+@pytest.fixture
+def kb(made: Path, tmp_path: Path) -> Path:
+    """Seven documents, each found by a word that only it has."""
+    return Path(shutil.copytree(made, tmp_path / "kb"))
 
 
 def _found(kb: Path, number: int) -> list[str]:
@@ -267,3 +296,171 @@ def test_a_bit_in_an_id_does_not_make_its_document_a_new_one(kb: Path) -> None:
     ):
         opened.add([Document("town-3", "zq3w is a city.")])
     assert LatentStore.open(kb / "store").version == 1
+
+
+# --- anything, anywhere -------------------------------------------------------------------------------
+
+_HOSTILE = [
+    *(
+        -1,
+        0,
+        1,
+        1.5,
+        10**12,
+        2**63,
+        10**400,
+        -(10**12),
+        1e308,
+        True,
+        None,
+        "",
+        "x",
+        "../../etc/passwd",
+    ),
+    *(
+        "a\0b",
+        "\ud800",
+        "\N{RIGHT-TO-LEFT OVERRIDE}x",
+        "/dev/zero",
+        "x" * 10**5,
+        [],
+        {},
+        [[]],
+        [None],
+    ),
+    *([[0, 10**12]], [[5, 2]], [[0, 2], [1, 3]], {"": {}}, {"__class__": "x"}, [0] * 1000),
+    *("\N{GREEK SMALL LETTER ALPHA}" * 200, "hf://x/y", "http://", {"name": 3}),
+]
+_RAW = [
+    b"",
+    b"\0" * 100,
+    b"[" * 10**6,
+    b'{"sha256": "x", "content": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+    b'{"sha256": "", "content": NaN}',
+    b'{"sha256": "", "content": 1e999}',
+    b'{"sha256": "", "content": ' + b"9" * 10**5 + b"}",
+    b'{"sha256": "\xff"}',
+    b"null",
+]
+
+
+def _places(content: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to each value in a JSON."""
+    below: list[tuple[Any, ...]] = []
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in pairs:
+        below += [(*at, key), *_places(value, (*at, key))]
+    return below
+
+
+def _mutated(draw: Callable[..., Any], content: Any) -> Any:
+    """A JSON with up to three values replaced, removed, repeated or exchanged."""
+    content = copy.deepcopy(content)
+    for _ in range(draw(st.integers(1, 3))):
+        places = _places(content)
+        if not places:
+            return content
+        *way, key = draw(st.sampled_from(places))
+        holder = content
+        for step in way:
+            holder = holder[step]
+        what = draw(st.sampled_from(["replace", "remove", "repeat", "more", "nest"]))
+        if what == "remove":
+            del holder[key]
+        elif what == "repeat" and isinstance(holder, list):
+            holder.append(copy.deepcopy(holder[key]))
+        elif what == "more" and isinstance(holder, dict):
+            holder["more"] = copy.deepcopy(_HOSTILE[draw(st.integers(0, len(_HOSTILE) - 1))])
+        elif what == "nest":
+            for _ in range(draw(st.sampled_from([1, 3, 900, 2000]))):
+                holder[key] = [holder[key]]
+            return content
+        else:
+            holder[key] = copy.deepcopy(_HOSTILE[draw(st.integers(0, len(_HOSTILE) - 1))])
+    return content
+
+
+def _sealed(content: Any) -> bytes:
+    """As `seal`, also for what it cannot write."""
+    try:
+        return seal(content)
+    except RecursionError:
+        return _RAW[3]
+
+
+_PROPERTY = settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@_PROPERTY
+@given(data=st.data())
+def test_whatever_a_manifest_says_is_read_or_is_damage(kb: Path, data: st.DataObject) -> None:
+    manifest = _manifest(kb)
+    original = manifest.read_bytes()
+    manifest.write_bytes(_sealed(_mutated(data.draw, unseal(original))))
+    try:
+        with suppress(StoreError):
+            store = LatentStore.open(kb / "store")
+            keys = [passage.key for passage in store.texts()]
+            store.read(keys)
+            store.count_documents()
+            store.close()
+        with suppress(StoreError):
+            assert all(len(str(problem)) < 2000 for problem in verify(kb).problems)
+    finally:
+        manifest.write_bytes(original)
+
+
+@_PROPERTY
+@given(data=st.data())
+def test_whatever_the_settings_say_is_taken_or_refused_in_a_sentence(
+    kb: Path, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCLM_RAG_OFFLINE", "1")
+    path = kb / "kb.json"
+    original = path.read_bytes()
+    path.write_bytes(_sealed(_mutated(data.draw, unseal(original))))
+    try:
+        with suppress(LclmRagError):
+            KnowledgeBase.open(kb, device="cpu").close()
+    finally:
+        path.write_bytes(original)
+
+
+@_PROPERTY
+@given(data=st.data())
+def test_whatever_is_noted_about_a_collection_is_taken_or_is_damage(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    folder = LocalFolder(tmp_path)
+    home, bm25 = Home("there:/kb", 3), Bm25Settings("english")
+    state = State(3, "digest", bm25, None, "lake", home)
+    work = Work("lake-2", ((3, "digest"),), 7, bm25, None, home)
+    # Hypothesis may have given up an example in the middle.
+    (tmp_path / "state-0000000003-0000.json").unlink(missing_ok=True)
+    write_state(folder, state)
+    write_work(folder, FILLING, work)
+    assert (read_state(folder), read_work(folder, FILLING)) == (state, work)
+    for name in ("state-0000000003-0000.json", FILLING):
+        content = unseal((tmp_path / name).read_bytes())
+        (tmp_path / name).write_bytes(_sealed(_mutated(data.draw, content)))
+    with suppress(PassageIndexError):
+        read_state(folder)
+    with suppress(PassageIndexError):
+        read_work(folder, FILLING)
+
+
+@pytest.mark.parametrize("raw", _RAW, ids=range(len(_RAW)))
+@pytest.mark.parametrize("name", ["kb.json", "store/manifests/0000000001.json"])
+def test_a_file_that_is_no_json_is_damage(kb: Path, name: str, raw: bytes) -> None:
+    (kb / name).write_bytes(raw)
+    with pytest.raises((DamagedError, KnowledgeBaseError)) as caught:
+        KnowledgeBase.open(kb, device="cpu")
+    assert len(str(caught.value)) < 500

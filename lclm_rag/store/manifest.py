@@ -7,7 +7,7 @@ version.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from lclm_rag.storage import Folder
 from lclm_rag.storage.names import is_plain_name
 from lclm_rag.store.codecs import CODECS
 from lclm_rag.store.fragment import FORMAT_VERSION, Layout
+from lclm_rag.store.rows import Rows
+from lclm_rag.typed_json import from_json
 
 __all__ = [
     "FragmentEntry",
@@ -29,8 +31,14 @@ __all__ = [
     "pack_entry",
     "read_manifest",
     "unpack_entry",
+    "unpack_layout",
     "write_manifest",
 ]
+
+_MOST = 1 << 53
+"""No number in a manifest is larger; what is cannot be of this world."""
+
+_MOST_WIDE = 1 << 20
 
 Operation = Literal["create", "add", "delete", "sync", "compact", "convert", "repair"]
 
@@ -59,11 +67,11 @@ class FragmentEntry:
     sha256: str
     keys_offset: int
     keys_checksum: str
-    deleted: frozenset[int] = frozenset()
+    deleted: Rows = field(default_factory=Rows)
 
     def without(self, rows: Iterable[int]) -> FragmentEntry:
         """The same entry with more rows deleted."""
-        return replace(self, deleted=self.deleted | frozenset(rows))
+        return replace(self, deleted=self.deleted.with_more(rows))
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,8 @@ def read_manifest(folder: Folder, version: int) -> Manifest:
     try:
         body = unseal(folder.read(name))
         format_version = body["format_version"]
+        if not _is_count(format_version):
+            raise ValueError("its format version is no number")
         if format_version != FORMAT_VERSION:
             raise StoreError(
                 f"The store has format version {format_version}; this lclm-rag reads "
@@ -229,56 +239,96 @@ def _pack(manifest: Manifest) -> dict[str, Any]:
 
 def _unpack(body: dict[str, Any]) -> Manifest:
     """The manifest in a JSON; ValueError, TypeError, KeyError or AttributeError if it is none."""
-    layout = Layout(**body["layout"])
-    if layout.codec not in CODECS or not _is_count(layout.width) or not layout.width:
-        raise ValueError(f"its latents are {layout.width!r} wide, in codec {layout.codec!r}")
-    return Manifest(
-        body["version"],
-        layout,
-        tuple(unpack_entry(entry) for entry in body["fragments"]),
-        Totals(**body["totals"]),
-        body["operation"],
-        body["created"],
+    manifest = from_json(
+        _Packed, {name: part for name, part in body.items() if name != "format_version"}
     )
+    entries = tuple(map(unpack_entry, manifest.fragments))
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("it names a fragment twice")
+    if not all(map(_is_count, (manifest.version, *vars(manifest.totals).values()))):
+        raise ValueError("a number in it is none that counts")
+    datetime.fromisoformat(manifest.created)
+    layout = unpack_layout(manifest.layout)
+    return Manifest(
+        manifest.version, layout, entries, manifest.totals, manifest.operation, manifest.created
+    )
+
+
+def unpack_layout(packed: object) -> Layout:
+    """The layout in a JSON; ValueError if it is none."""
+    layout = from_json(Layout, packed)
+    if layout.codec not in CODECS or not 0 < layout.width <= _MOST_WIDE:
+        raise ValueError(f"its latents are {layout.width!r} wide, in codec {layout.codec!r}")
+    if not 0 < layout.compression_ratio <= _MOST_WIDE:
+        raise ValueError(f"its compression ratio is {layout.compression_ratio}")
+    return layout
 
 
 def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
     """A fragment's entry as JSON; deleted rows as sorted runs, each [first, one after the last]."""
-    runs: list[list[int]] = []
-    for row in sorted(entry.deleted):
-        if runs and runs[-1][1] == row:
-            runs[-1][1] += 1
-        else:
-            runs.append([row, row + 1])
-    return {**vars(entry), "deleted": runs}
+    return {**vars(entry), "deleted": [list(run) for run in entry.deleted.runs]}
 
 
-def unpack_entry(packed: dict[str, Any]) -> FragmentEntry:
+def unpack_entry(packed: object) -> FragmentEntry:
     """The fragment's entry in a JSON, checked, because the file may not have been written by this library.
 
     Args:
         packed: What `pack_entry` returned.
 
     Raises:
-        ValueError: If the name is not that of a file, a number is no count, or a deleted row is none of the
-            fragment's.
-        KeyError: If something is missing.
-        TypeError: If something is of another type.
+        ValueError: If something is missing or of another type, the name is not that of a file, a number is no
+            count, the fragment has no room for its rows, or a deleted row is none of them.
     """
-    if not is_plain_name(packed["name"]):
-        raise ValueError(f"{packed['name']!r} is not the name of a fragment")
+    if not isinstance(packed, dict):
+        raise ValueError("a fragment in it is none")
+    if "name" in packed and not is_plain_name(packed["name"]):
+        raise ValueError(f"{ascii(packed['name'])[:80]} is not the name of a fragment")
+    entry = from_json(_PackedEntry, packed)
     numbers = ("rows", "latents", "tokens", "bytes", "keys_offset")
-    if wrong := [name for name in numbers if not _is_count(packed[name])]:
-        raise ValueError(f"{wrong[0]} of fragment {packed['name']} is {packed[wrong[0]]!r}")
-    runs = packed["deleted"]
-    if not all(_is_count(row) and row <= packed["rows"] for run in runs for row in run):
-        raise ValueError(f"deleted rows of fragment {packed['name']} are not among its rows")
-    rows = (row for first, stop in runs for row in range(first, stop))
-    return FragmentEntry(**{**packed, "deleted": frozenset(rows)})
+    if wrong := [name for name in numbers if not _is_count(getattr(entry, name))]:
+        raise ValueError(f"{wrong[0]} of fragment {entry.name} is {getattr(entry, wrong[0])}")
+    # The hashes of the keys, 8 bytes each, are only a part of the fragment.
+    if not 0 < entry.rows <= (entry.bytes - entry.keys_offset) // 8:
+        raise ValueError(f"fragment {entry.name} has no room for {entry.rows} rows")
+    try:
+        deleted = Rows(entry.deleted)
+    except ValueError as error:
+        raise ValueError(f"deleted rows of fragment {entry.name} are none: {error}") from error
+    if deleted.runs and deleted.runs[-1][1] > entry.rows:
+        raise ValueError(f"deleted rows of fragment {entry.name} are not among its rows")
+    return FragmentEntry(**{**vars(entry), "deleted": deleted})
+
+
+@dataclass(frozen=True)
+class _PackedEntry:
+    """A fragment's entry as it lies in JSON; see `FragmentEntry`."""
+
+    name: str
+    rows: int
+    latents: int
+    tokens: int
+    bytes: int
+    sha256: str
+    keys_offset: int
+    keys_checksum: str
+    deleted: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A manifest as it lies in JSON; see `Manifest`."""
+
+    version: int
+    operation: Operation
+    created: str
+    layout: dict[str, Any]
+    totals: Totals
+    fragments: tuple[dict[str, Any], ...]
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def manifest_name(version: int) -> str:

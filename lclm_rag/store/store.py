@@ -69,6 +69,7 @@ class LatentStore:
         self.manifest = manifest
         self._lease = lease
         self._fragments: dict[str, Fragment] = {}
+        self._rows = {entry.name: entry.rows for entry in manifest.fragments}
         self._opening: dict[str, Lock] = {}
         self._lookup: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         watch(self)
@@ -262,6 +263,11 @@ class LatentStore:
             if fragment is None or fragment.evicted():
                 folder = self.folder / FRAGMENTS
                 fragment = Fragment(folder.map(name), str(folder / name), self.layout)
+                if self._rows.get(name, fragment.rows) != fragment.rows:
+                    raise DamagedError(
+                        f"Fragment {folder / name} has {fragment.rows:,} rows, and the manifest says "
+                        f"{self._rows[name]:,}."
+                    )
                 self._fragments[name] = fragment
             return fragment
 
@@ -353,7 +359,8 @@ class LatentStore:
 def visible_rows(entry: FragmentEntry) -> np.ndarray:
     """Which rows of a fragment are not deleted, bool [rows]."""
     visible = np.ones(entry.rows, bool)
-    visible[list(entry.deleted)] = False
+    for first, stop in entry.deleted.runs:
+        visible[first:stop] = False
     return visible
 
 

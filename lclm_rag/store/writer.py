@@ -38,6 +38,7 @@ from lclm_rag.store.manifest import (
     pack_entry,
     read_manifest,
     unpack_entry,
+    unpack_layout,
     write_manifest,
 )
 from lclm_rag.store.marks import marked
@@ -468,7 +469,7 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
             continue
         try:
             note = unseal((folder / UNCOMMITTED).read(facts.name))
-            entry, noted = unpack_entry(note["entry"]), Layout(**note["layout"])
+            entry, noted = unpack_entry(note["entry"]), unpack_layout(note["layout"])
         except (ValueError, TypeError, KeyError, FileNotFoundError):
             # A damaged note costs only time: its passages are compressed again. A missing one belongs to a
             # fragment that a writer has just committed.
