@@ -148,7 +148,14 @@ class RayEngine:
         ray = _ray()
         _connect(ray, self)
         with _ray_errors(ray, None), _data_settings(ray):
-            put_on_ray(ray, points, on_put, self)
+            put_on_ray(
+                ray,
+                points,
+                on_put,
+                writers=self.index_writers,
+                gpus=self.gpus,
+                threads=self.cpus,
+            )
 
 
 def add_documents_on_ray(

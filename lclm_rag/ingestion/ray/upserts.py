@@ -6,7 +6,7 @@ import math
 import os
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from lclm_rag.indexing.points import OnPut, ServerPoints, put_rows
 from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
 from lclm_rag.retrieval.embedders import SentenceTransformerEmbedder
 from lclm_rag.store import LatentStore
-
-if TYPE_CHECKING:
-    from lclm_rag.ingestion.ray.engine import RayEngine
 
 __all__ = ["ENVIRONMENT", "PutFragments", "gpu_share", "put_on_ray", "reach_from_ray"]
 
@@ -69,23 +66,32 @@ class PutFragments:
         return {"fragment": batch["fragment"]}
 
 
-def put_on_ray(ray: Any, points: ServerPoints, on_put: OnPut, engine: RayEngine) -> None:
+def put_on_ray(
+    ray: Any,
+    points: ServerPoints,
+    on_put: OnPut,
+    *,
+    writers: int,
+    gpus: float | None,
+    threads: int,
+) -> None:
     """Let actors put passages on the server, each actor fragment after fragment.
 
     Args:
         ray: The module, connected to the cluster.
         points: The passages and the server.
         on_put: Called with the name of each fragment that is there.
-        engine: How many actors, and their GPUs.
+        writers: The most actors.
+        gpus: The GPUs of each actor that holds an embedder; None for what each would get of the cluster's.
+        threads: The threads of an embedder on a CPU.
     """
     share, cpus = 0.0, _CPUS
-    writers = engine.index_writers
     if points.embedder is not None:
         there = ray.cluster_resources().get("GPU", 0.0)
-        share = gpu_share(there, writers) if engine.gpus is None else engine.gpus
+        share = gpu_share(there, writers) if gpus is None else gpus
         if share and there:
             writers = max(1, min(writers, math.floor(there / share)))
-        cpus = _CPUS if share else engine.cpus
+        cpus = _CPUS if share else threads
     # A block for each fragment, so that a task gets the rows of its own and no others.
     rows = [{"fragment": name, "rows": each.tobytes()} for name, each in points.rows]
     fragments = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
@@ -96,7 +102,7 @@ def put_on_ray(ray: Any, points: ServerPoints, on_put: OnPut, engine: RayEngine)
             replace(points, rows=()),
             _environment(),
             "cuda" if share else "cpu",
-            engine.cpus,
+            threads,
         ),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=writers),
         num_cpus=cpus,
