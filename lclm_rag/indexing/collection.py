@@ -24,7 +24,15 @@ from lclm_rag.store import LatentStore
 if TYPE_CHECKING:
     from lclm_rag.retrieval.server import ServerIndex
 
-__all__ = ["ReadCollection", "check_server", "is_empty", "open_empty", "require_empty", "setup_of"]
+__all__ = [
+    "ReadCollection",
+    "check_server",
+    "is_empty",
+    "open_empty",
+    "require_empty",
+    "require_reachable",
+    "setup_of",
+]
 
 _WAIT = 5.0  # seconds for which a reader waits for the first fill
 _OFF = 0.01  # the share of the passages by which the collection's count may differ
@@ -189,6 +197,13 @@ def check_server(
     if there is not None and (filling is None or filling.collection != there):
         require_empty(url, name, settings.id)
         open_empty(url, there, Bm25Settings(), embedder(), setup_of(settings, 0)).close()
+
+
+def require_reachable(url: str) -> None:
+    """Check that a server answers; PassageIndexError if it does not, or does not let this process in."""
+    from lclm_rag.retrieval.collections import collection_exists
+
+    collection_exists(url, "lclm-rag")
 
 
 def open_empty(

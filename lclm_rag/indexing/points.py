@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lclm_rag.indexing.changes import entries_of
-from lclm_rag.retrieval import Bm25Settings, Embedder, PassageIndex
+from lclm_rag.retrieval import Bm25Settings, PassageIndex
 from lclm_rag.retrieval.collection_setup import CollectionSetup
+from lclm_rag.retrieval.embedders import SentenceTransformerEmbedder
 from lclm_rag.store import LatentStore
 
 if TYPE_CHECKING:
@@ -43,10 +44,13 @@ class ServerPoints:
     embedder: str | None
     setup: CollectionSetup
 
-    def connect(self, embedder: Embedder | None) -> ServerIndex:
-        """Open the collection, with an embedder of that name."""
+    def connect(self, device: str = "cpu") -> ServerIndex:
+        """Open the collection, with the embedder on a torch device."""
         from lclm_rag.retrieval.server import ServerIndex
 
+        embedder = None
+        if self.embedder is not None:
+            embedder = SentenceTransformerEmbedder(self.embedder, device)
         return ServerIndex.connect(
             self.url, self.collection, bm25=self.bm25, embedder=embedder, setup=self.setup
         )

@@ -108,7 +108,7 @@ def row(text: str) -> StoredPassage:
 
 def put_there(points: ServerPoints, on_put: OnPut = lambda name: None) -> None:
     """What workers do."""
-    index = points.connect(None)
+    index = points.connect()
     store = LatentStore.open_for_worker(points.store, points.version)
     for name, rows in points.rows:
         put_rows(index, store, name, rows)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lclm_rag.errors import PassageIndexError
+from lclm_rag.indexing.collection import require_reachable
 from lclm_rag.indexing.points import OnPut, ServerPoints, put_rows
 from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
-from lclm_rag.retrieval.embedders import SentenceTransformerEmbedder
 from lclm_rag.store import LatentStore
 
 __all__ = ["ENVIRONMENT", "PutFragments", "gpu_share", "put_on_ray", "reach_from_ray"]
@@ -42,13 +42,11 @@ class PutFragments:
         self, points: ServerPoints, environment: dict[str, str], device: str, threads: int
     ) -> None:
         os.environ.update(environment)
-        embedder = None
         if points.embedder is not None:
             import torch
 
             torch.set_num_threads(threads)
-            embedder = SentenceTransformerEmbedder(points.embedder, device)
-        self._index = points.connect(embedder)
+        self._index = points.connect(device)
         self._store = LatentStore.open_for_worker(points.store, points.version)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -125,13 +123,11 @@ def reach_from_ray(ray: Any, url: str) -> None:
 
 
 def _reach(url: str, environment: dict[str, str]) -> None:
-    from lclm_rag.retrieval.collections import collection_exists
-
     # Not for good: the process does other tasks afterwards.
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        collection_exists(url, "lclm-rag")
+        require_reachable(url)
     except PassageIndexError as error:
         raise PassageIndexError(
             f"From {socket.gethostname()}, of the Ray cluster: {error}"
