@@ -12,6 +12,7 @@ import click
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
+    Finite,
     as_json,
     device_options,
     kb_option,
@@ -158,7 +159,7 @@ corpus_options = together(
     ),
     click.option(
         "--gpus-per-encoder",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="On Ray: GPUs of each encoder; 0.5 lets two share one.  [default: 1 if there are any]",
     ),
     click.option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 from lclm_rag.cli.corpus import LIMITS, corpus_limits, left_out_shown, reading_options
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.formatting import say_json
-from lclm_rag.cli.options import Decorator, as_json
+from lclm_rag.cli.options import Decorator, Finite, as_json
 from lclm_rag.estimate.devices import GPUS
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ __all__ = ["estimate"]
 _READING = ("text_column", "id_column", "metadata_columns", "number_columns", "on_error")
 _MACHINES = ("top_k", "dense_width", "machine_memory", "replicas")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_ABOVE_0 = click.FloatRange(min=0, min_open=True)
+_ABOVE_0 = Finite(min=0, min_open=True)
 _FROM_0, _FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
-_SHARE = click.FloatRange(min=0, max=1, min_open=True)
+_SHARE = Finite(min=0, max=1, min_open=True)
 
 
 def _count(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
@@ -40,19 +39,10 @@ def _count(context: click.Context, option: click.Parameter, value: str | None) -
     return round(number)
 
 
-def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """A click callback that refuses infinity and NaN, which click accepts as floats."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not finite.")
-    return value
-
-
 def _number(
     name: str, type: click.ParamType[Any], help: str, default: float | None = None
 ) -> Decorator:
-    return click.option(
-        name, type=type, help=help, default=default, show_default=True, callback=_finite
-    )
+    return click.option(name, type=type, help=help, default=default, show_default=True)
 
 
 @click.command()

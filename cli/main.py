@@ -28,6 +28,7 @@ from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, 
 from lclm_rag.cli.formatting import say
 from lclm_rag.cli.generate import generate
 from lclm_rag.cli.info import info
+from lclm_rag.cli.interrupts import imports_are_done
 from lclm_rag.cli.keys import keys
 from lclm_rag.cli.ls import ls
 from lclm_rag.cli.mcp import mcp
@@ -120,7 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # SIGTERM must also end vLLM's processes, so it becomes an ordinary exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     sys.excepthook = _say_traceback
-    sys.exit(_run(arguments))
+    try:
+        imports_are_done()
+        code = _run(arguments)
+    except KeyboardInterrupt:  # Right before or after the command.
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
 
 
 def _say_traceback(*error: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODECS",
+    "Finite",
     "as_json",
     "collection_options",
     "decoder_options",
@@ -37,6 +39,20 @@ __all__ = [
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+class Finite(click.FloatRange):
+    """A range of numbers without infinity and NaN, which click takes for floats like any other."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; wrong usage if it is not finite or out of the range."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not finite.", param, ctx)
+        return number
+
+
 kb_option = click.option(
     "--kb",
     required=True,
@@ -51,7 +67,7 @@ version_option = click.option(
 )
 wait_option = click.option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=0.0,
     metavar="SECONDS",
     help="How long to wait if another process is writing; after that, exit with code 4.",
@@ -164,7 +180,7 @@ ranking_options = together(
     ),
     click.option(
         "--mmr",
-        type=click.FloatRange(0, 1),
+        type=Finite(0, 1),
         metavar="0-1",
         help="Pick passages that are not alike, by their dense vectors: 1 is relevance alone, 0 diversity.",
     ),
@@ -302,14 +318,14 @@ sampling_options = together(
     ),
     click.option(
         "--temperature",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         default=0.0,
         show_default=True,
         help="0 is greedy.",
     ),
     click.option(
         "--top-p",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=Finite(min=0, max=1, min_open=True),
         default=1.0,
         show_default=True,
         help="Share of probability to sample from.",
