@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.types import Metadata, PassageKey
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["IndexEntry", "PassageIndex", "ScoredKey"]
 

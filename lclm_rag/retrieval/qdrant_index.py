@@ -7,9 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval.bm25 import Bm25Settings
@@ -19,6 +17,9 @@ from lclm_rag.retrieval.filters import Filter, Kind
 from lclm_rag.retrieval.index import IndexEntry, ScoredKey
 from lclm_rag.retrieval.points import field_of, metadata_fields, passage_key, payload, point_id
 from lclm_rag.types import Metadata, PassageKey
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "BM25",
@@ -156,6 +157,8 @@ class QdrantIndex(ABC):
 
     def dense_vectors(self, keys: Sequence[PassageKey]) -> np.ndarray | None:
         """See `PassageIndex.dense_vectors`."""
+        import numpy as np  # Not above: reading a corpus needs none of it.
+
         if self._embedder is None:
             return None
         found = self._dense([point_id(key) for key in keys])
