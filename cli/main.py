@@ -28,7 +28,6 @@ from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, 
 from lclm_rag.cli.formatting import say
 from lclm_rag.cli.generate import generate
 from lclm_rag.cli.info import info
-from lclm_rag.cli.interrupts import imports_are_done
 from lclm_rag.cli.keys import keys
 from lclm_rag.cli.ls import ls
 from lclm_rag.cli.mcp import mcp
@@ -43,6 +42,7 @@ from lclm_rag.cli.vacuum import vacuum
 from lclm_rag.cli.verify import verify
 from lclm_rag.cli.versions import versions
 from lclm_rag.errors import LclmRagError, LockedError
+from lclm_rag.interrupts import imports_are_done
 
 __all__ = ["cli", "main"]
 
@@ -101,7 +101,20 @@ def _with_offline(command: click.Command) -> None:
 
 for command in (
     *(build, add, sync, delete, query, search, show, ls, chat, generate, mcp, serve, keys),
-    *(info, versions, verify, compact, convert, reindex, vacuum, estimate, evaluate, train, demo, doctor),
+    *(
+        info,
+        versions,
+        verify,
+        compact,
+        convert,
+        reindex,
+        vacuum,
+        estimate,
+        evaluate,
+        train,
+        demo,
+        doctor,
+    ),
 ):
     cli.add_command(command)
 _with_offline(cli)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lclm_rag.errors import (
+from lclm_rag.interrupts import watch_imports
+
+watch_imports()  # Before anything else: imports take a while, and Ctrl-C may come at any time.
+
+from lclm_rag.errors import (  # noqa: E402
     CheckpointError,
     CompressionError,
     ContextLengthError,
@@ -20,8 +24,8 @@ from lclm_rag.errors import (
     PromptError,
     StoreError,
 )
-from lclm_rag.offline import go_offline, is_offline
-from lclm_rag.types import (
+from lclm_rag.offline import go_offline, is_offline  # noqa: E402
+from lclm_rag.types import (  # noqa: E402
     AddReport,
     Answer,
     Document,

@@ -40,10 +40,11 @@ AT_IMPORT = """
 import os, signal, sys
 class Interrupt:
     def find_spec(self, name, *more):
-        if name == "lclm_rag.cli.doctor":
+        if name == sys.argv[3]:
             os.kill(os.getpid(), signal.SIGINT)
 signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
 sys.argv[0] = sys.argv[1]
+sys.orig_argv = ["python", "-m", "lclm_rag.cli"]
 sys.meta_path.insert(0, Interrupt())
 from lclm_rag.cli import main
 assert sys.argv[2] == "SIG_IGN" or signal.getsignal(signal.SIGINT) != signal.default_int_handler
@@ -52,8 +53,10 @@ main()
 """
 
 
-def interrupted(name: str, handler: str = "default_int_handler") -> tuple[int, str]:
-    command = [sys.executable, "-c", AT_IMPORT, name, handler]
+def interrupted(
+    name: str, handler: str = "default_int_handler", at: str = "lclm_rag.cli.doctor"
+) -> tuple[int, str]:
+    command = [sys.executable, "-c", AT_IMPORT, name, handler, at]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr
 
@@ -61,6 +64,7 @@ def interrupted(name: str, handler: str = "default_int_handler") -> tuple[int, s
 def test_ctrl_c_while_python_imports_is_no_traceback() -> None:
     for name in ("/usr/bin/lclm-rag", "-m"):
         assert interrupted(name) == (130, "Interrupted.\n")
+    assert interrupted("lclm-rag", at="lclm_rag.types") == (130, "Interrupted.\n")
 
 
 def test_a_program_that_imports_the_command_line_is_interrupted_as_ever() -> None:
