@@ -69,6 +69,8 @@ BASE = {
     "lora",
     "offline",
     "own_code",
+    "retries",
+    "typed_json",
     "checksummed_json",
     "forking",
     "torch_setup",

@@ -19,6 +19,7 @@ from lclm_rag.ingestion.passages import (
     tokenized,
 )
 from lclm_rag.store import Layout
+from lclm_rag.store.store import Place
 from lclm_rag.types import Passage
 
 TEXTS = [f"Passage {i} says {'many words ' * (i % 9)}of thing {i}." for i in range(1_500)]
@@ -56,16 +57,22 @@ class LikeAGpu:
         return self.inner.compress_together(token_ids, space)
 
 
+def none(place: Place) -> None:
+    """Reads known passages, where there are none."""
+    pytest.fail(f"{place} is read")
+
+
 def test_work_under_way_on_a_gpu_comes_back_in_order(
     compressor: Compressor, layout: Layout
 ) -> None:
     gpu: Any = LikeAGpu(compressor)
     batches = tokenized(work([]), compressor.checkpoint)
-    beside = [row for _, rows in compress_passages(batches, lambda: gpu, layout) for row in rows]
-    batches = tokenized(work([]), compressor.checkpoint)
-    here = [
-        row for _, rows in compress_passages(batches, lambda: compressor, layout) for row in rows
+    beside = [
+        row for _, rows in compress_passages(batches, lambda: gpu, layout, none) for row in rows
     ]
+    batches = tokenized(work([]), compressor.checkpoint)
+    steps = compress_passages(batches, lambda: compressor, layout, none)
+    here = [row for _, rows in steps for row in rows]
     assert [row.passage.text for row in beside] == TEXTS
     assert all((a.encoded == b.encoded).all() for a, b in zip(beside, here, strict=True))
     assert threading.get_ident() not in gpu.threads
@@ -74,7 +81,7 @@ def test_work_under_way_on_a_gpu_comes_back_in_order(
 
 def test_what_fails_on_the_gpu_is_raised_here(compressor: Compressor, layout: Layout) -> None:
     gpu: Any = LikeAGpu(compressor, allowed=1)
-    steps = compress_passages(tokenized(work([]), compressor.checkpoint), lambda: gpu, layout)
+    steps = compress_passages(tokenized(work([]), compressor.checkpoint), lambda: gpu, layout, none)
     batch, _ = next(steps)
     assert batch[0].passage.text == TEXTS[0]
     with pytest.raises(RuntimeError, match="the device is gone"):
@@ -85,9 +92,8 @@ def test_leaving_early_reads_little_and_waits_for_nothing(
     compressor: Compressor, layout: Layout
 ) -> None:
     read: list[int] = []
-    steps = compress_passages(
-        tokenized(work(read), compressor.checkpoint), lambda: compressor, layout
-    )
+    batches = tokenized(work(read), compressor.checkpoint)
+    steps = compress_passages(batches, lambda: compressor, layout, none)
     next(steps)
     steps.close()  # type: ignore[attr-defined]
     assert len(read) < len(TEXTS) / 2
