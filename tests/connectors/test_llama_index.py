@@ -252,9 +252,7 @@ def test_postprocessors_work_and_the_order_of_nodes_does_not_change_the_prompt(
             question
         )
         assert str(again) == str(plain)
-        assert set(again.extra["latents"]) == set(
-            plain.extra["latents"]
-        )
+        assert set(again.extra["latents"]) == set(plain.extra["latents"])
 
 
 def test_the_order_of_a_postprocessor_is_kept_where_it_is_asked_for(
@@ -510,7 +508,10 @@ def test_conditions_nest(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (MetadataFilter(key="a", value="x", operator=FilterOperator.GT), "only numbers and dates have"),
+        (
+            MetadataFilter(key="a", value="x", operator=FilterOperator.GT),
+            "only numbers and dates have",
+        ),
         (MetadataFilter(key="a", value=["x"]), "takes one value, not the list"),
         (MetadataFilter(key="a", value="x", operator=FilterOperator.IN), "takes a list, not 'x'"),
     ],

@@ -175,7 +175,9 @@ def test_mmr_weighs_score_against_likeness() -> None:
 
 
 def test_mmr_without_dense_vectors_is_refused(knowledge_base: KnowledgeBase) -> None:
-    with pytest.raises(ValueError, match=r"there are none; create the knowledge base with an embedder\.$"):
+    with pytest.raises(
+        ValueError, match=r"there are none; create the knowledge base with an embedder\.$"
+    ):
         knowledge_base.retrieve("who", mmr=0.5)
 
 
