@@ -19,6 +19,7 @@ from lclm_rag import KnowledgeBase
 from lclm_rag.config import is_knowledge_base
 from lclm_rag.connectors.llama_index.arguments import refuse_others
 from lclm_rag.connectors.llama_index.index import LatentIndex
+from lclm_rag.connectors.llama_index.opening import CREATE_OPTIONS, OPEN_OPTIONS
 from lclm_rag.storage import open_folder
 from lclm_rag.types import DEFAULT_TOP_K
 
@@ -97,9 +98,12 @@ class LatentCollectionIndex(LatentIndex):
 
         Raises:
             ValueError: When the vector store has no synchronous client, or the collection does not exist.
+            TypeError: When an option is unknown.
         """
         _check(vector_store)  # Before a folder is made for the knowledge base.
         is_there = is_knowledge_base(open_folder(path))
+        known = OPEN_OPTIONS if is_there else CREATE_OPTIONS
+        refuse_others(f"{cls.__name__}.from_vector_store", options, known)
         kb = (KnowledgeBase.open if is_there else KnowledgeBase.create)(path, **options)
         index = cls(
             kb,

@@ -12,6 +12,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, TransformComponent
 
 from lclm_rag import KnowledgeBase, KnowledgeBaseError
+from lclm_rag.connectors.llama_index.arguments import refuse_others
 from lclm_rag.connectors.llama_index.nodes import add_to
 
 __all__ = ["LatentCompressor"]
@@ -32,6 +33,7 @@ class LatentCompressor(TransformComponent):
 
     Raises:
         KnowledgeBaseError: When the knowledge base was built by an encoder with another fingerprint.
+        TypeError: When an option is unknown.
     """
 
     knowledge_base: str = Field(description="Folder of the knowledge base.")
@@ -46,6 +48,7 @@ class LatentCompressor(TransformComponent):
         fingerprint: str | None = None,
         **component_options: Any,
     ) -> None:
+        refuse_others(type(self).__name__, component_options, set(type(self).model_fields))
         kb = knowledge_base
         if not isinstance(kb, KnowledgeBase):
             kb = KnowledgeBase.open(kb)

@@ -14,10 +14,10 @@ from lclm_rag.connectors.llama_index.embeddings import embedder_to_open
 from lclm_rag.storage import open_folder
 from lclm_rag.store import newest_version
 
-__all__ = ["CREATE_OPTIONS", "has_version", "opened", "reopened"]
+__all__ = ["CREATE_OPTIONS", "OPEN_OPTIONS", "has_version", "opened", "reopened"]
 
 CREATE_OPTIONS = set(inspect.signature(KnowledgeBase.create).parameters) - {"path", "resume"}
-_OPEN_OPTIONS = set(inspect.signature(KnowledgeBase.open).parameters) - {"path"}
+OPEN_OPTIONS = set(inspect.signature(KnowledgeBase.open).parameters) - {"path"}
 
 
 def opened(
@@ -43,7 +43,7 @@ def opened(
             f"or {taker}(KnowledgeBase.create(path), nodes)."
         )
     embed_model = options.pop("embed_model", None)
-    refuse_others(taker, options, _OPEN_OPTIONS)
+    refuse_others(taker, options, OPEN_OPTIONS)
     embedder = options.pop("embedder", None) or embedder_to_open(knowledge_base, embed_model)
     return KnowledgeBase.open(knowledge_base, embedder=embedder, **options)
 
@@ -67,11 +67,11 @@ def reopened(path: str | Path, options: Mapping[str, Any]) -> KnowledgeBase:
     embedder = options["embedder"]
     is_object = embedder is not None and not isinstance(embedder, str | Path)
     opening = {
-        k: v for k, v in options.items() if k in _OPEN_OPTIONS and k not in ("embedder", "frame")
+        k: v for k, v in options.items() if k in OPEN_OPTIONS and k not in ("embedder", "frame")
     }
     kb = KnowledgeBase.open(path, embedder=embedder if is_object else None, **opening)
     has = {**vars(kb.store.layout), **vars(kb.settings)}
-    for name in sorted(CREATE_OPTIONS - _OPEN_OPTIONS):
+    for name in sorted(CREATE_OPTIONS - OPEN_OPTIONS):
         wanted = options.get(name)
         if wanted not in (None, "auto") and has.get(name) != wanted:
             kb.close()

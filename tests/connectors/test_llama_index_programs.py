@@ -36,7 +36,13 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import MetadataInfo, VectorStoreInfo
 
 from lclm_rag import KnowledgeBase, KnowledgeBaseError
-from lclm_rag.connectors.llama_index import LatentIndex, LatentLLM, LatentVectorStore, embeddings
+from lclm_rag.connectors.llama_index import (
+    LatentCompressor,
+    LatentIndex,
+    LatentLLM,
+    LatentVectorStore,
+    embeddings,
+)
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 
@@ -343,6 +349,7 @@ def test_every_argument_that_is_not_taken_is_named(
         (lambda: letters.as_query_engine(output_cls=int), "in one pass"),
         (lambda: letters.as_chat_engine("context", unknown=1), "takes no unknown"),
         (lambda: LatentLLM(letters.knowledge_base, unknown=1), "LatentLLM takes no unknown"),
+        (lambda: LatentCompressor(letters.knowledge_base, unknown=1), "takes no unknown"),
     ]
     for call, message in refused:
         with pytest.raises(TypeError, match=message):
