@@ -12,6 +12,7 @@ __all__ = [
     "index_scale_adding",
     "index_scale_building",
     "index_scale_searches",
+    "languages",
 ]
 
 INDEXES = {"bm25": "BM25", "bm25 + dense": "BM25 and dense"}
@@ -118,3 +119,27 @@ def _index_scale() -> Iterator[tuple[tuple[str, str], Run, Run]]:
                 by.get((way, points, state), {}) for state in ("ingested", "optimized")
             )
             yield (title, f"{points:,}"), ingested, optimized
+
+
+def languages() -> str:
+    """Questions that find their text first, by language."""
+    found = results("languages")
+    rows = [
+        [
+            run["language"].capitalize(),
+            *(f"{run[way]}" for way in ("bm25", "unstemmed", "before", "dense")),
+        ]
+        for run in found["results"]
+    ]
+    columns = [
+        "language",
+        "BM25",
+        "BM25, language none",
+        "BM25, the English of before",
+        found["embedder"],
+    ]
+    questions = found["results"][0]["questions"]
+    notes = (
+        f"Of {questions} questions in each language, on {questions} texts. {source('languages')}"
+    )
+    return markdown(columns, rows, notes)

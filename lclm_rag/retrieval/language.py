@@ -43,6 +43,14 @@ _OTHER_LETTERS = regex.compile(
     "[پچژگیکہے]|[їєґўјљњћђџѓќ]|[ąęłżźćńěřůďťơưạảấầẩậắằặẹẻẽếềểệỉịọỏốồổộớờợụủứừửữựỳỵỷỹ]"
 )
 _OTHER_SHARE = 0.01
+# Languages with few stop words, which their letters tell.
+_TELLING = {
+    "azerbaijani": regex.compile("ə"),
+    "turkish": regex.compile("[ığ]"),
+    "hungarian": regex.compile("[őű]"),
+    "kazakh": regex.compile("[әғқңұһ]"),
+}
+_TELLING_SHARE = 0.005
 
 
 def check_language(language: str) -> None:
@@ -81,6 +89,9 @@ def detect_language(texts: Iterable[str]) -> str:
     languages = _SCRIPTS[script]
     if len(_OTHER_LETTERS.findall(sample.lower())) > _OTHER_SHARE * counts[script]:
         return "none"
+    for language, letters in _TELLING.items():
+        if len(letters.findall(sample.lower())) > _TELLING_SHARE * counts[script]:
+            return language
     if script in ("Hangul", "Thai", "Greek", "Hebrew", "Bengali"):
         return languages[0]
     words = Counter(_WORD.findall(sample.lower())).most_common(_COMMONEST)

@@ -8,11 +8,13 @@ whitespace tokenizer and the index's language, gets the same sparse vectors:
 2. Words: runs of letters, marks and digits; each emoji is a word, without its skin tone.
 3. Lower case, for Turkish and Azerbaijani with the dotted and the dotless I; decimal digits become 0 to 9.
 4. Scripts without spaces between words. Chinese and Japanese: each pair of characters, and each Chinese
-   character. Korean: each pair of syllables of a word, and its first syllable if it has at most three.
-   Thai, Lao, Khmer and Burmese: each pair of letters with their marks.
+   character. Thai, Lao, Khmer and Burmese: each pair of letters with their marks. So it is in two kinds of
+   scripts with spaces, whose words have many endings and no stemmer. Korean: each pair of syllables of a
+   word. Hindi and the others of India: the word, without nuktas, unless it is a stop word, and each pair of
+   its letters with their marks. Of words of two or three syllables or letters also the first.
 5. Words in other scripts: a stop word of the language goes. The others go on in full case folding (ß becomes
    ss) and without accents: marks of Latin, Greek, Hebrew and Arabic letters go, as do the dots of ё, stress
-   marks and nuktas, while й and ї keep theirs; letters such as ø and æ become o and ae; the forms of alef,
+   marks, while й and ї keep theirs; letters such as ø and æ become o and ae; the forms of alef,
    yeh and kaf become one each, and tatweels go. In French, Spanish and Turkish, where accents tell endings
    apart, a word with accents goes on in both forms. In German ae, oe and ue, as umlauts are typed without the
    key, become a, o and u, as umlauts do.
@@ -52,9 +54,14 @@ _GONE = regex.compile(r"\u00ad\s*|(?!\u200b)\p{Cf}")
 _SPACES = str.maketrans(dict.fromkeys("\u200b©®™℠", " "))
 _TOKEN = regex.compile(r"[\p{L}\p{M}\p{N}]+|\p{RI}{2}|\p{Extended_Pictographic}")
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}ー"
+_INDIC = "".join(
+    rf"\p{{{script}}}"
+    for script in "Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu Kannada Malayalam Sinhala".split()
+)
 _RUN = regex.compile(
     rf"(?P<cjk>[{_CJK}]+)|(?P<hangul>\p{{Hangul}}+)|(?P<unspaced>\p{{Line_Break=SA}}+)"
-    rf"|(?P<word>[^{_CJK}\p{{Hangul}}\p{{Line_Break=SA}}]+)"
+    rf"|(?P<indic>(?:[{_INDIC}]\p{{M}}*)+)"
+    rf"|(?P<word>[^{_CJK}\p{{Hangul}}\p{{Line_Break=SA}}{_INDIC}]+)"
 )
 _HAN = regex.compile(r"\p{Han}")
 _ACCENTS = regex.compile(
@@ -65,7 +72,7 @@ _LETTERS = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "æ": "ae", "œ": "oe", "þ": "th", "ħ": "h", "ı": "i"}
     | {"ٱ": "ا", "ى": "ي", "ی": "ي", "ے": "ي", "ک": "ك", "ہ": "ه", "ە": "ه", "ـ": "", "ँ": "ं"}
 )
-_SHORT_KOREAN = 3
+_SHORT = 3
 _DOTTED_I = str.maketrans({"I": "ı", "İ": "i"})
 _TYPED_UMLAUTS = re.compile(r"[ao]e|(?<![aeiouyq])ue")
 _WITH_DOTTED_I = ("turkish", "azerbaijani")
@@ -152,12 +159,16 @@ def _parts(run: regex.Match[str], language: str) -> Iterator[str]:
             if len(text) > 1:
                 yield from _HAN.findall(text)
         case "hangul":
-            yield from _pairs(list(text))
-            if 1 < len(text) <= _SHORT_KOREAN:
-                yield text[0]
+            yield from _pairs_and_beginning(list(text))
         case "unspaced":
             yield from _pairs(regex.findall(r"\X", text))
-        case _ if not is_stop_word(text, language):
+        case "indic" if not is_stop_word(text, language):
+            folded = _without_accents(text)
+            yield folded
+            yield from (
+                p for p in _pairs_and_beginning(regex.findall(r"\X", folded)) if p != folded
+            )
+        case "word" if not is_stop_word(text, language):
             folded = _without_accents(text)
             if language == "german":
                 folded = _TYPED_UMLAUTS.sub(lambda found: found[0][:-1], folded)
@@ -171,6 +182,12 @@ def _pairs(characters: list[str]) -> list[str]:
     if len(characters) == 1:
         return characters
     return [a + b for a, b in pairwise(characters)]
+
+
+def _pairs_and_beginning(characters: list[str]) -> list[str]:
+    """The pairs, and of a short word also its beginning, so that it meets itself with an ending."""
+    pairs = _pairs(characters)
+    return [*pairs, characters[0]] if 1 < len(characters) <= _SHORT else pairs
 
 
 def _without_accents(word: str) -> str:
