@@ -23,6 +23,7 @@ __all__ = [
     "check_qdrant_url",
     "is_knowledge_base",
     "read_settings",
+    "remove_unfinished_settings",
     "write_settings",
 ]
 
@@ -192,6 +193,23 @@ def _check(settings: Settings) -> None:
             not text or any(len(part.encode()) > _LONGEST_NAME for part in text.split("/"))
         ):
             raise ValueError(f"{name} is empty or too long")
+
+
+def remove_unfinished_settings(folder: Folder) -> int:
+    """Remove what writers of settings have left that were killed; nobody may be writing them now.
+
+    Args:
+        folder: The knowledge base's folder, on this machine.
+
+    Returns:
+        The bytes freed.
+    """
+    freed = 0
+    for facts in folder.files():
+        if facts.name.startswith(f"{SETTINGS}-") and facts.name.endswith(".tmp"):
+            folder.remove(facts.name)
+            freed += facts.size
+    return freed
 
 
 def write_settings(folder: Folder, settings: Settings) -> None:

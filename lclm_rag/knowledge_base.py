@@ -31,6 +31,7 @@ from lclm_rag.config import (
     check_qdrant_url,
     is_knowledge_base,
     read_settings,
+    remove_unfinished_settings,
     write_settings,
 )
 from lclm_rag.creation import Made, discard, finished_already, make, require_free
@@ -1000,6 +1001,7 @@ class KnowledgeBase:
         from lclm_rag.errors import PassageIndexError
         from lclm_rag.indexing.snapshots import SnapshotFolder
         from lclm_rag.store import vacuum
+        from lclm_rag.store.locks import write_lock
 
         self._refuse_reading()
         # First publish an index snapshot of the newest version: a snapshot of a version that vacuum then
@@ -1013,6 +1015,11 @@ class KnowledgeBase:
         if self.settings.qdrant_url is None:
             freed = SnapshotFolder(self.folder / "index", self.settings.id).remove_superseded()
             vacuumed = replace(vacuumed, bytes=vacuumed.bytes + freed)
+        if self.folder.local is not None:
+            # A writer that came meanwhile may be writing the settings: the next vacuum has time, too.
+            with suppress(LockedError), write_lock(self.folder.local / "store", 0.0):
+                freed = remove_unfinished_settings(self.folder)
+                vacuumed = replace(vacuumed, bytes=vacuumed.bytes + freed)
         return vacuumed
 
     def versions(self) -> list[Manifest]:

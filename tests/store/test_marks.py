@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lclm_rag import KnowledgeBase
 from lclm_rag.errors import LockedError
 from lclm_rag.storage import FileFacts, Folder, ObjectFolder, open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, maintenance, marks, vacuum, writing
@@ -149,3 +150,13 @@ def test_in_a_folder_the_lock_says_that_a_run_lives(tmp_path: Path) -> None:
         with pytest.raises(LockedError, match="is being written by another process"):
             vacuum(tmp_path)
         assert len(writer.commit()) == 1
+
+
+def test_vacuum_removes_settings_that_a_killed_writer_has_not_finished(tmp_path: Path) -> None:
+    with KnowledgeBase.create(tmp_path / "kb", device="cpu") as kb:
+        (tmp_path / "kb/kb.json-abc.tmp").write_bytes(b"{")
+        (tmp_path / "kb/mine.tmp").write_bytes(b"{")
+        kb.vacuum()
+    names = {path.name for path in (tmp_path / "kb").iterdir()}
+    assert {"kb.json", "mine.tmp"} <= names
+    assert "kb.json-abc.tmp" not in names
