@@ -160,7 +160,8 @@ corpus_options = together(
     click.option(
         "--gpus-per-encoder",
         type=Finite(min=0),
-        help="On Ray: GPUs of each encoder; 0.5 lets two share one.  [default: 1 if there are any]",
+        help="On Ray: GPUs of each encoder, waited for if need be; 0.5 lets two share one.  "
+        "[default: 1 if there are any now]",
     ),
     click.option(
         "--cpus-per-encoder",
@@ -272,7 +273,7 @@ def add_corpus(
         resume: Whether to reuse what a killed run has compressed.
         engine: "local" or "ray".
         encoders: On Ray: the number of encoders, or the least and the most.
-        gpus_per_encoder: On Ray: the GPUs of each encoder; None means 1 if there are any.
+        gpus_per_encoder: On Ray: the GPUs of each encoder; None means 1 if there are any now.
         cpus_per_encoder: On Ray: the threads of each encoder without a GPU.
         index_writers: On Ray: the most processes that put passages on a Qdrant server at once.
         ray_address: The Ray cluster's address.

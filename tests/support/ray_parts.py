@@ -7,29 +7,35 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lclm_rag import Document
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.compression import Compressor
+from lclm_rag.ingestion.ray import faults
 from lclm_rag.ingestion.ray import workers as ray_workers
+from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
+from lclm_rag.ingestion.ray.workers import EncodeShards
 from lclm_rag.store.compressed import Compressed
+from lclm_rag.store.fragment import Fragment
 
 __all__ = [
     "LONG_PASSAGES",
     "Changing",
     "Deadly",
-    "Failing",
     "Large",
     "LongWithDeath",
     "Made",
-    "Poisoned",
+    "NoLatents",
+    "Unlucky",
+    "Unread",
     "long_document",
     "made_documents",
     "small_documents",
+    "unlucky_encoder",
 ]
 
 
@@ -70,7 +76,7 @@ class Deadly:
     times: int
 
     def read(self) -> Iterator[Document | Exception | str]:
-        for number, document in enumerate(made_documents(self.first, self.count)):
+        for number, document in enumerate(small_documents(self.first, self.count)):
             if number == self.count // 2:
                 die(self.tally, self.times)
             yield document
@@ -95,59 +101,145 @@ class Large:
             )
 
 
-POISON = "A text that no encoder survives."
-CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
+# --- what encoders cannot do --------------------------------------------------------------------------
+
+
+UNLUCKY = ("raises", "kills", "cuda", "gpu", "writing", "starting")
+"""The ids of documents at which encoders of `unlucky_encoder` fail.
+
+"raises", "kills" and "cuda" always do: by an error, a death and an error of the GPU. At "gpu" the GPU fails,
+and at "writing" the storage, but only so many times, as storage does when an encoder starts ("starting").
+"""
 
 
 @dataclass(frozen=True)
-class Poisoned:
-    """Made documents, and among them one at which every encoder fails.
+class Unlucky:
+    """A part with documents of `UNLUCKY`, and perhaps made ones."""
 
-    way: "kill", "raise" or "cuda".
+    names: tuple[str, ...]
+    first: int = 0
+    count: int = 0
+
+    def read(self) -> Iterator[Document | Exception | str]:
+        yield from made_documents(self.first, self.count)
+        yield from (Document(name, _text(name)) for name in self.names)
+
+
+def _text(name: str) -> str:
+    return f"A text with the name {name}."
+
+
+def unlucky_encoder(
+    tally: Path, times: int, further_tries: int = FURTHER_TRIES
+) -> type[EncodeShards]:
+    """Encoders that fail at some documents, for `engine.EncodeShards`.
+
+    Args:
+        tally: The folder in which failures are counted.
+        times: How often storage and GPUs fail.
+        further_tries: Of a task at which its worker ended.
     """
+
+    class UnluckyEncoder(EncodeShards):
+        def __init__(self, job: Any) -> None:
+            faults.FURTHER_TRIES = further_tries
+            faults._FIRST_PAUSE = 0.0
+            super().__init__(job)
+
+        def _start(self, job: Any) -> None:
+            if has_failed_less(tally / "starting", times):
+                raise _refused()
+            super()._start(job)
+            inner = self._compressor.compress_together
+            names = {tuple(Checkpoint.open().encoder_token_ids([_text(n)])[0]): n for n in UNLUCKY}
+
+            def compress(texts: Any, *rest: Any) -> Any:
+                found = {names.get(tuple(ids)) for ids in texts}
+                if "raises" in found:
+                    raise ValueError("the encoder does not like it")
+                if "kills" in found:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if "cuda" in found or ("gpu" in found and has_failed_less(tally / "gpu", times)):
+                    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+                return inner(texts, *rest)
+
+            self._compressor.compress_together = compress  # type: ignore[method-assign,assignment]
+
+        def _write(self, compressed: Any) -> Any:
+            ids = {row.document_id for row, _ in compressed}
+            if "writing" in ids and has_failed_less(tally / "writing", times):
+                raise _refused()
+            return super()._write(compressed)
+
+    return UnluckyEncoder
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A part with one document, "unread": readers cannot read the store at it, so many times."""
+
+    tally: str
+    times: int
+
+    def read(self) -> Iterator[Document | Exception | str]:
+        inner = Compressed.passages
+
+        def passages(self: Compressed, document_id: str) -> Any:
+            if document_id == "unread" and has_failed_less(Path(part.tally), part.times):
+                raise _refused()
+            return inner(self, document_id)
+
+        part = self
+        Compressed.passages = passages  # type: ignore[method-assign]
+        try:
+            yield Document("unread", "Nothing is stored of it.")
+        finally:
+            Compressed.passages = inner  # type: ignore[method-assign]
+
+
+def has_failed_less(tally: Path, times: int) -> bool:
+    """Whether something has failed fewer times; if so, this is another time."""
+    failed = tally.stat().st_size if tally.exists() else 0
+    if failed < times:
+        with tally.open("a") as f:
+            f.write("x")
+    return failed < times
+
+
+def _refused() -> OSError:
+    return OSError(errno.EBUSY, "Please reduce your request rate (429)")
+
+
+@dataclass(frozen=True)
+class NoLatents:
+    """A part of made documents whose reader must read no latents."""
 
     first: int
     count: int
-    way: str
 
     def read(self) -> Iterator[Document | Exception | str]:
-        documents = made_documents(self.first, self.count)
-        documents.insert(self.count // 2, Document("poison", POISON))
-        yield from documents
+        inner = Fragment.read
 
-    def __reduce__(self) -> Any:
-        """Every worker gets the parts with its job: there the encoder is made to fail."""
-        return _poison, (self.first, self.count, self.way)
+        def read(self: Fragment, row: int) -> Any:
+            raise AssertionError("A reader reads latents.")
 
-
-def _poison(first: int, count: int, way: str) -> Poisoned:
-    inner = Compressor.compress_together
-    deadly = Checkpoint.open().encoder_token_ids([POISON])[0]
-
-    def compress(self: Compressor, texts: Any, *rest: Any) -> Any:
-        if any(list(ids) == deadly for ids in texts):
-            if way == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if way == "cuda":
-                raise RuntimeError(CUDA_ERROR)
-            raise ValueError("the encoder does not like it")
-        return inner(self, texts, *rest)
-
-    if inner.__name__ != "compress":
-        Compressor.compress_together = compress  # type: ignore[method-assign]
-    return Poisoned(first, count, way)
+        Fragment.read = read  # type: ignore[method-assign]
+        try:
+            yield from made_documents(self.first, self.count)
+        finally:
+            Fragment.read = inner  # type: ignore[method-assign]
 
 
 # --- parts with a long document ---------------------------------------------------------------------
 
 
-LONG_PASSAGES = 5
+LONG_PASSAGES = 4
 """The passages of a long document, of 200 tokens each."""
 
 
 def long_document(number: int) -> Document:
     """A document of many passages, whose tables are handed over while it is still being split."""
-    words = " ".join(f"word{i % 97}" for i in range(230))
+    words = " ".join(f"word{i % 97}" for i in range(180))
     return Document(f"long{number}", f"{words}.")
 
 
@@ -166,121 +258,43 @@ class LongWithDeath:
     tally: str
 
     def read(self) -> Iterator[Document | Exception | str]:
-        small = small_documents(self.number, 6)
-        yield from (*small[:3], long_document(self.number), *small[3:])
+        inner, workers._ROWS_AT_ONCE = workers.passage_work, 2
+        workers.passage_work = partial(self._deadly_passages, inner)
+        try:
+            small = small_documents(self.number, 6)
+            yield from (*small[:3], long_document(self.number), *small[3:])
+        finally:
+            workers.passage_work = inner
 
-    def __reduce__(self) -> Any:
-        """Each worker gets the parts with its job: there the splitting is made to die."""
-        return _long_with_death, (self.number, self.passage, self.times, self.tally)
-
-
-_deaths: dict[str, LongWithDeath] = {}
-
-
-def _long_with_death(number: int, passage: int, times: int, tally: str) -> LongWithDeath:
-    inner = workers.passage_work
-
-    def passage_work(document: Document, *rest: Any) -> Iterator[Any]:
-        part = _deaths.get(document.id)
+    def _deadly_passages(self, inner: Any, document: Document, *rest: Any) -> Iterator[Any]:
+        is_long = document.id == long_document(self.number).id
         for ordinal, work in enumerate(inner(document, *rest)):
-            if part is not None and ordinal == part.passage:
-                die(part.tally, part.times)
+            if is_long and ordinal == self.passage:
+                die(self.tally, self.times)
             yield work
-
-    if inner.__name__ != "deadly":
-        passage_work.__name__ = "deadly"
-        workers.passage_work = passage_work
-        workers._ROWS_AT_ONCE = 2
-    made = LongWithDeath(number, passage, times, tally)
-    _deaths[long_document(number).id] = made
-    return made
 
 
 def die(tally: str, times: int) -> None:
     """Kill this process, unless processes have died here so many times before."""
-    died = Path(tally).stat().st_size if Path(tally).exists() else 0
-    if died < times:
-        with Path(tally).open("a") as f:
-            f.write("x")
+    if has_failed_less(Path(tally), times):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Changing:
-    """Documents of which one is another, or cannot be read, after the reader has died at the last of them."""
+    """Documents of which one is another after the reader has died at the last of them."""
 
     tally: str
-    way: str
 
     def read(self) -> Iterator[Document | Exception | str]:
         workers._ROWS_AT_ONCE = 2
         again = Path(self.tally).exists()
         documents = made_documents(0, 40)
         for number, document in enumerate(documents):
-            if number == 2 and again and self.way == "gone":
-                continue
-            if number == 2 and again and self.way == "changed":
+            if number == 2 and again:
                 yield Document(document.id, f"{document.text} And more.")
-            elif number == 2 and again and self.way == "unreadable":
-                yield ValueError("d2 cannot be read")
             else:
                 yield document
             if number == 38:
                 time.sleep(3)  # Ray takes what was handed over.
                 die(self.tally, 1)
-
-
-# --- storage and GPUs fail --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Failing:
-    """Made documents, for which something fails so many times, while there is a file `tally`.
-
-    what: "writing" (by encoders), "reading" (of the store, by readers) or "gpu" (whatever is compressed).
-    """
-
-    first: int
-    count: int
-    what: str
-    times: int
-    tally: str
-
-    def read(self) -> Iterator[Document | Exception | str]:
-        yield from made_documents(self.first, self.count)
-
-    def __reduce__(self) -> Any:
-        """Each worker gets the parts with its job: there it is made to fail."""
-        return _failing, (self.first, self.count, self.what, self.times, self.tally)
-
-
-_failure: list[Failing] = []
-
-
-def _failing(first: int, count: int, what: str, times: int, tally: str) -> Failing:
-    failing = Failing(first, count, what, times, tally)
-    if not _failure:
-        _fail_in(workers, "write_uncommitted", "writing", _refused)
-        _fail_in(Compressed, "passages", "reading", _refused)
-        _fail_in(Compressor, "compress_together", "gpu", lambda: RuntimeError(CUDA_ERROR))
-    _failure[:] = [failing]
-    return failing
-
-
-def _refused() -> OSError:
-    return OSError(errno.EBUSY, "Please reduce your request rate (429)")
-
-
-def _fail_in(where: Any, name: str, what: str, error: Callable[[], Exception]) -> None:
-    inner = getattr(where, name)
-
-    def fails(*values: Any, **options: Any) -> Any:
-        (failing,) = _failure
-        tally = Path(failing.tally)
-        if failing.what == what and tally.exists() and tally.stat().st_size < failing.times:
-            with tally.open("a") as f:
-                f.write("x")
-            raise error()
-        return inner(*values, **options)
-
-    setattr(where, name, fails)

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
+
 __all__ = ["DEATHS", "Attempts", "Note", "Notes"]
 
 DEATHS = 2
@@ -96,31 +99,22 @@ class Notes:
         else:
             self._notes[task].tries = 0
 
-    def suspects(self) -> list[str]:
-        """The documents at which workers died, of tasks that never ended.
-
-        Returns:
-            The documents' ids, sorted; in place of them the task's name, if no document was noted for it.
-        """
-        found: set[str] = set()
-        for task, note in self._notes.items():
-            if note.tries > DEATHS:
-                found |= {*note.deaths} or {task}
-        return sorted(found)
-
 
 class Attempts:
     """One try of a task.
 
     Attributes:
         careful: Whether an earlier try died near here, so that documents are noted one by one.
-        tries: The tries of the task, with this one.
+        tries: The tries of the task, with this one, but without those that died at a document they had noted.
 
     Args:
         notes: The actor with the notes.
         task: The task's name, which is the same for each try.
         step: The number of documents after which a note says how far the task has come. None if it works on
             all of them at once.
+
+    Raises:
+        KnowledgeBaseError: When workers died at the task again and again, and no document explains that.
     """
 
     def __init__(self, notes: Any, task: str, step: int | None = None) -> None:
@@ -130,7 +124,12 @@ class Attempts:
         self._documents = 0
         self._note: Note = self._ask("begin")
         self.careful = 0 in self._note.places
-        self.tries = self._note.tries
+        self.tries = self._note.tries - sum(self._note.deaths.values())
+        if self.tries > FURTHER_TRIES + 1:
+            raise KnowledgeBaseError(
+                f"Workers died {self.tries - 1} times while they were at {task}: nothing was committed. "
+                "Leave that out, or see in Ray's logs what killed them."
+            )
 
     def gives_up(self, document_id: str, row: int = 0) -> bool:
         """Whether nothing of this document is handed over from this row on.

@@ -20,7 +20,6 @@ from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.ingestion.passages import Splitting
 from lclm_rag.ingestion.ray.attempts import Notes
-from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
 from lclm_rag.ingestion.ray.reports import RunTotals, ShardReport
 from lclm_rag.ingestion.ray.workers import (
     EncodeShards,
@@ -45,13 +44,14 @@ This is about half a million tokens, and the work that is lost and repeated when
 """
 
 _RESTARTS = 100
-"""Restarts of an actor. Machines come and go in a long run, but an actor that never starts must end it."""
+"""Restarts of an actor, and further tries of a task, that Ray allows.
+
+Machines come and go in a long run, and a worker that dies also costs the tasks a try that only waited for it.
+A task that is to blame is ended by `Attempts`, long before; an actor that never starts must end the run, too.
+"""
 
 _READER_CPUS = 0.5
 """The CPUs that a reader asks Ray for."""
-
-_PATIENCE = 30.0
-"""Seconds to wait for the notes of tasks after a failure."""
 
 _DOCUMENTS_AT_ONCE = 1_000
 _CHARACTERS_AT_ONCE = 4 * 2**20
@@ -68,9 +68,10 @@ class RayEngine:
 
     Attributes:
         encoders: The number of actors that hold an encoder. A pair such as (2, 8) lets Ray start more, up to
-            the second number, if there is work for them.
+            the second number, if there is work for them. On a cluster they wait until there is room for them.
         gpus: The GPUs of each encoder; a fraction lets several share one. None means 1 if the cluster has any
-            GPU, else 0.
+            GPU now, else 0, with a warning. With a number, encoders wait for GPUs that the cluster does not
+            have yet.
         cpus: The threads of each encoder without a GPU.
         address: The cluster's address, as for `ray.init`. None means the cluster in RAY_ADDRESS if that is
             set, else Ray on this machine.
@@ -128,7 +129,7 @@ class RayEngine:
 
         ray = _ray()
         _connect(ray, self)
-        with _ray_errors(ray, None):
+        with _ray_errors(ray):
             reach_from_ray(ray, url)
 
     def upsert(self, points: ServerPoints, on_put: OnPut) -> None:
@@ -147,7 +148,7 @@ class RayEngine:
 
         ray = _ray()
         _connect(ray, self)
-        with _ray_errors(ray, None), _data_settings(ray):
+        with _ray_errors(ray), _data_settings(ray):
             put_on_ray(
                 ray,
                 points,
@@ -192,8 +193,8 @@ def add_documents_on_ray(
         What was added.
 
     Raises:
-        KnowledgeBaseError: When a document ends the run, the cluster lacks GPUs or CPUs, or the Ray job
-            fails.
+        KnowledgeBaseError: When a document ends the run, this process's own Ray lacks GPUs or CPUs, or the
+            Ray job fails.
         ValueError: When there are no documents.
         ImportError: When Ray is not installed.
     """
@@ -223,7 +224,7 @@ def add_documents_on_ray(
         on_document=on_document,
     )
     try:
-        with _ray_errors(ray, job.attempts):
+        with _ray_errors(ray):
             work, count = _work(ray, documents, job)
             with closing(_run(ray, work, job, engine, gpus)) as reports:
                 for report in reports:
@@ -237,7 +238,7 @@ def add_documents_on_ray(
 
 def _work(ray: Any, documents: Iterable[Document] | DocumentParts, job: Job) -> tuple[Any, int]:
     """The data set of the readers' rows, and the number of parts that they read."""
-    readers = {"num_cpus": _READER_CPUS, "max_retries": FURTHER_TRIES, "fn_kwargs": {"job": job}}
+    readers = {"num_cpus": _READER_CPUS, "max_retries": _RESTARTS, "fn_kwargs": {"job": job}}
     with _data_settings(ray):
         if isinstance(documents, DocumentParts):
             # A block for each, so that no task gets more than its own part.
@@ -257,7 +258,8 @@ def _run(
 ) -> Generator[ShardReport, None, None]:
     with _data_settings(ray):
         least, most = engine.bounds
-        shards = work.map_batches(
+        # A shard is whatever a reader handed over, and `map_batches` demands a number of rows for GPUs.
+        shards = work.map_batches_internal(
             EncodeShards,
             batch_size=None,
             batch_format="pyarrow",
@@ -266,7 +268,7 @@ def _run(
             num_gpus=gpus or None,
             num_cpus=_encoder_cpus(engine, gpus),
             max_restarts=_RESTARTS,
-            max_task_retries=FURTHER_TRIES,
+            max_task_retries=_RESTARTS,
         )
     for row in shards.iter_rows():
         yield from ShardReport.parse(row["reports"])
@@ -278,6 +280,8 @@ def _data_settings(ray: Any) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     wanted = {
         "target_max_block_size": _SHARD_BYTES,
+        # No limit: machines may be waited for, and a shard takes long on a CPU.
+        "execution_no_progress_timeout_s": -1,
         # On a terminal, Ray's live display and ours would overwrite each other.
         "enable_progress_bars": context.enable_progress_bars and not sys.stderr.isatty(),
     }
@@ -341,12 +345,14 @@ def _connect(ray: Any, engine: RayEngine) -> None:
 
 def _gpus(ray: Any, engine: RayEngine) -> float:
     """The GPUs that each encoder asks Ray for."""
-    there = ray.cluster_resources().get("GPU", 0)
-    if engine.gpus and not there:
-        raise KnowledgeBaseError(
-            f"Each encoder is to have {engine.gpus:g} GPUs, and the Ray cluster has none."
-        )
-    return (1.0 if there else 0.0) if engine.gpus is None else engine.gpus
+    if engine.gpus is not None:
+        return engine.gpus
+    if ray.cluster_resources().get("GPU", 0):
+        return 1.0
+    _log.warning(
+        "Ray has no GPU now, so the encoders run on CPUs; gpus=1 (--gpus-per-encoder 1) waits for GPUs."
+    )
+    return 0.0
 
 
 def _encoder_cpus(engine: RayEngine, gpus: float) -> float:
@@ -359,37 +365,44 @@ def _encoder_cpus(engine: RayEngine, gpus: float) -> float:
 
 
 def _check_room(ray: Any, engine: RayEngine, gpus: float) -> None:
-    there = ray.cluster_resources().get("CPU", 0)
-    needed = engine.bounds[1] * _encoder_cpus(engine, gpus) + _READER_CPUS
-    if needed <= there:
+    """Say what the encoders will have to wait for, and refuse what cannot come."""
+    most = engine.bounds[1]
+    there = ray.cluster_resources()
+    needed = {"GPU": most * gpus, "CPU": most * _encoder_cpus(engine, gpus) + _READER_CPUS}
+    if all(number <= there.get(name, 0) for name, number in needed.items()):
         return
-    sentence = f"{engine.bounds[1]} encoders and a reader need {needed:g} CPUs"
-    if len(ray.nodes()) == 1:
+    names = [name for name in needed if needed[name]]
+    wanted, found = (
+        " and ".join(f"{numbers.get(name, 0):g} {name}s" for name in names)
+        for numbers in (needed, there)
+    )
+    sentence = f"{most} encoders and a reader need {wanted}, and Ray has {found}"
+    if _is_own(ray):
         raise KnowledgeBaseError(
-            f"{sentence}, and Ray has {there:g} here; ask for fewer encoders, or fewer CPUs for each."
+            f"{sentence} on this machine; ask for fewer encoders, or for less for each of them."
         )
-    _log.warning("%s, and the cluster has %g: they wait until it grows.", sentence, there)
+    _log.warning("%s now: what is missing is waited for.", sentence)
+
+
+def _is_own(ray: Any) -> bool:
+    """Whether this process has started its own Ray, which cannot grow.
+
+    Nothing tells whether another one can: in Ray 2.60 only some platforms publish a cluster's limits, and a
+    cluster that grows from zero begins as one machine without GPUs.
+    """
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
 
 
 @contextmanager
-def _ray_errors(ray: Any, notes: Any) -> Iterator[None]:
-    """Raise the errors of workers as if they had occurred in this process.
-
-    Args:
-        ray: The module.
-        notes: The actor with the notes of tasks (`attempts.Notes`); None if the tasks keep none.
-    """
+def _ray_errors(ray: Any) -> Iterator[None]:
+    """Raise the errors of workers as if they had occurred in this process."""
     try:
         yield
     except ray.exceptions.RayError as error:
         own = _own_error(ray, error)
         if own is not None:
             raise own from error
-        if notes is not None and (names := _suspects(ray, notes)):
-            raise KnowledgeBaseError(
-                f"Workers died again and again while they were at {', '.join(names[:5])}: nothing was "
-                "committed. Leave that out, or see in Ray's logs what killed them."
-            ) from error
         reason = str(error).strip().splitlines()[-1]
         raise KnowledgeBaseError(f"The Ray job failed: {reason}") from error
 
@@ -403,14 +416,6 @@ def _notes(ray: Any) -> Any:
     # document is lost: `handovers` sees to that.
     kept = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
     return ray.remote(Notes).options(scheduling_strategy=here, **kept).remote()
-
-
-def _suspects(ray: Any, notes: Any) -> list[str]:
-    try:
-        found: list[str] = ray.get(notes.suspects.remote(), timeout=_PATIENCE)
-    except ray.exceptions.RayError:
-        return []  # Ray itself has failed, and its error says more.
-    return found
 
 
 def _own_error(ray: Any, error: BaseException) -> Exception | None:

@@ -15,7 +15,13 @@ from lclm_rag.errors import CompressionError, LclmRagError
 __all__ = ["FURTHER_TRIES", "is_fault", "worker_ends_at_faults"]
 
 FURTHER_TRIES = 4
-"""Further tries of a task whose worker died. Three are enough to find a document at which workers die."""
+"""Further tries of a task whose worker died, and not at a document that it had noted.
+
+Three are enough to find a document at which workers die.
+"""
+
+_FIRST_PAUSE = 1.0
+"""Seconds before a worker ends at a first fault; each further time takes twice as long."""
 
 _GPU = ("CUDA", "CUBLAS", "cuBLAS", "cuDNN", "CUDNN", "HIP error", "NCCL")
 
@@ -35,7 +41,7 @@ def worker_ends_at_faults(tries: int) -> Iterator[None]:
     little later.
 
     Args:
-        tries: The tries of the task, with this one. The last one raises the error, which ends the run.
+        tries: `Attempts.tries`. The last one raises the error, which ends the run.
 
     Raises:
         OSError: When storage failed.
@@ -50,7 +56,7 @@ def worker_ends_at_faults(tries: int) -> Iterator[None]:
             _log.warning("This worker ends, and another takes over: %s", error)
             sys.stdout.flush()
             sys.stderr.flush()
-            time.sleep(2.0 ** (tries - 1))
+            time.sleep(_FIRST_PAUSE * 2 ** (tries - 1))
             os._exit(1)
         if isinstance(error, OSError | LclmRagError):
             raise  # It has a sentence of its own.

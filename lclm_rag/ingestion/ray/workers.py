@@ -270,6 +270,16 @@ class EncodeShards:
     """
 
     def __init__(self, job: Job) -> None:
+        import ray
+
+        # The name stays the same when Ray restarts the actor.
+        name = f"the start of encoder {ray.get_runtime_context().get_actor_id()}"
+        attempts = Attempts(job.attempts, name)
+        with worker_ends_at_faults(attempts.tries):
+            self._start(job)
+            attempts.done(forget=True)
+
+    def _start(self, job: Job) -> None:
         import torch
 
         from lclm_rag.compression import Compressor
