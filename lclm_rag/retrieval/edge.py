@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import qdrant_edge as edge
 
@@ -54,6 +56,23 @@ shard = qdrant_edge.EdgeShard.load(sys.argv[1])
 shard.optimize()
 shard.close()
 """
+
+_TRIAL = """
+import resource, sys, qdrant_edge
+pages = open("/proc/self/statm").read().split()
+for number, at, room in zip((resource.RLIMIT_AS, resource.RLIMIT_DATA), (0, 5), sys.argv[2:]):
+    if int(room) >= 0:
+        used = int(pages[at]) * resource.getpagesize()
+        resource.setrlimit(number, (used + int(room), resource.getrlimit(number)[1]))
+qdrant_edge.EdgeShard.load(sys.argv[1]).close()
+"""
+_TRIAL_SECONDS = 600
+_NO_MEMORY = (
+    "memory allocation of",
+    "MemoryError",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",  # No memory for a thread.
+)
 
 _SCHEMAS = {
     "keyword": edge.PayloadSchemaType.Keyword,
@@ -307,8 +326,65 @@ def _point(point: PointData) -> edge.Point:
 
 
 def _load(path: Path) -> edge.EdgeShard:
+    _require_memory(path)
     with _edge_errors(path):
         return edge.EdgeShard.load(str(path))
+
+
+def _require_memory(path: Path) -> None:
+    """Raise PassageIndexError where this process may not have the memory that the index needs.
+
+    If Edge gets no memory, it aborts, or waits for ever and holds the interpreter's lock, so that this
+    process could not even say so. Where there is a limit, a child process with as much room as is left tries
+    first.
+    """
+    if (room := _room()) is None:
+        return
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said:
+        command = [sys.executable, "-c", _TRIAL, str(path.absolute()), *map(str, room)]
+        with subprocess.Popen(command, stdout=said, stderr=said) as trial:
+            output, over = "", False
+            while trial.poll() is None and not over:
+                time.sleep(0.02)
+                output = _read(said)
+                over = _NO_MEMORY[0] in output or time.monotonic() - begun > _TRIAL_SECONDS
+            trial.kill()
+        output = _read(said)
+    if trial.returncode >= 0 and not any(sign in output for sign in _NO_MEMORY):
+        return  # What else may be wrong is seen here, too.
+    least = min(left for left in room if left >= 0) // 2**20
+    raise PassageIndexError(
+        f"The passage index at {path} cannot be opened with the {least:,} MiB of memory that this process "
+        "may still take (ulimit -v, ulimit -d): raise the limit, or put the index on a server: lclm-rag "
+        "reindex --qdrant-url URL."
+    )
+
+
+def _room() -> tuple[int, int] | None:
+    """The bytes of address space and of data that this process may still take, -1 for any; None if any."""
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    limits = [
+        resource.getrlimit(number)[0] for number in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    ]
+    if all(limit == resource.RLIM_INFINITY for limit in limits):
+        return None
+    pages = Path("/proc/self/statm").read_text().split()
+    space, data = (
+        -1
+        if limit == resource.RLIM_INFINITY
+        else max(0, limit - int(used) * resource.getpagesize())
+        for limit, used in zip(limits, (pages[0], pages[5]), strict=True)
+    )
+    return space, data
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _stored_width(path: Path) -> int | None:
