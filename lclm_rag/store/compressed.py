@@ -27,7 +27,7 @@ class Compressed:
 
     def __init__(self, base: LatentStore, uncommitted: Sequence[FragmentEntry]) -> None:
         self.base = base
-        sound = tuple(entry for entry in uncommitted if _is_sound(base, entry))
+        sound = tuple(_sound(base, uncommitted))
         self.uncommitted = LatentStore(base.folder, replace(base.manifest, fragments=sound))
         self._uncommitted_names = {entry.name for entry in sound}
 
@@ -99,10 +99,18 @@ class Compressed:
                 yield from self.uncommitted.places(key)
 
 
+def _sound(store: LatentStore, entries: Sequence[FragmentEntry]) -> list[FragmentEntry]:
+    """The fragments whose passages can be looked up. Others cost only time: they are compressed again."""
+    try:
+        store.key_hashes(entries)  # All at once, because each may be a request to an object store.
+    except DamagedError:
+        return [entry for entry in entries if _is_sound(store, entry)]
+    return list(entries)
+
+
 def _is_sound(store: LatentStore, entry: FragmentEntry) -> bool:
-    """Whether a fragment's passages can be looked up."""
     try:
         store.key_hashes([entry])
     except DamagedError:
-        return False  # This costs only time: its passages are compressed again.
+        return False
     return True

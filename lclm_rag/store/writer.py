@@ -17,8 +17,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,8 @@ If the writer is killed, only the passages it holds have to be compressed again.
 # document would leave a file, and an entry in every later manifest.
 _SMALL_BYTES = FRAGMENT_BYTES // 16
 _SMALL_FRAGMENTS = 64
+
+_READS_AT_ONCE = 16
 
 _log = logging.getLogger(__name__)
 
@@ -463,23 +467,26 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
     Returns:
         The fragments whose files have the noted size and that no version names.
     """
-    entries = []
-    for facts in (folder / UNCOMMITTED).files():
-        if not facts.name.endswith(".json"):
-            continue
-        try:
-            note = unseal((folder / UNCOMMITTED).read(facts.name))
-            entry, noted = unpack_entry(note["entry"]), unpack_layout(note["layout"])
-        except (ValueError, TypeError, KeyError, FileNotFoundError):
-            # A damaged note costs only time: its passages are compressed again. A missing one belongs to a
-            # fragment that a writer has just committed.
-            continue
-        if layout is None or noted == layout:
-            entries.append(entry)
+    notes = [facts.name for facts in (folder / UNCOMMITTED).files() if facts.name.endswith(".json")]
+    # In parallel, because each read may wait for an object store.
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        read = list(pool.map(partial(_noted, folder / UNCOMMITTED), notes))
+    found = [note for note in read if note is not None]
+    entries = [entry for entry, noted in found if layout is None or noted == layout]
     # A writer that is killed just after its commit leaves notes on fragments that a version needs.
     named = named_fragments(folder) if entries else set()
     there = {(facts.name, facts.size) for facts in (folder / FRAGMENTS).files()}
     return [e for e in entries if e.name not in named and (e.name, e.bytes) in there]
+
+
+def _noted(folder: Folder, name: str) -> tuple[FragmentEntry, Layout] | None:
+    try:
+        note = unseal(folder.read(name))
+        return unpack_entry(note["entry"]), unpack_layout(note["layout"])
+    except (ValueError, TypeError, KeyError, FileNotFoundError):
+        # A damaged note costs only time: its passages are compressed again. A missing one belongs to a
+        # fragment that a writer has just committed.
+        return None
 
 
 def named_fragments(folder: Folder) -> set[str]:

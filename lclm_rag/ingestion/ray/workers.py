@@ -68,7 +68,8 @@ class Job:
     Attributes:
         store: The latent store's folder or URL, under a name that is valid on all machines.
         version: The store's version that the run builds on.
-        uncommitted: The fragments that a killed run had finished.
+        uncommitted: The fragments that a killed run had finished, as a reference to an object of Ray: there
+            may be many, and each worker fetches them once.
         layout: The store's layout.
         checkpoint: The checkpoint, under a name that is valid on all machines.
         splitting: How documents become passages.
@@ -82,7 +83,7 @@ class Job:
 
     store: str
     version: int
-    uncommitted: tuple[FragmentEntry, ...]
+    uncommitted: Any
     layout: Layout
     checkpoint: str
     splitting: Splitting
@@ -252,8 +253,11 @@ def _checkpoint(name: str) -> Checkpoint:
 
 
 @lru_cache(maxsize=1)
-def _compressed(store: str, version: int, uncommitted: tuple[FragmentEntry, ...]) -> Compressed:
-    return Compressed(LatentStore.open_for_worker(store, version), uncommitted)
+def _compressed(store: str, version: int, uncommitted: Any) -> Compressed:
+    import ray
+
+    entries: list[FragmentEntry] = ray.get(uncommitted)
+    return Compressed(LatentStore.open_for_worker(store, version), entries)
 
 
 # --- encoders ---------------------------------------------------------------------------------------
