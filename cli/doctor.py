@@ -24,7 +24,7 @@ __all__ = ["doctor"]
 
 _OPTIONAL = {
     "qdrant_client": ("qdrant-client", "server", "a passage index on a Qdrant server"),
-    "sentence_transformers": ("sentence-transformers", "dense", "hybrid retrieval"),
+    "sentence_transformers": ("sentence-transformers", "dense", "hybrid retrieval, and reranking"),
     "vllm": ("vllm", "vllm", "decoding with vLLM"),
     "openai": ("openai", "client", "decoding on a vLLM server"),
     "markitdown": ("markitdown", "documents", "corpora of HTML, PDF and DOCX"),
