@@ -377,7 +377,7 @@ def test_a_part_that_is_not_the_same_when_it_is_read_again_ends_the_run(
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_readers_wait_for_slow_encoders(tmp_path: Path) -> None:
+def test_readers_wait_for_slow_encoders_and_each_gets_its_own_part_alone(tmp_path: Path) -> None:
     """250 MB are read in the end, and never are many of them in memory, whose object store has 100."""
     log = tmp_path / "read"
     parts = DocumentParts([Large(first, 50, 1_000, str(log)) for first in range(0, 250, 50)])
@@ -390,6 +390,7 @@ def test_readers_wait_for_slow_encoders(tmp_path: Path) -> None:
         report = kb.add(parts, engine=RayEngine(), on_progress=tell)
     assert report.added == 250
     assert max(ahead) < 125
+    assert (tmp_path / "read.loaded").read_text() == "x" * len(parts.parts)
 
 
 # --- what is asked of Ray ---------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Deadly:
 @dataclass(frozen=True)
 class Large:
     """Documents that are soon compressed and large all the same: metadata are only carried along. `log` gets
-    a letter for each that was read."""
+    a letter for each that was read, and `log`.loaded one each time that a process gets the part."""
 
     first: int
     count: int
@@ -99,6 +99,15 @@ class Large:
             yield Document(
                 f"l{number}", f"Short text {number}.", {"m": "x" * 1024 * self.kilobytes}
             )
+
+    def __reduce__(self) -> Any:
+        return _loaded, (self.first, self.count, self.kilobytes, self.log)
+
+
+def _loaded(first: int, count: int, kilobytes: int, log: str) -> Large:
+    with Path(f"{log}.loaded").open("a") as f:
+        f.write("x")
+    return Large(first, count, kilobytes, log)
 
 
 # --- what encoders cannot do --------------------------------------------------------------------------
