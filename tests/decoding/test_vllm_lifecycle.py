@@ -1,6 +1,7 @@
 """vLLM's engine when it is interrupted, forked from, killed and closed.
 
-`python tests/decoding/test_vllm_lifecycle.py PATH MODEL QUESTION PIPE` asks, and says in the pipe what becomes of it.
+`python tests/decoding/test_vllm_lifecycle.py PATH MODEL QUESTION PIPE` asks, and says in the pipe what becomes
+of it.
 What ends an engine needs one of its own; what does not is in test_lifecycle.py, with the shared engine.
 """
 
@@ -151,7 +152,7 @@ def program(path: Path, model: Path, endless: str) -> Iterator[Program]:
     log = path.parent / "log"
     reading, writing = os.pipe()
     command = [sys.executable, __file__, str(path), str(model), endless, str(writing)]
-    with log.open("wb") as output, open(reading) as said, subprocess.Popen(
+    with log.open("wb") as output, os.fdopen(reading) as said, subprocess.Popen(
         command, stdout=output, stderr=subprocess.STDOUT, env=here, start_new_session=True,
         pass_fds=(writing,),
     ) as process:  # fmt: skip
