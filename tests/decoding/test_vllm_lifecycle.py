@@ -1,7 +1,7 @@
 """vLLM's engine when it is interrupted, forked from, killed and closed.
 
-`python tests/decoding/test_vllm_lifecycle.py PATH MODEL QUESTION PIPE` asks, and says in the pipe what becomes
-of it.
+`python tests/decoding/test_vllm_lifecycle.py PATH MODEL QUESTION PIPE` asks, and says in the pipe what
+becomes of it.
 What ends an engine needs one of its own; what does not is in test_lifecycle.py, with the shared engine.
 """
 
