@@ -215,10 +215,16 @@ def test_an_unknown_decoder_or_option_is_refused_before_anything_is_loaded(
         load_decoder("llama", checkpoint)
     with pytest.raises(ValueError, match="transformers decoder has no option 'x'"):
         load_decoder("transformers", checkpoint, x=1)
-    with pytest.raises(ValueError, match="vLLM's engine has no option 'x'"):
-        load_decoder("vllm", checkpoint, x=1)
     with pytest.raises(ValueError, match="no option 'x'; it has model, api_key, timeout"):
         load_decoder("http://127.0.0.1:9/v1", checkpoint, x=1)
+
+
+@pytest.mark.vllm
+def test_an_unknown_option_of_vllm_is_refused_before_anything_is_loaded(
+    checkpoint: Checkpoint,
+) -> None:
+    with pytest.raises(ValueError, match="vLLM's engine has no option 'x'"):
+        load_decoder("vllm", checkpoint, x=1)
 
 
 def test_an_answer_counts_alike_whatever_decodes(

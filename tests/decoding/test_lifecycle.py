@@ -158,12 +158,11 @@ def test_astream_cancelled_at_its_first_piece_raises_what_was_asked_for(
     assert nothing_runs(running, asked, endless)
 
 
-@pytest.mark.parametrize("name", ["imitated", "items_decoder"])
+@pytest.mark.parametrize("asked", ["imitated", "items_decoder"], indirect=True)
 def test_a_reader_that_is_gone_when_a_piece_comes_ends_the_generation(
-    name: str, request: pytest.FixtureRequest, imitation: StandIn, endless: SoftPrompt
+    asked: EventLoopDecoder, running: Callable[[], int], endless: SoftPrompt
 ) -> None:
     """Its cancellation arrives while the stream is being closed already."""
-    decoder: EventLoopDecoder = request.getfixturevalue(name)
     generation: list[Generation] = []
     started = threading.Event()
 
@@ -172,15 +171,10 @@ def test_a_reader_that_is_gone_when_a_piece_comes_ends_the_generation(
         generation[0].end()
         raise RuntimeError("Event loop is closed")
 
-    def running() -> int:
-        if isinstance(decoder, VLLMDecoder):
-            return int(decoder.engine.get_num_unfinished_requests())
-        return imitation.open
-
-    generation.append(decoder._start(endless, LONG, lambda _: None, put))
+    generation.append(asked._start(endless, LONG, lambda _: None, put))
     assert until(lambda: running() == 1)
     started.set()
-    assert nothing_runs(running, decoder, endless)
+    assert nothing_runs(running, asked, endless)
 
 
 def test_a_deadline_ends_a_stream_before_its_first_piece(

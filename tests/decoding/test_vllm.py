@@ -369,6 +369,7 @@ def test_what_vllm_refuses_is_refused_in_its_own_words(
     assert "temperature" in str(refused)
 
 
+@pytest.mark.vllm
 def test_an_engine_that_cannot_start_says_why(checkpoint: Checkpoint) -> None:
     with pytest.raises(DecoderError, match=r"engine did not start: .*max_model_len"):
         VLLMDecoder.from_pretrained(checkpoint, "cpu", max_model_len=10**9)
