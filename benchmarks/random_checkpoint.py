@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,29 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression.adapter import Adapter
 
-__all__ = ["PUBLISHED", "SMALL", "THIRTY_MILLION", "Shape", "make_checkpoint"]
+__all__ = [
+    "PUBLISHED",
+    "PUBLISHED_ENCODER",
+    "SMALL",
+    "THIRTY_MILLION",
+    "TINY",
+    "Shape",
+    "make_checkpoint",
+]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """encoder, decoder: the fields of their Qwen3 configs. positions: the decoder's context."""
+    """encoder, decoder: the fields of their Qwen3 configs. positions: the decoder's context. shared: the
+    fields of both."""
 
     encoder: dict[str, Any]
     decoder: dict[str, Any]
     positions: int
+    shared: dict[str, Any]
+
+
+_FEW = {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4_096}
 
 
 PUBLISHED = Shape(
@@ -42,6 +55,16 @@ PUBLISHED = Shape(
         "num_attention_heads": 32,
     },
     positions=262_144,
+    shared={"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936},
+)
+PUBLISHED_ENCODER = replace(  # For compressing alone: its decoder is small.
+    PUBLISHED,
+    decoder={
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+    },
 )
 SMALL = Shape(  # The shares of the published shape, for machines without a GPU.
     encoder={
@@ -57,6 +80,7 @@ SMALL = Shape(  # The shares of the published shape, for machines without a GPU.
         "num_attention_heads": 8,
     },
     positions=32_768,
+    shared=_FEW,
 )
 THIRTY_MILLION = Shape(  # An encoder of 30 million parameters, for the speed of compressing.
     encoder={
@@ -67,17 +91,35 @@ THIRTY_MILLION = Shape(  # An encoder of 30 million parameters, for the speed of
     },
     decoder=SMALL.decoder,
     positions=32_768,
+    shared=_FEW,
+)
+TINY = Shape(  # For trying a command out.
+    encoder={
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    decoder={
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    positions=4_096,
+    shared={"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 4_096},
 )
 
 
-def make_checkpoint(folder: Path, shape: Shape, ratio: int) -> Checkpoint:
-    """Write it (bfloat16) in the published folder format, with the bundled checkpoint's tokenizers."""
+def make_checkpoint(folder: Path, shape: Shape, ratio: int, device: str = "cpu") -> Checkpoint:
+    """Write it (bfloat16) in the published folder format, with the bundled checkpoint's tokenizers.
+
+    The weights are drawn on the device, which takes four billion of them a minute on a CPU.
+    """
     bundled = Checkpoint.open()
     torch.manual_seed(0)
     shared = {
-        "num_key_value_heads": 8 if shape is PUBLISHED else 4,
-        "head_dim": 128 if shape is PUBLISHED else 64,
-        "vocab_size": 151_936 if shape is PUBLISHED else 4_096,
+        **shape.shared,
         "max_position_embeddings": shape.positions,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0},
         "tie_word_embeddings": True,
@@ -85,11 +127,13 @@ def make_checkpoint(folder: Path, shape: Shape, ratio: int) -> Checkpoint:
     }
     torch.set_default_dtype(torch.bfloat16)
     try:
-        Qwen3Model(Qwen3Config(**shared, **shape.encoder)).save_pretrained(folder / "encoder")
-        decoder = Qwen3ForCausalLM(Qwen3Config(**shared, **shape.decoder))
+        with torch.device(device):
+            encoder = Qwen3Model(Qwen3Config(**shared, **shape.encoder))
+            decoder = Qwen3ForCausalLM(Qwen3Config(**shared, **shape.decoder))
+            width = shape.decoder["hidden_size"]
+            adapter = Adapter(shape.encoder["hidden_size"], width, width)
+        encoder.save_pretrained(folder / "encoder")
         decoder.save_pretrained(folder / "decoder")
-        width = shape.decoder["hidden_size"]
-        adapter = Adapter(shape.encoder["hidden_size"], width, width)
     finally:
         torch.set_default_dtype(torch.float32)
     (folder / "adapter").mkdir()
