@@ -21,8 +21,18 @@ __all__ = ["mcp"]
 @click.command()
 @kb_option
 @click.option(
+    "--name",
+    help="What clients call the server.  [default: the name of the knowledge base's folder]",
+)
+@click.option(
+    "--description",
+    default="",
+    metavar="SENTENCE",
+    help="What the documents are, for agents that choose among several servers.",
+)
+@click.option(
     "--top-k",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 64),
     default=DEFAULT_TOP_K,
     show_default=True,
     help="Passages to retrieve, if the client does not say.",
@@ -39,6 +49,8 @@ __all__ = ["mcp"]
 @decoder_options
 def mcp(
     kb: str,
+    name: str | None,
+    description: str,
     top_k: int,
     port: int | None,
     frame: Any,
@@ -50,11 +62,12 @@ def mcp(
 ) -> None:
     """Serve a knowledge base to agents over MCP: the tools search, ask, expand and fields.
 
-    The client starts and stops the command. It needs pip install 'lclm-rag[mcp]'.
+    The client starts and stops the command, which follows new versions of the knowledge base. It needs
+    pip install 'lclm-rag[mcp]'.
 
     \b
     Examples:
-      lclm-rag mcp --kb kb/
+      lclm-rag mcp --kb kb/ --name minutes --description "Minutes of the board, 2010 to 2026"
       lclm-rag mcp --kb kb/ --decoder http://localhost:8000/v1 --top-k 4
       lclm-rag mcp --kb kb/ --http 8765
     What a client's configuration needs:
@@ -75,7 +88,13 @@ def mcp(
         dtype=dtype,
     ) as knowledge_base:
         knowledge_base.index  # noqa: B018  If another process uses it, fail now, not in a tool call.
-        server = mcp_server(knowledge_base, top_k=top_k, sampling=Sampling(**sampling))
+        server = mcp_server(
+            knowledge_base,
+            name=name,
+            description=description,
+            top_k=top_k,
+            sampling=Sampling(**sampling),
+        )
         try:
             if port is None:
                 _in_a_thread(lambda: server.run("stdio"))

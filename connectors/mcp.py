@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
 try:
-    from mcp.server.mcpserver import MCPServer
+    from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+    from mcp.server.mcpserver import Context, MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
-    from mcp.types import ToolAnnotations
+    from mcp.types import CallToolResult, InputRequiredResult, Tool, ToolAnnotations
 except ImportError as error:
     raise ImportError(
         "lclm_rag.connectors.mcp needs MCP's Python SDK: pip install 'lclm-rag[mcp]'."
     ) from error
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
 
 from lclm_rag import __version__
-from lclm_rag.decoding import Sampling
+from lclm_rag.checks import check_whole
+from lclm_rag.decoding import Sampling, all_answered
 from lclm_rag.errors import (
     DecoderError,
     LclmRagError,
@@ -30,9 +33,10 @@ from lclm_rag.errors import (
     PromptError,
 )
 from lclm_rag.knowledge_base import KnowledgeBase
+from lclm_rag.querying.rounds import step
 from lclm_rag.request_bodies import LimitBody
 from lclm_rag.retrieval import And, parse_filter
-from lclm_rag.types import DEFAULT_TOP_K, Hit, PassageKey
+from lclm_rag.types import DEFAULT_TOP_K, Answer, Hit, PassageKey
 
 __all__ = ["mcp_server", "serve_http"]
 
@@ -49,20 +53,81 @@ CONDITIONS = 32
 CONDITION = 2_000  # characters
 ID = 4_096  # characters
 
+_SHOWN = 40
+"""Metadata keys that the instructions list."""
+
+_WRONG = 5
+"""Wrong arguments that are named."""
+
+_NAME = 60
+"""Characters of an unknown argument's name that are given back."""
+
+_BEAT = 2.0
+"""Seconds between two reports of an answer's progress: most clients give up after 60 without one."""
+
 # Bounds appear in the schema only; `_check` refuses with a sentence in place of pydantic's list.
-Text = Annotated[str, Field(json_schema_extra={"maxLength": QUESTION})]
+Query = Annotated[
+    str,
+    Field(
+        title="Query",
+        description="What to look for: a question, or words that the passages have.",
+        json_schema_extra={"maxLength": QUESTION},
+    ),
+]
+Question = Annotated[
+    str,
+    Field(
+        title="Question",
+        description="The question, complete in itself: earlier ones are not known.",
+        json_schema_extra={"maxLength": QUESTION},
+    ),
+]
 TopK = Annotated[
     int,
-    Field(description="Passages to retrieve.", json_schema_extra={"minimum": 1, "maximum": TOP_K}),
+    Field(
+        title="Passages",
+        description="How many passages to retrieve.",
+        json_schema_extra={"minimum": 1, "maximum": TOP_K},
+    ),
 ]
-Id = Annotated[str, Field(json_schema_extra={"maxLength": ID})]
-Ordinal = Annotated[int, Field(json_schema_extra={"minimum": 0})]
-Count = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": NEIGHBOURS})]
+Id = Annotated[
+    str,
+    Field(
+        title="Document id",
+        description="The document, by its `document_id` in a result of `search` or `ask`.",
+        json_schema_extra={"maxLength": ID},
+    ),
+]
+Ordinal = Annotated[
+    int,
+    Field(
+        title="Passage",
+        description="The passage's number in the document, from 0: its `ordinal` in a result.",
+        json_schema_extra={"minimum": 0},
+    ),
+]
+Before = Annotated[
+    int,
+    Field(
+        title="Passages before",
+        description="How many passages before it to read, too.",
+        json_schema_extra={"minimum": 0, "maximum": NEIGHBOURS},
+    ),
+]
+After = Annotated[
+    int,
+    Field(
+        title="Passages after",
+        description="How many passages after it to read, too.",
+        json_schema_extra={"minimum": 0, "maximum": NEIGHBOURS},
+    ),
+]
 Filters = Annotated[
     list[str],
     Field(
+        title="Filters",
         description="Conditions on metadata that must all hold: lang=en, lang=en,de (one of these), "
-        'lang!=en, year>=2020. A value in quotes is a string: year="2020".',
+        'lang!=en, year>=2020. A value in quotes is a string: year="2020". `fields` lists the keys.',
         json_schema_extra={"maxItems": CONDITIONS},
     ),
 ]
@@ -126,12 +191,22 @@ class Expanded(TypedDict):
 
 
 def mcp_server(
-    knowledge_base: KnowledgeBase, *, top_k: int = DEFAULT_TOP_K, sampling: Sampling | None = None
+    knowledge_base: KnowledgeBase,
+    *,
+    name: str | None = None,
+    description: str = "",
+    top_k: int = DEFAULT_TOP_K,
+    sampling: Sampling | None = None,
 ) -> MCPServer[Any]:
     """Make an MCP server that is ready to run: `mcp_server(kb).run("stdio")`.
 
+    It moves to new versions of the knowledge base as other processes commit them, unless the knowledge base
+    is open at an earlier version.
+
     Args:
         knowledge_base: The knowledge base; it stays open as long as the server runs.
+        name: What clients call the server. Default: the name of the knowledge base's folder.
+        description: What the documents are, in a sentence, for agents that choose among several servers.
         top_k: How many passages to retrieve if a client does not say.
         sampling: How answers are decoded; None for the default.
 
@@ -139,24 +214,47 @@ def mcp_server(
         The server with the tools `search`, `ask`, `expand` and `fields`.
 
     Raises:
-        ValueError: When `top_k` is above what a client may ask for.
+        ValueError: When the name is empty, or `top_k` is below 1 or above what a client may ask for.
     """
-    if top_k > TOP_K:
-        raise ValueError(f"top_k must be at most {TOP_K} over MCP, not {top_k:,}.")
+    check_whole(top_k, "top_k over MCP", 1, TOP_K)
+    if name is not None and not name.strip():
+        raise ValueError(
+            "The name of an MCP server cannot be empty; leave it out for the folder's."
+        )
     default_top_k, kb = top_k, knowledge_base
-    server: MCPServer[Any] = MCPServer(
-        "lclm-rag",
+    name = name or kb.name
+    about = description.strip()
+    # Agents are often shown the tools of several servers in one list, and no instructions.
+    whose = f" Of {name}: {about}" if about else f" Of the knowledge base {name}."
+
+    async def at_newest(request: ServerRequestContext[Any], go_on: CallNext) -> HandlerResult:
+        """Answer from the newest version; the first message of a client gets what is in it."""
+        if request.method == "tools/call":
+            await asyncio.to_thread(_follow, kb)
+        result = await go_on(request)
+        if request.method in ("initialize", "server/discover"):
+            await asyncio.to_thread(_follow, kb)
+            instructions = await asyncio.to_thread(_instructions, kb, name, about)
+            if isinstance(result, BaseModel):
+                return result.model_copy(update={"instructions": instructions})
+            return {**(result or {}), "instructions": instructions}
+        return result
+
+    server = _Server(
+        name,
+        title=name,
+        description=about or None,
         version=__version__,
-        instructions="A knowledge base of documents. `ask` answers a question from it and names its "
-        "sources; `search` gives the passages themselves; `expand` gives a passage verbatim, with "
-        "what stands before and after it; `fields` lists the metadata that `filters` can name.",
         log_level="WARNING",
+        middleware=[at_newest],
     )
     reading = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
-    @server.tool(annotations=reading)
-    async def search(query: Text, top_k: TopK = default_top_k, filters: Filters = []) -> Hits:  # noqa: B006
-        """Find the passages of the knowledge base that fit a query best, with their whole text."""
+    def tool(title: str, does: str) -> Callable[[Any], Any]:
+        return server.tool(title=title, description=does + whose, annotations=reading)
+
+    @tool("Search", "Find the passages that fit a query best, with their whole text.")
+    async def search(query: Query, top_k: TopK = default_top_k, filters: Filters = []) -> Hits:  # noqa: B006
         with _errors_to_client():
             _check(query=query, top_k=top_k, filters=filters)
             hits = await asyncio.to_thread(kb.retrieve, query, top_k, _all(filters))
@@ -165,12 +263,17 @@ def mcp_server(
                 raise ToolError(" ".join(sentences))
         return {"passages": [{**_place(hit), "text": hit.text} for hit in hits]}
 
-    @server.tool(annotations=reading)
-    async def ask(question: Text, top_k: TopK = default_top_k, filters: Filters = []) -> Answered:  # noqa: B006
-        """Answer a question from the knowledge base, and name the passages that the answer rests on."""
+    @tool("Ask", "Answer a question, and name the passages that the answer rests on.")
+    async def ask(
+        question: Question,
+        context: Context[Any, Any],
+        top_k: TopK = default_top_k,
+        filters: Filters = [],  # noqa: B006
+    ) -> Answered:
         with _errors_to_client():
             _check(question=question, top_k=top_k, filters=filters)
-            answer = await kb.aquery(question, top_k, _all(filters), sampling=sampling)
+            async with _progress(context) as now:
+                answer = await _answer(kb, question, top_k, _all(filters), sampling, now)
         return {
             "answer": answer.text,
             "reason": answer.reason,
@@ -181,11 +284,10 @@ def mcp_server(
             "usage": asdict(answer.usage),
         }
 
-    @server.tool(annotations=reading)
+    @tool("Expand", "Read a passage verbatim, as one text with passages before and after it.")
     async def expand(
-        document_id: Id, ordinal: Ordinal, before: Count = 0, after: Count = 0
+        document_id: Id, ordinal: Ordinal, before: Before = 0, after: After = 0
     ) -> Expanded:
-        """Read a passage verbatim, as one text with the given numbers of passages before and after it."""
         with _errors_to_client():
             _check(document_id=document_id, before=before, after=after)
             key = PassageKey(document_id, ordinal)
@@ -203,9 +305,8 @@ def mcp_server(
             "text": "".join(passage.text for passage in passages),
         }
 
-    @server.tool(annotations=reading)
+    @tool("Metadata fields", "List the metadata keys that `filters` can name.")
     async def fields() -> Fields:
-        """List the metadata keys that `filters` can name."""
         with _errors_to_client():
             found = await asyncio.to_thread(kb.metadata_fields)
         return {
@@ -216,6 +317,38 @@ def mcp_server(
         }
 
     return server
+
+
+class _Server(MCPServer[Any]):
+    """MCP's server, which ignores arguments that a tool does not have: here they are refused."""
+
+    async def list_tools(self) -> list[Tool]:
+        """The tools; their schemas say that there are no other arguments."""
+        tools = await super().list_tools()
+        for tool in tools:
+            tool.input_schema["additionalProperties"] = False
+        return tools
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool, and say in one sentence what is wrong with its arguments."""
+        known = {
+            tool.name: list(tool.input_schema["properties"]) for tool in await self.list_tools()
+        }
+        if name in known and (alien := [each for each in arguments if each not in known[name]]):
+            takes = f"takes {', '.join(known[name])}" if known[name] else "takes no arguments"
+            raise ToolError(f"{name} has no argument {', '.join(map(_short, alien))}; it {takes}.")
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if not isinstance(error.__cause__, ValidationError):
+                raise
+            wrong = "; ".join(
+                f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+                for each in error.__cause__.errors()[:_WRONG]
+            )
+            raise ToolError(f"{name}: {wrong}.") from error
 
 
 def serve_http(server: MCPServer[Any], port: int) -> None:
@@ -240,6 +373,99 @@ def serve_http(server: MCPServer[Any], port: int) -> None:
 def _too_large(message: str) -> JSONResponse:
     error = {"code": -32600, "message": message}
     return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, 413)
+
+
+def _follow(kb: KnowledgeBase) -> None:
+    try:
+        kb.follow()
+    except (LclmRagError, OSError) as error:
+        # The version before goes on being served; the next look may succeed.
+        _log.warning("The server stays at version %d: %s", kb.store.version, error)
+
+
+def _instructions(kb: KnowledgeBase, name: str, about: str) -> str:
+    """What an agent is told of the server: what the documents are, and how to get at them."""
+    totals = kb.store.manifest.totals
+    what = about or "A knowledge base of documents."
+    if not what.endswith((".", "!", "?")):
+        what += "."
+    try:
+        found = sorted(kb.index.fields().items())
+    except (LclmRagError, OSError) as error:
+        _log.warning("The metadata of the documents are not known: %s", error)
+        found = []
+    keys = [f"{key} ({' or '.join(sorted(kinds))})" for key, kinds in found[:_SHOWN]]
+    if len(found) > _SHOWN:
+        keys.append(f"{len(found) - _SHOWN:,} more")
+    filters = (
+        f"`filters` can name {', '.join(keys)}" if keys else "There are no metadata to filter by"
+    )
+    return (
+        f"{name}: {what} {totals.documents:,} documents, {totals.passages:,} passages. `ask` answers a "
+        "question from them and names its sources; `search` gives the passages themselves; `expand` gives a "
+        f"passage verbatim, with what stands before and after it. {filters}; `fields` lists the metadata "
+        "with the number of documents that have them."
+    )
+
+
+@asynccontextmanager
+async def _progress(context: Context[Any, Any]) -> AsyncIterator[Callable[[str], None]]:
+    """Report what is being done to a client that wants to know: at once, and every few seconds again.
+
+    Yields:
+        A function that is told what is being done now.
+    """
+    started, doing, changed = time.monotonic(), "Searching", asyncio.Event()
+
+    def now(what: str) -> None:
+        nonlocal doing
+        doing = what
+        changed.set()
+
+    async def report() -> None:
+        last = -1.0
+        while True:
+            # Progress must grow from report to report, and no one knows how much is to come: the seconds.
+            last = max(time.monotonic() - started, last + 1e-3)
+            await context.report_progress(round(last, 3), message=doing)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), _BEAT)
+            changed.clear()
+
+    reporting = asyncio.create_task(report())
+    try:
+        yield now
+    finally:
+        reporting.cancel()
+        # A client that is gone hears of no progress, and its request is cancelled anyway.
+        await asyncio.gather(reporting, return_exceptions=True)
+
+
+async def _answer(
+    kb: KnowledgeBase,
+    question: str,
+    top_k: int,
+    filters: And | None,
+    sampling: Sampling | None,
+    now: Callable[[str], None],
+) -> Answer:
+    """Answer as `KnowledgeBase.aquery` does, and tell `now` what is being done."""
+    how = sampling or Sampling()
+    rounds = kb.rounds(question, top_k, filters, sampling=how)
+    now("Loading the decoder")
+    decoder = await asyncio.to_thread(lambda: kb.decoder)
+    now("Searching")
+    next_ = await asyncio.to_thread(step, rounds, None)
+    while not isinstance(next_, Answer):
+        now("Answering")
+        (completion,) = all_answered(await decoder.acomplete([next_], how))
+        now("Checking the answer against its sources")
+        next_ = await asyncio.to_thread(step, rounds, completion)
+    return next_
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= _NAME else f"{name[:_NAME]}…")
 
 
 def _check(

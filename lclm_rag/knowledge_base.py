@@ -456,6 +456,11 @@ class KnowledgeBase:
         )
 
     @property
+    def name(self) -> str:
+        """The last part of the folder's path or URL."""
+        return _name(self.folder)
+
+    @property
     def path(self) -> Path | str:
         """The folder's path, or its URL if it is in an object store."""
         return self.folder.local or str(self.folder)
@@ -1055,6 +1060,21 @@ class KnowledgeBase:
             Whether the version changed; False if it was the newest already, or the index is not on a server.
         """
         return self.reader.follow_server()
+
+    def follow(self) -> bool:
+        """Move to the newest version that any process has committed.
+
+        Questions that are being answered go on. A version that was asked for in `open` stays.
+
+        Returns:
+            Whether the version changed.
+
+        Raises:
+            KnowledgeBaseError: When the knowledge base is closed.
+            StoreError: When the newest version cannot be read; the one before stays.
+            PassageIndexError: When the passage index cannot follow.
+        """
+        return False if self.read_only else self.reader.follow()
 
     def _refuse_reading(self) -> None:
         self.reader.require_open()

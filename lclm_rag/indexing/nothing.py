@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.retrieval import Filter, IndexEntry, ScoredKey
+from lclm_rag.retrieval.filters import Kind
 from lclm_rag.types import PassageKey
 
 __all__ = ["NothingIndexed"]
@@ -51,6 +52,10 @@ class NothingIndexed:
     def unmatchable(self, filter: Filter) -> list[str]:
         """No conditions: of an empty index nothing can be said."""
         return []
+
+    def fields(self) -> dict[str, set[Kind]]:
+        """No keys."""
+        return {}
 
     def count(self) -> int:
         """0."""

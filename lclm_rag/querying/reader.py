@@ -478,6 +478,22 @@ class Reader:
                 self._session = None
             return True
 
+    def follow(self) -> bool:
+        """Move to the newest version, wherever the passage index is.
+
+        Returns:
+            Whether the version changed.
+        """
+        # With the lock: of two threads that follow, none moves back to what it saw first.
+        with self._opening:
+            self.require_open()
+            if self._settings.qdrant_url is not None:
+                return self.follow_server()
+            if newest_version(self._folder / "store") <= self.store.version:
+                return False
+            self.show_newest()
+            return True
+
     @contextmanager
     def session(self) -> Iterator[IndexSession | None]:
         """Keep other threads from opening or moving the passage index while it is in use.

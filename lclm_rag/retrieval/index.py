@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from lclm_rag.retrieval.filters import Filter
+from lclm_rag.retrieval.filters import Filter, Kind
 from lclm_rag.types import Metadata, PassageKey
 
 if TYPE_CHECKING:
@@ -160,6 +160,13 @@ class PassageIndex(Protocol):
 
         Raises:
             PassageIndexError: When the engine fails.
+        """
+        ...
+
+    def fields(self) -> dict[str, set[Kind]]:
+        """The kinds of values under each metadata key that filters can name. Costs no search.
+
+        Keys and kinds that occurred once, and whose passages were deleted since, are among them.
         """
         ...
 

@@ -186,13 +186,13 @@ class QdrantIndex(ABC):
     def unmatchable(self, filter: Filter) -> list[str]:
         """See `PassageIndex.unmatchable`."""
         # If other processes write too, the fields known here may be out of date: refresh before reporting.
-        if not unmatchable(filter, self._fields()):
+        if not unmatchable(filter, self.fields()):
             return []
         self._refresh_indexed()
-        return unmatchable(filter, self._fields())
+        return unmatchable(filter, self.fields())
 
-    def _fields(self) -> dict[str, set[Kind]]:
-        """The kinds of values under each metadata key. Every kind that ever occurred has a payload index."""
+    def fields(self) -> dict[str, set[Kind]]:
+        """See `PassageIndex.fields`. Every kind that ever occurred has a payload index."""
         fields: dict[str, set[Kind]] = {}
         for found in map(field_of, self._indexed):
             if found is not None:

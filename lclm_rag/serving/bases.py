@@ -11,9 +11,8 @@ from typing import Any
 
 from lclm_rag.errors import LclmRagError
 from lclm_rag.knowledge_base import KnowledgeBase
-from lclm_rag.store import newest_version
 
-__all__ = ["ServedBase", "close_bases", "follow", "move_to_newest", "open_bases"]
+__all__ = ["ServedBase", "close_bases", "follow", "open_bases"]
 
 _log = logging.getLogger(__name__)
 
@@ -111,15 +110,7 @@ async def follow(base: ServedBase) -> None:
         try:
             # With the lock, so that a writer that commits meanwhile is not followed by a move back.
             async with base.writing:
-                await asyncio.to_thread(move_to_newest, base)
+                await asyncio.to_thread(base.kb.follow)
         except (LclmRagError, OSError) as error:
             # The version before goes on being served; the next look may succeed.
             _log.warning("%s stays at version %d: %s", base.name, base.kb.store.version, error)
-
-
-def move_to_newest(base: ServedBase) -> None:
-    """Move a knowledge base to its newest version, if it is at another."""
-    if base.kb.settings.qdrant_url is not None:
-        base.kb.follow_server()
-    elif newest_version(base.kb.folder / "store") > base.kb.store.version:
-        base.kb.reader.show_newest()

@@ -23,7 +23,7 @@ from lclm_rag.connectors.corpora import ReadingLimits
 from lclm_rag.errors import PassageIndexError, StoreError
 from lclm_rag.retrieval import Filter, PassageIndex, matches
 from lclm_rag.serving.access import Access
-from lclm_rag.serving.bases import ServedBase, move_to_newest
+from lclm_rag.serving.bases import ServedBase
 from lclm_rag.serving.chat import citation
 from lclm_rag.serving.errors import RequestError
 from lclm_rag.serving.filters import Filters, both, parsed_filters
@@ -379,7 +379,7 @@ def _add(base: ServedBase, upload: Upload, reading: Reading, progress: Progress)
     def documents() -> Iterator[Document]:
         # Read with the writer's lock held. Until the job commits, the newest version is what others had
         # committed before, and it may be new here.
-        move_to_newest(base)
+        base.kb.follow()
         for document in upload.documents(reading, skipped):
             progress(*done)
             yield document
@@ -398,7 +398,7 @@ def _add(base: ServedBase, upload: Upload, reading: Reading, progress: Progress)
 
 def _delete(base: ServedBase, progress: Progress, **what: Any) -> dict[str, Any]:
     progress(0, 0)
-    move_to_newest(base)
+    base.kb.follow()
     before = base.kb.store.manifest.totals
     passages = base.kb.delete(**what)
     after = base.kb.store.manifest

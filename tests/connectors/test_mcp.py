@@ -17,9 +17,10 @@ from mcp import Client, StdioServerParameters
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.cli.main import _run
-from lclm_rag.connectors.mcp import mcp_server
+from lclm_rag.connectors.mcp import TOP_K, mcp_server
 from lclm_rag.errors import KnowledgeBaseError, PassageIndexError
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
+from support.commands import Run
 
 COMMAND = [sys.executable, "-m", "lclm_rag.cli", "mcp", "--kb"]
 INITIALIZE = {
@@ -116,7 +117,23 @@ def test_tools_say_what_they_take_and_errors_what_is_wrong(closed_kb: Path) -> N
         ("search", {"query": " "}, "The question is empty."),
         ("expand", {"document_id": "nobody", "ordinal": 3}, "There is no passage nobody#3"),
         ("expand", {"document_id": "nobody", "ordinal": 3, "after": -1}, "cannot be negative"),
-        ("search", {}, "Field required"),
+        ("search", {}, "search: query: Field required."),
+        (
+            "search",
+            {"query": "x", "top_k": "many"},
+            "search: top_k: Input should be a valid integer",
+        ),
+        (
+            "search",
+            {"query": "x", "topk": 3},
+            "search has no argument 'topk'; it takes query, top_k, filters.",
+        ),
+        ("fields", {"of": "x", "k": 1}, "fields has no argument 'of', 'k'; it takes no arguments."),
+        (
+            "expand",
+            {"document_id": "d", "ordinal": 0, "n" * 5_000: 1},
+            "nnn…'; it takes document_id",
+        ),
     ]
 
     async def session() -> tuple[Any, list[Any], Any]:
@@ -131,6 +148,10 @@ def test_tools_say_what_they_take_and_errors_what_is_wrong(closed_kb: Path) -> N
         assert tool.description
         assert tool.output_schema
         assert tool.annotations.read_only_hint
+        assert tool.title
+        assert tool.input_schema["additionalProperties"] is False
+        for argument in tool.input_schema["properties"].values():
+            assert len(argument["description"]) > len(argument["title"]) > 3
     (search,) = (tool for tool in tools if tool.name == "search")
     assert search.input_schema["properties"]["top_k"]["minimum"] == 1
     assert search.input_schema["properties"]["top_k"]["default"] == 3
@@ -138,7 +159,125 @@ def test_tools_say_what_they_take_and_errors_what_is_wrong(closed_kb: Path) -> N
     for (_, _, message), result in zip(wrong, errors, strict=True):
         assert result.is_error
         assert message in result.content[0].text
+        assert len(result.content[0].text.splitlines()) == 1
     assert not still.is_error
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_an_agent_tells_servers_apart_and_hears_what_can_be_filtered(
+    small_kb: KnowledgeBase, mode: str
+) -> None:
+    async def greeting(**options: Any) -> tuple[Any, str, set[str]]:
+        async with Client(mcp_server(small_kb, **options), mode=mode) as agent:
+            tools = {tool.description for tool in (await agent.list_tools()).tools}
+            assert agent.server_info is not None
+            assert agent.instructions is not None
+            return agent.server_info, agent.instructions, tools
+
+    async def both() -> list[Any]:
+        return [
+            await greeting(name="towns", description="Town guides of 2026"),
+            await greeting(),
+        ]
+
+    (info, told, tools), (plain, of_itself, _) = asyncio.run(both())
+    assert (info.name, info.description) == ("towns", "Town guides of 2026")
+    assert told.startswith("towns: Town guides of 2026. 5 documents, 5 passages.")
+    assert "`filters` can name kind (string), name (string); `fields`" in told
+    assert all("Of towns: Town guides of 2026" in description for description in tools)
+    assert plain.name == "kb"  # The folder's.
+    assert of_itself.startswith("kb: A knowledge base of documents. 5 documents")
+
+
+def test_it_follows_what_others_write(small_kb: KnowledgeBase) -> None:
+    writer, path = small_kb, small_kb.path
+
+    async def session() -> tuple[Any, ...]:
+        with KnowledgeBase.open(path) as kb:
+            server = mcp_server(kb)
+
+            async def zebras(agent: Client) -> list[str]:
+                found = await agent.call_tool("search", {"query": "zebras"})
+                return [p["document_id"] for p in found.structured_content["passages"]]
+
+            async with Client(server) as agent:
+                before = await zebras(agent)
+                writer.add([Document("savanna", "Zebras live here.", {"area": "east"})])
+                after = await zebras(agent)
+                writer.delete(["savanna"])
+                gone = await zebras(agent)
+            writer.add([Document("coast", "Seals live here.", {"depth": 3})])
+            async with Client(server) as another:
+                told = another.instructions
+        with KnowledgeBase.open(path, version=2) as earlier:
+            async with Client(mcp_server(earlier)) as agent:
+                then = await zebras(agent)
+        return before, after, gone, told, then
+
+    before, after, gone, told, then = asyncio.run(session())
+    assert (before, after, gone, then) == ([], ["savanna"], [], ["savanna"])
+    assert "6 documents" in told
+    assert "depth (number)" in told
+
+
+def test_a_version_that_cannot_be_read_leaves_the_one_before(
+    small_kb: KnowledgeBase,
+    sheets: list[FactSheet],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> bool:
+        raise PassageIndexError("the disk is full")
+
+    monkeypatch.setattr(small_kb, "follow", fail)
+
+    async def call() -> Any:
+        async with Client(mcp_server(small_kb)) as agent:
+            return await agent.call_tool("search", {"query": sheets[1].name, "top_k": 1})
+
+    found = asyncio.run(call())
+    assert found.structured_content["passages"][0]["document_id"] == sheets[1].document.id
+    assert "The server stays at version 1: the disk is full" in caplog.text
+
+
+def test_an_agent_sees_that_its_question_is_worked_on(
+    small_kb: KnowledgeBase, sheets: list[FactSheet]
+) -> None:
+    question = sheets[3].questions[0].question
+    reports: list[tuple[float, float | None, str | None]] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        reports.append((progress, total, message))
+
+    async def call() -> tuple[Any, Any]:
+        async with Client(mcp_server(small_kb)) as agent:
+            given = {"question": question}
+            watched = await agent.call_tool("ask", given, progress_callback=on_progress)
+            return watched, await agent.call_tool("ask", given)
+
+    watched, unwatched = asyncio.run(call())
+    wanted = small_kb.query(question)
+    for result in (watched, unwatched):
+        assert result.structured_content["answer"] == wanted.text
+        assert result.structured_content["usage"]["positions"] == wanted.usage.positions
+    assert "Answering" in [message for _, _, message in reports]
+    seconds = [progress for progress, _, _ in reports]
+    assert seconds == sorted(set(seconds))
+
+
+def test_a_server_without_a_name_or_with_too_many_passages_is_refused(
+    small_kb: KnowledgeBase, run: Run
+) -> None:
+    for options, message in (
+        ({"name": " "}, "The name of an MCP server cannot be empty"),
+        ({"top_k": 0}, "top_k over MCP must be at least 1, not 0."),
+        ({"top_k": 65}, "top_k over MCP must be at most 64, not 65."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mcp_server(small_kb, **options)
+    code, _, said = run("mcp", "--kb", small_kb.path, "--top-k", str(TOP_K + 1))
+    assert code == 2
+    assert f"1<=x<={TOP_K}" in said
 
 
 @pytest.mark.slow
@@ -265,7 +404,7 @@ def test_what_is_out_of_bounds_is_refused_before_any_work(
     def no_work(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was worked on")
 
-    for method in ("retrieve", "aquery", "read_passages"):
+    for method in ("retrieve", "rounds", "read_passages"):
         monkeypatch.setattr(small_kb, method, no_work)
 
     async def call() -> Any:
