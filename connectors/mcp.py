@@ -227,12 +227,12 @@ def mcp_server(
     # Agents are often shown the tools of several servers in one list, and no instructions.
     whose = f" Of {name}: {about}" if about else f" Of the knowledge base {name}."
 
-    async def at_newest(request: ServerRequestContext[Any], go_on: CallNext) -> HandlerResult:
+    async def at_newest(ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
         """Answer from the newest version; the first message of a client gets what is in it."""
-        if request.method == "tools/call":
+        if ctx.method == "tools/call":
             await asyncio.to_thread(_follow, kb)
-        result = await go_on(request)
-        if request.method in ("initialize", "server/discover"):
+        result = await call_next(ctx)
+        if ctx.method in ("initialize", "server/discover"):
             await asyncio.to_thread(_follow, kb)
             instructions = await asyncio.to_thread(_instructions, kb, name, about)
             if isinstance(result, BaseModel):
