@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lclm_rag.cache import cache_folder
+from lclm_rag.cache import in_cache, writable_cache
 from lclm_rag.checkpoint_files import LORA_CONFIG, LORA_WEIGHTS, model_weights
 from lclm_rag.errors import CheckpointError
 from lclm_rag.hub import fetch, is_hub_id
@@ -104,9 +104,9 @@ class Lora:
             CheckpointError: When the base is not found, or the weights do not fit it.
             ImportError: When peft is not installed: pip install 'lclm-rag[lora]'.
         """
-        target = cache_folder() / "merged" / self._digest(auto_class.__name__)
-        if target.is_dir():
-            return target
+        digest = self._digest(auto_class.__name__)
+        if (merged := in_cache("merged", digest)) is not None:
+            return merged
         try:
             import peft  # noqa: F401
         except ImportError as error:
@@ -114,7 +114,7 @@ class Lora:
                 f"The LoRA weights in {self.folder} need peft: pip install 'lclm-rag[lora]'."
             ) from error
         _log.info("The LoRA weights in %s are merged into %s, once.", self.folder, self.base)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = writable_cache("merged") / digest
         with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
             written = Path(place) / "merged"
             self._merge(auto_class).save_pretrained(written)

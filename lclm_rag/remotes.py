@@ -8,7 +8,7 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-from lclm_rag.cache import cache_folder
+from lclm_rag.cache import writable_cache
 from lclm_rag.checkpoint import BUNDLED
 from lclm_rag.config import Settings
 from lclm_rag.hub import is_hub_id
@@ -45,7 +45,6 @@ def remember_remotes(settings: Settings) -> None:
     if remotes:
         mark = _mark(settings, remotes)
         with suppress(OSError):  # Then it is said again the next time.
-            mark.parent.mkdir(parents=True, exist_ok=True)
             mark.write_text(json.dumps(remotes) + "\n", "utf-8")
 
 
@@ -69,4 +68,4 @@ def _is_fetched(name: str) -> bool:
 
 def _mark(settings: Settings, remotes: list[str]) -> Path:
     named = json.dumps([settings.id, *remotes]).encode("utf-8", "surrogatepass")
-    return cache_folder() / "contacts" / hashlib.sha256(named).hexdigest()[:32]
+    return writable_cache("contacts") / hashlib.sha256(named).hexdigest()[:32]

@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import stat
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ __all__ = [
     "disk_full_as",
     "is_disk_full",
     "nothing_needed",
+    "temporary_file",
 ]
 
 TEMPORARY = ".tmp"
@@ -226,9 +227,22 @@ class LocalFolder:
             os.close(descriptor)
 
     def _temporary(self, name: str) -> Path:
-        descriptor, path = tempfile.mkstemp(TEMPORARY, f"{name}-", self.path)
-        os.close(descriptor)
-        return Path(path)
+        return temporary_file(self.path, f"{name}-")
+
+
+def temporary_file(folder: Path, begins: str = "") -> Path:
+    """Make an empty file whose name nobody else has and ends in `TEMPORARY`.
+
+    The umask decides who may read it. Not made by `tempfile`, whose files are for their owner alone, under
+    whatever name they get.
+
+    Args:
+        folder: The folder of the file.
+        begins: What its name begins with.
+    """
+    path = folder / f"{begins}{uuid.uuid4().hex}{TEMPORARY}"
+    path.touch(exist_ok=False)
+    return path
 
 
 def is_disk_full(error: OSError) -> bool:

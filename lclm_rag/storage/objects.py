@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lclm_rag.cache import cache_folder
+from lclm_rag.cache import writable_cache
 from lclm_rag.storage.faults import pause_after
-from lclm_rag.storage.local import TEMPORARY, FileFacts, MappedFile
+from lclm_rag.storage.local import TEMPORARY, FileFacts, MappedFile, temporary_file
 from lclm_rag.storage.object_store import ObjectStore, whole_range
 
 if TYPE_CHECKING:
@@ -227,9 +226,7 @@ class ObjectFolder:
             What `fill` returned.
         """
         kept = self._cache()
-        descriptor, temporary = tempfile.mkstemp(TEMPORARY, dir=kept.folder)
-        os.close(descriptor)
-        path = Path(temporary)
+        path = temporary_file(kept.folder)
         try:
             result = fill(path)
             # Uploaded first: the cache must never hold a file that the store does not have.
@@ -257,7 +254,7 @@ class ObjectFolder:
 
     @staticmethod
     def _cache() -> RangeCache:
-        return _range_cache(cache_folder() / "files", _cache_bytes())
+        return _range_cache(writable_cache("files"), _cache_bytes())
 
     def _call(self, name: str, make: Callable[[Any], T]) -> T:
         return self.store.call(f"{self.url}/{name}".rstrip("/"), make)

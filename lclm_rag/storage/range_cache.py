@@ -19,7 +19,6 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from lclm_rag.storage.local import TEMPORARY, MappedFile
+from lclm_rag.storage.local import TEMPORARY, MappedFile, temporary_file
 
 __all__ = ["BLOCK_BYTES", "RangeCache"]
 
@@ -144,11 +143,10 @@ class RangeCache:
 
     def keep_range(self, url: str, start: int, stop: int, piece: bytes) -> None:
         """Keep the bytes from start to stop of a file, for `range`."""
-        descriptor, temporary = tempfile.mkstemp(TEMPORARY, dir=self.folder)
-        with os.fdopen(descriptor, "wb") as f:
-            f.write(piece + _checksum(piece).to_bytes(8, "little"))
+        temporary = temporary_file(self.folder)
+        temporary.write_bytes(piece + _checksum(piece).to_bytes(8, "little"))
         path = self.folder / f"{_key(url, start, stop)}.range"
-        Path(temporary).replace(path)
+        temporary.replace(path)
         self._evict(len(piece), keep=path)
 
     def _path(self, url: str, size: int) -> Path:
@@ -209,7 +207,7 @@ def _marks_at(size: int) -> int:
 def _open_sized(path: Path, size: int) -> int:
     """The inode of a file with room for `size` bytes and their blocks' checksums, made if there is none."""
     marks = bytes(8 * -(-size // BLOCK_BYTES))
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if os.fstat(descriptor).st_size != _marks_at(size) + len(marks):
             # The checksums are written, not left as a hole: they are later set through the map, and a full

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lclm_rag.cache import cache_folder
+from lclm_rag.cache import in_cache, writable_cache
 from lclm_rag.errors import CorpusError
 from lclm_rag.training.examples import COLUMNS
 
@@ -205,17 +205,19 @@ def _arrow(path: Path) -> tuple[Any, bool]:
 def _line_offsets(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
     found = path.stat()
     named = repr((str(path.resolve()), found.st_size, found.st_mtime_ns))
-    index = cache_folder() / "lines" / sha256(named.encode()).hexdigest()[:32]
-    if not index.is_file():
-        index.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=index.parent, suffix=".tmp", delete=False) as written:
-            try:
+    name = sha256(named.encode()).hexdigest()[:32]
+    index = in_cache("lines", name)
+    if index is None:
+        index = writable_cache("lines") / name
+        # Not with `tempfile`, whose files nobody else can read: the cache may be shared.
+        temporary = index.with_name(f"{name}-{uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as written:
                 _write_offsets(path, written)
-                written.flush()
-                Path(written.name).replace(index)  # Other processes may be doing the same.
-            except BaseException:
-                Path(written.name).unlink(missing_ok=True)
-                raise
+            temporary.replace(index)  # Other processes may be doing the same.
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     if not index.stat().st_size:
         return np.zeros(0, np.int64)
     return np.memmap(index, np.int64, "r")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["LIMIT", "in_child"]
+__all__ = ["LIMIT", "drop_privileges", "in_child"]
 
 LIMIT = 60
 """Seconds after which a process is taken to hang."""
@@ -37,3 +39,18 @@ def _send(sending: Connection, work: Callable[..., Any], *arguments: Any) -> Non
         sending.send((True, work(*arguments)))
     except BaseException:
         sending.send((False, traceback.format_exc()))
+
+
+def drop_privileges(groups: Sequence[int] = ()) -> None:
+    """Take from this process what root may do beyond others: modes of files then bind it as they bind anyone.
+
+    Args:
+        groups: The groups that it then belongs to, beside its own.
+    """
+    if os.geteuid() != 0:
+        return
+    os.setgroups(list(groups))
+    # Version 3 of the call's header, this process; no effective, permitted and inheritable capabilities.
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0, os.strerror(ctypes.get_errno())
