@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import subprocess
 import sys
@@ -205,3 +206,49 @@ def test_answers_of_the_evaluation_stand_in_its_passages() -> None:
         (passage,) = record["passages"]
         assert record["answers"][0] in passage, record["question"]
         assert record["question"].endswith("?")
+
+
+def test_every_everyday_question_is_answered_by_every_wording_of_its_fact() -> None:
+    from everyday import HERE, Genre, make_text, read_genres
+
+    genres, lists = read_genres(HERE / "everyday.txt")
+    rng = random.Random(7)
+    never = []
+    for genre in genres:
+        for fact in genre.facts:
+            alone = [
+                Genre(genre.name, facts=[type(fact)([wording], [question])])
+                for wording in fact.wordings
+                for question in fact.questions
+            ]
+            never += [
+                one for one in alone if not any(make_text(one, lists, rng).asked for _ in range(20))
+            ]
+    assert [(one.facts[0].wordings, one.facts[0].questions) for one in never] == []
+
+
+def test_everyday_questions_are_answered_letter_by_letter_and_none_is_of_the_evaluation() -> None:
+    from everyday import HERE, asked_elsewhere, make_records, read_genres
+
+    genres, lists = read_genres(HERE / "everyday.txt")
+    records = make_records(genres, lists, OTHERS, 500, seed=3)
+    assert records == make_records(genres, lists, OTHERS, 500, seed=3)
+    assert len(records) > 450
+    assert len({record["question"] for record in records}) > 300
+    for record in records:
+        assert record["passages"][record["number"] - 1].count(record["answer"]) == 1
+    never = asked_elsewhere(HERE / "evaluation.jsonl")
+    assert not {record["question"].lower() for record in records} & never
+
+
+def test_an_everyday_question_of_the_evaluation_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import everyday
+
+    genres, lists = everyday.read_genres(everyday.HERE / "everyday.txt")
+    asked = {r["question"] for r in everyday.make_records(genres, lists, OTHERS, 50, seed=3)}
+    some = sorted(asked)[0]
+    monkeypatch.setattr(everyday, "asked_elsewhere", lambda path: {some.lower()})
+    after = {r["question"] for r in everyday.make_records(genres, lists, OTHERS, 50, seed=3)}
+    assert some not in after

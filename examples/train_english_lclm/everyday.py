@@ -1,0 +1,288 @@
+"""Everyday texts made up of `everyday.txt`, and questions about them as people ask them.
+
+    python examples/train_english_lclm/everyday.py --work runs/english
+
+The questions that `questions.py` makes by rule ask for gaps and for what follows "is" or "because";
+hardly one asks how much, how long, where or whom. These do. It writes `everyday.jsonl`, with paragraphs
+of `texts.jsonl` among the passages. The same texts and seed give the same questions. A question that
+`evaluation.jsonl` asks is never made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paragraphs import write_lines
+from questions import Record
+from rich.progress import track
+
+HERE = Path(__file__).parent
+RECORDS = 40_000
+MOST_PASSAGES = 4
+_ARTICLE = re.compile(r"\b([Aa])(?= [aeio])")
+_SLOT = re.compile(r"\{([A-Za-z]+)(?:\.(\w+))?\}")
+
+
+@dataclass
+class Fact:
+    """A fact in its wordings, and what can be asked about it."""
+
+    wordings: list[str]
+    questions: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Genre:
+    """A kind of text."""
+
+    name: str
+    openings: list[str] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+
+
+def read_genres(path: Path) -> tuple[list[Genre], dict[str, list[str]]]:
+    """Read the kinds of text.
+
+    Args:
+        path: A file as `everyday.txt`, which says how it is made.
+
+    Returns:
+        The kinds of text, and the lists: what each name may stand for.
+
+    Raises:
+        ValueError: On a line that has no place.
+    """
+    genres: list[Genre] = []
+    lists: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        mark, rest = line[:1], line[1:].strip()
+        if not line or mark == "#":
+            continue
+        if mark == "[":
+            genres.append(Genre(rest.rstrip("]")))
+        elif mark == "=":
+            name, _, values = rest.partition(": ")
+            lists[name] = values.split(", ")
+        elif mark == "^":
+            genres[-1].openings = rest.split(" | ")
+        elif mark == "-":
+            genres[-1].facts.append(Fact(rest.split(" | ")))
+        elif mark == "?":
+            asked, _, answer = rest.partition(" => ")
+            fact = genres[-1].facts[-1]
+            fact.questions += [
+                (question, answer.split(" | ")[0]) for question in asked.split(" | ")
+            ]
+        else:
+            raise ValueError(f"{path.name}: a line begins with none of # = [ ^ - ?: {line!r}.")
+    return genres, lists
+
+
+def _number(rng: random.Random) -> str:
+    value = rng.choice([rng.randint(11, 99), rng.randint(100, 999), rng.randint(1000, 99_999)])
+    return f"{value:,}" if rng.random() < 0.3 else str(value)
+
+
+def _small(rng: random.Random) -> str:
+    words = "two three four five six seven eight nine ten eleven twelve".split()
+    return rng.choice(words) if rng.random() < 0.4 else str(rng.randint(2, 30))
+
+
+def _letters(rng: random.Random) -> str:
+    return "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(1, 3)))
+
+
+DRAWN: dict[str, Callable[[random.Random], str]] = {
+    "day": lambda rng: str(rng.randint(1, 28)),
+    "hour": lambda rng: str(rng.randint(1, 12)),
+    "letters": _letters,
+    "minute": lambda rng: f"{rng.randrange(0, 60, 5):02d}",
+    "number": _number,
+    "small": _small,
+    "tenth": lambda rng: str(rng.randint(0, 9)),
+    "version": lambda rng: ".".join(str(rng.randint(0, 19)) for _ in range(rng.choice([2, 3]))),
+    "whole": lambda rng: str(rng.randint(2, 99)),
+    "year": lambda rng: str(rng.randint(1420, 2025)),
+}
+"""How a value is drawn that is in no list."""
+
+_AS_THEY_ARE = {
+    "code",
+    "command",
+    "email",
+    "option",
+    "path",
+    "program",
+    "variable",
+    "version",
+    "word",
+}
+"""What keeps its small letter where it begins a sentence."""
+
+
+def drawn(kind: str, lists: Mapping[str, Sequence[str]], rng: random.Random) -> str:
+    """Draw a value.
+
+    Args:
+        kind: Of what kind: a name of the lists, or one of `DRAWN`.
+        lists: What each name may stand for, in which other names may stand in braces.
+        rng: Draws it.
+
+    Returns:
+        The value.
+    """
+    if kind in DRAWN:
+        return DRAWN[kind](rng)
+    return _SLOT.sub(lambda match: drawn(match.group(1), lists, rng), rng.choice(lists[kind]))
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, and the questions that it answers."""
+
+    text: str
+    asked: list[tuple[str, str]]
+
+
+def make_text(genre: Genre, lists: Mapping[str, Sequence[str]], rng: random.Random) -> Text:
+    """Make up a text.
+
+    Args:
+        genre: What kind it is.
+        lists: What each name may stand for.
+        rng: Draws it.
+
+    Returns:
+        The text with the questions about each of its facts; each answer stands in it, letter by letter, once.
+    """
+    whole: dict[str, str] = {}
+    taken: set[str] = set()
+
+    def filled(template: str, own: dict[str, str]) -> str:
+        def value(match: re.Match[str]) -> str:
+            kind, label = match.group(1), match.group(2)
+            values = whole if label else own
+            key = f"{kind.lower()}.{label}" if label else kind.lower()
+            if key not in values:
+                tried = (drawn(kind.lower(), lists, rng) for _ in range(50))
+                values[key] = next(
+                    (each for each in tried if each not in taken), drawn(kind.lower(), lists, rng)
+                )
+                taken.add(values[key])
+            shown = values[key]
+            begins = match.start() == 0 and kind not in _AS_THEY_ARE
+            return shown[0].upper() + shown[1:] if begins or kind[0].isupper() else shown
+
+        return _ARTICLE.sub(r"\1n", _SLOT.sub(value, template))
+
+    opening, lines = "", list[str]()
+    asked: list[tuple[str, str]] = []
+    if genre.openings and rng.random() < 0.7:
+        opening = filled(rng.choice(genre.openings), {}) + rng.choice(["\n", "\n\n"])
+    for fact in rng.sample(genre.facts, k=min(len(genre.facts), rng.randint(2, 6))):
+        own: dict[str, str] = {}
+        lines.append(filled(rng.choice(fact.wordings), own))
+        for question, answer in fact.questions:
+            shown = filled(question, own)
+            asked.append((shown[0].upper() + shown[1:], filled("\0" + answer, own)[1:]))
+    text = rng.choice([" ", " ", " ", "\n", "\n- ", "\n\n"]).join(lines)
+    text = opening + text
+    spans: list[tuple[str, str]] = []
+    for question, answer in asked:
+        at = text.lower().find(answer.lower())
+        if (
+            at >= 0
+            and text.lower().count(answer.lower()) == 1
+            and answer.lower() not in question.lower()
+        ):
+            spans.append((question, text[at : at + len(answer)]))
+    return Text(text, spans)
+
+
+def asked_elsewhere(path: Path) -> set[str]:
+    """Read the questions that must not be made.
+
+    Args:
+        path: A file of questions, as `evaluation.jsonl`.
+
+    Returns:
+        The questions, in lower case.
+    """
+    return {
+        json.loads(line)["question"].lower()
+        for line in path.read_text(encoding="utf-8").splitlines()
+    }
+
+
+def make_records(
+    genres: Sequence[Genre],
+    lists: Mapping[str, Sequence[str]],
+    paragraphs: Sequence[str],
+    count: int,
+    seed: int,
+) -> list[Record]:
+    """Make up questions with their passages.
+
+    Args:
+        genres: The kinds of text.
+        lists: What each name may stand for.
+        paragraphs: Paragraphs that lie beside the made-up ones.
+        count: How many questions.
+        seed: Of the draw.
+
+    Returns:
+        The questions. The passages beside the one with the answer are of other kinds of text, or
+        paragraphs, so that they do not answer it, too.
+    """
+    rng = random.Random(seed)
+    never = asked_elsewhere(HERE / "evaluation.jsonl")
+    records: list[Record] = []
+    for _ in track(range(count), description="Everyday questions"):
+        genre = rng.choice(genres)
+        text = make_text(genre, lists, rng)
+        asked = [each for each in text.asked if each[0].lower() not in never]
+        if not asked:
+            continue
+        question, answer = rng.choice(asked)
+        others = [each for each in genres if each is not genre]
+        passages = [
+            make_text(rng.choice(others), lists, rng).text
+            if rng.random() < 0.5
+            else rng.choice(paragraphs)
+            for _ in range(rng.choice([0, 0, 1, 1, 2, MOST_PASSAGES - 1]))
+        ]
+        number = rng.randint(0, len(passages))
+        passages.insert(number, text.text)
+        records.append(
+            Record(
+                passages=passages,
+                number=number + 1,
+                question=question,
+                answer=answer,
+                rule=genre.name,
+                source="everyday",
+            )
+        )
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--work", type=Path, required=True, help="the folder of texts.jsonl")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with (options.work / "texts.jsonl").open(encoding="utf-8") as file:
+        paragraphs = [json.loads(line)["text"] for line in file]
+    records = make_records(*read_genres(HERE / "everyday.txt"), paragraphs, RECORDS, options.seed)
+    write_lines(options.work / "everyday.jsonl", records)
+    print(f"{len(records)} questions.")
+
+
+if __name__ == "__main__":
+    main()
