@@ -67,12 +67,18 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
             "" if d is None else f"{100 * d['low']:+.1f} … {100 * d['high']:+.1f}"
             for d in differences
         ],
+        "    better, worse; p": [
+            "" if d is None else f"{d['better']}, {d['worse']}; {d['p']:.2g}" for d in differences
+        ],
     }
     shares = {
         "exact match, %": "exact_match",
+        "verbatim, %": "verbatim",
         "token F1, %": "f1",
         "contains, %": "contains",
+        "recall@1, %": "recall_at_1",
         "recall, %" if top_k is None else f"recall@{top_k}, %": "recall",
+        "hit rate, %" if top_k is None else f"hit rate@{top_k}, %": "hit",
         "grounded, %": "grounded",
     }
     rows |= {title: [_percent(f[name]) for f in figures] for title, name in shares.items()}
@@ -86,10 +92,20 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
         "time to first token, ms": ("first_token", 1000, ".0f"),
         "whole answer, ms": ("seconds", 1000, ".0f"),
     }
-    return rows | {
+    rows |= {
         title: ["" if f[name] is None else f"{f[name] * factor:{digits}}" for f in figures]
         for title, (name, factor, digits) in numbers.items()
     }
+    rows["first token: quartiles, ms; questions"] = [_spread(f) for f in figures]
+    return rows
+
+
+def _spread(figures: Mapping[str, Any]) -> str:
+    """The quartiles of the time to the first token, and of how many questions they are."""
+    quartiles = figures["first_token_quartiles"]
+    if quartiles is None:
+        return ""
+    return f"{1000 * quartiles[0]:.0f}–{1000 * quartiles[1]:.0f}; {figures['timed']}"
 
 
 def _interval(figure: Mapping[str, float] | None) -> str:
@@ -116,8 +132,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
             )
         if figures["prepared"]:
             notes.append(
-                f"{context}: {figures['prepared']:.2f} s a question to cut the text, which the time to "
-                "first token leaves out."
+                f"{context}: {figures['prepared']:.2f} s of the time to first token are for cutting the text."
             )
     if report["unfinished"]:
         notes.append(f"Not finished, and left out: {', '.join(report['unfinished'])}.")
@@ -132,18 +147,26 @@ def _categories(report: Mapping[str, Any]) -> Table:
         [
             name or "–",
             str(category["questions"]),
-            *(f"{100 * category['modes'][context]:.1f}" for context in contexts),
+            *(_of_category(category, context) for context in contexts),
             *([_published(authors.get(name))] if authors.keys() & categories.keys() else []),
         ]
         for name, category in categories.items()
     ]
     columns = ["category", "questions", *contexts]
     columns += ["latents 16×, by the authors"] if len(rows[0]) > len(columns) else []
-    title = "score by category, %"
+    title = (
+        f"score by category, %; in brackets the p of McNemar's test against {report['reference']}"
+    )
     if len(contexts) <= _MOST_COLUMNS:
         return _table(title, columns, rows)
     lines = list(zip(columns, *rows, strict=True))
     return _table(title, lines[0], lines[1:])
+
+
+def _of_category(category: Mapping[str, Any], context: str) -> str:
+    score = _percent(category["modes"][context])
+    difference = category["differences"].get(context)
+    return score if difference is None else f"{score} ({difference['p']:.2g})"
 
 
 def _published(figure: float | None) -> str:

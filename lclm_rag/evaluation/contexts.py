@@ -1,8 +1,8 @@
 """The contexts that an evaluation compares: what a question is answered from.
 
 ```
-text             the passages as pasted text
-latents          the passages as latents
+text             the passages as pasted text; text:1 only the best one, whatever the others have
+latents          the passages as latents; latents:1 likewise
 latents+expand   latents, expanded as `lclm-rag query` does it; :always, :model, :tool; :3 for the best three
 closed-book      no passages
 kvpress:PRESS    the KV cache of the pasted text, cut to as many positions as latents take; snapkv, kvzip, …
@@ -34,6 +34,7 @@ class EvalContext:
         press: The press of kvpress; "" for none.
         lingua: The model of LLMLingua-2; "" for its published one, None if LLMLingua-2 is not used.
         frame: The words around passages and question; None is the frame of the knowledge base.
+        top_k: How many passages this context has; None is as many as the others.
     """
 
     name: str
@@ -42,6 +43,7 @@ class EvalContext:
     press: str = ""
     lingua: str | None = None
     frame: Frame | None = None
+    top_k: int | None = None
 
     @property
     def has_passages(self) -> bool:
@@ -67,15 +69,13 @@ def parse_context(name: str) -> EvalContext:
         return EvalContext(name, "text", lingua=more)
     if kind == "kvpress" and more:
         return EvalContext(name, "text", press=more)
-    simple = {
-        "closed-book": EvalContext(name, "none"),
-        "text": EvalContext(name, "text"),
-        "latents": EvalContext(name, "latents"),
-    }
-    if name not in simple:
-        known = [*simple, "llmlingua2[:MODEL]", "latents+expand[:MORE]", "kvpress:PRESS"]
-        raise ValueError(f"Unknown context {name!r}; use {', '.join(known)}.")
-    return simple[name]
+    if kind in ("text", "latents") and (not more or (more.isdecimal() and int(more) > 0)):
+        return EvalContext(name, kind, top_k=int(more) if more else None)  # type: ignore[arg-type]
+    if name == "closed-book":
+        return EvalContext(name, "none")
+    known = ["closed-book", "text[:PASSAGES]", "latents[:PASSAGES]", "llmlingua2[:MODEL]"]
+    known += ["latents+expand[:MORE]", "kvpress:PRESS"]
+    raise ValueError(f"Unknown context {name!r}; use {', '.join(known)}.")
 
 
 def in_frames(contexts: Sequence[EvalContext], frames: Sequence[Frame]) -> list[EvalContext]:

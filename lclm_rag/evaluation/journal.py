@@ -30,7 +30,9 @@ class AnswerRecord:
         answer: The answer as generated; "" if `error` says why there is none.
         error: Why there is no answer; "" otherwise.
         scores: Scores from 0 to 1 by measure, as `lclm_rag.evaluation.measures.score` gives them.
-        recall: Whether a document with the answer was among the passages; None if that is not known.
+        hit: Whether a document with the answer was among the passages; None if that is not known.
+        recall: The share of the documents with the answer that were among the passages; None likewise.
+        recall_at_1: The same share for the best passage alone.
         grounded: Whether all exact strings of the answer are in its sources; None if it has none.
         positions: Positions of the prompt.
         computed: Prompt positions that the decoder computed over all rounds, without those that its cache
@@ -39,7 +41,8 @@ class AnswerRecord:
         rounds: How many prompts the answer took.
         expanded: How many passages were verbatim in the prompt.
         left_out: How many passages the prompt had no room for.
-        first_token: Seconds to the first token, if the question was answered alone.
+        first_token: Seconds from the question to the first token, retrieval, reading of latents, the adapter
+            and all rounds among them, if the question was answered alone.
         seconds: Seconds for the whole answer, if the question was answered alone.
         prepared: Seconds that another compressor took to make the prompt from the passages; latents need
             none.
@@ -51,7 +54,9 @@ class AnswerRecord:
     answer: str
     error: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
-    recall: bool | None = None
+    hit: bool | None = None
+    recall: float | None = None
+    recall_at_1: float | None = None
     grounded: bool | None = None
     positions: int = 0
     computed: int = 0

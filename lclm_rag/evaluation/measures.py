@@ -2,12 +2,15 @@
 
 Every rule gives a share from 0 to 1. Sources:
 
-- f1: SQuAD's evaluation script (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250).
+- exact_match, f1: SQuAD's evaluation script (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250).
+- no_answer: SQuAD 2.0's questions without an answer (Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822).
+- rouge_l: ROUGE-L (Lin 2004, https://aclanthology.org/W04-1013), by the package rouge-score.
 - contains: RULER (Hsieh et al. 2024, https://arxiv.org/abs/2404.06654), `string_match_all` if the question
   asks for all answers, else `string_match_part`.
 - number: GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), as it is commonly scored for chat
   models.
 - choice: LongHealth (Adams et al. 2024, https://arxiv.org/abs/2401.14490), a letter.
+- verbatim: ours, for strings that must be copied sign by sign.
 - The others: LongBench (Bai et al. 2023, https://arxiv.org/abs/2308.14508), `metrics.py` and `eval.py`.
 """
 
@@ -22,7 +25,6 @@ from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
-from itertools import chain
 from typing import Any, cast, get_args
 
 from lclm_rag.evaluation.questions import EvalQuestion, Measure
@@ -36,6 +38,7 @@ __all__ = [
     "contains",
     "exact_match",
     "f1_zh",
+    "no_answer",
     "number",
     "retrieval",
     "rouge_l",
@@ -43,6 +46,7 @@ __all__ = [
     "score",
     "share_of_numbers",
     "token_f1",
+    "verbatim",
 ]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -60,10 +64,24 @@ _PUNCTUATION_ZH = re.compile(
     r"\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\u3001-\u3003\u300b-\u3011\u3014-\u301f"
     r"\u3030\u303e\u303f\ufe4f\uff5f-\uff64]"
 )
+_REFUSAL = re.compile(
+    r"(?i)\b(?:unanswerable|unknown|no (?:answer|information|such|mention)"
+    r"|cannot (?:be )?(?:answer|tell|say|know)"
+    r"|(?:don['’]t|do not|doesn['’]t|does not) (?:know|say|mention|state|give)"
+    r"|not (?:stated|mentioned|given|provided|specified|found|available|known|in the))"
+)
 _PARAGRAPH = re.compile(r"(?:Paragraph |段落)([0-9]+)")
 
 
 def exact_match(answer: str, expected: str) -> bool:
+    """Whether both texts have the same words; case, punctuation and articles are ignored, as SQuAD does it.
+
+    So 4.3 equals 43: take `verbatim` where a sign decides.
+    """
+    return _words(answer) == _words(expected)
+
+
+def verbatim(answer: str, expected: str) -> bool:
     """Whether the texts are equal, ignoring case, white space and full stops at the end."""
 
     def plain(text: str) -> str:
@@ -72,16 +90,22 @@ def exact_match(answer: str, expected: str) -> bool:
     return plain(answer) == plain(expected)
 
 
+def no_answer(answer: str, expected: str = "") -> bool:
+    """Whether the answer is empty or says that there is none, in English ("not stated", "I don't know").
+
+    Args:
+        answer: The generated answer.
+        expected: Not looked at: any way of saying so is right.
+    """
+    return not answer.strip() or _REFUSAL.search(answer) is not None
+
+
 def token_f1(answer: str, expected: str) -> float:
     """The F1 score of the words in both texts; 1 if neither has a word.
 
     Case, punctuation and articles are ignored.
     """
-
-    def words(text: str) -> list[str]:
-        return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
-
-    return _shared_f1(words(answer), words(expected))
+    return _shared_f1(_words(answer), _words(expected))
 
 
 def contains(answer: str, expected: str) -> bool:
@@ -167,37 +191,32 @@ def f1_zh(answer: str, expected: str) -> float:
     Raises:
         ImportError: When jieba is not installed.
     """
-
-    def words(text: str) -> list[str]:
-        bare = (_PUNCTUATION_ZH.sub("", word.lower()) for word in _cut(text))
-        return [word for word in bare if word]
-
-    return _shared_f1(words(answer), words(expected))
+    return _shared_f1(_words_zh(answer), _words_zh(expected))
 
 
 def rouge_l(answer: str, expected: str) -> float:
-    """The F1 score of ROUGE-L over sentences, as LongBench takes it from the package `rouge` (1.0.1).
+    """The F1 score of ROUGE-L over the texts' words, without stemming, as the package rouge-score gives it.
 
-    Sentences end at full stops, words at white space, and case counts. The shared words are the distinct
-    words in the longest common subsequence of any sentence of the one text and any sentence of the other.
+    LongBench's own figures come from another package (`rouge` 1.0.1), which compares sentence by sentence and
+    gives somewhat higher ones.
+
+    Raises:
+        ImportError: When rouge-score is not installed.
     """
-    ours, theirs = ([part.split() for part in text.split(".")] for text in (answer, expected))
-    shared = {word for a in ours for b in theirs for word in _longest_common(b, a)}
-    words = len(set(chain.from_iterable(ours))) + len(set(chain.from_iterable(theirs)))
-    return 2 * len(shared) / words if shared else 0.0
+    return float(_rouge(_any_words).score(expected, answer)["rougeL"].fmeasure)
 
 
 def rouge_l_zh(answer: str, expected: str) -> float:
     """`rouge_l` over Chinese words.
 
     Raises:
-        ImportError: When jieba is not installed.
+        ImportError: When jieba or rouge-score is not installed.
     """
-    return rouge_l(" ".join(_cut(answer)), " ".join(_cut(expected)))
+    return float(_rouge(_words_zh).score(expected, answer)["rougeL"].fmeasure)
 
 
 def score(question: EvalQuestion, answer: str) -> dict[str, float]:
-    """Score an answer to a question by four measures.
+    """Score an answer to a question by its own measure and those that all questions have.
 
     Args:
         question: The question with its expected answers. If it has several, the score is the best over them,
@@ -205,7 +224,8 @@ def score(question: EvalQuestion, answer: str) -> dict[str, float]:
         answer: The generated answer.
 
     Returns:
-        "exact_match", "f1", "contains" and "score" (the question's own measure), each from 0 to 1.
+        "exact_match", "verbatim", "f1", "contains" and "score" (the question's own measure), each from 0
+        to 1.
 
     Raises:
         ValueError: When the question has no answers.
@@ -215,6 +235,7 @@ def score(question: EvalQuestion, answer: str) -> dict[str, float]:
         raise ValueError(f"Question {question.id!r} has no answers; there is nothing to score by.")
     rules = {
         "exact_match": exact_match,
+        "verbatim": verbatim,
         "f1": token_f1,
         "contains": contains,
         "score": _rule(question),
@@ -241,6 +262,8 @@ def check_measure(measure: str) -> Measure:
         raise ValueError(f"There is no measure {measure!r}; take one of {names}.")
     if measure.endswith("_zh"):
         _segmenter()
+    if measure.startswith("rouge"):
+        _rouge(_any_words)
     return cast(Measure, measure)
 
 
@@ -249,8 +272,14 @@ def check_answers(question: EvalQuestion) -> None:
 
     Raises:
         ValueError: When by its measure no answer to the question could be right: a choice without a letter, a
-            number without digits, a class that is not among the classes.
+            number without digits, a class that is not among the classes; or when any answer could: an exact
+            match with nothing but articles and punctuation.
     """
+    if question.measure == "exact_match" and not all(map(_words, question.answers)):
+        raise ValueError(
+            "an exact match ignores punctuation and articles, and an answer has nothing else; take the "
+            "measure 'verbatim'."
+        )
     if question.measure not in ("choice", "number", "count", "retrieval", "classification"):
         return
     rule = _rule(question)
@@ -276,6 +305,8 @@ def _first_line(answer: str) -> str:
 
 _RULES: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
+    "verbatim": verbatim,
+    "no_answer": no_answer,
     "f1": token_f1,
     "contains": contains,
     "number": number,
@@ -291,6 +322,19 @@ _RULES: dict[str, Callable[[str, str], float]] = {
 }
 
 
+def _words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _any_words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _words_zh(text: str) -> list[str]:
+    bare = (_PUNCTUATION_ZH.sub("", word.lower()) for word in _cut(text))
+    return [word for word in bare if word]
+
+
 def _shared_f1(answer: Sequence[str], expected: Sequence[str]) -> float:
     if not answer or not expected:
         return float(len(answer) == len(expected))
@@ -303,25 +347,22 @@ def _last_number(text: str) -> Decimal | None:
     return Decimal(numbers[-1].replace("$", "").replace(",", "")) if numbers else None
 
 
-def _longest_common(one: Sequence[str], other: Sequence[str]) -> set[str]:
-    """The words of the longest common subsequence; if there are several, of the one that `rouge` picks."""
-    lengths = [[0] * (len(other) + 1)]
-    for word in one:
-        above, row = lengths[-1], [0]
-        for column, against in enumerate(other):
-            row.append(above[column] + 1 if word == against else max(above[column + 1], row[-1]))
-        lengths.append(row)
-    words = set()
-    i, j = len(one), len(other)
-    while i and j:
-        if one[i - 1] == other[j - 1]:
-            i, j = i - 1, j - 1
-            words.add(one[i])
-        elif lengths[i - 1][j] > lengths[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return words
+class _Tokenizer:
+    """As rouge-score takes one; its own knows no letters but a to z."""
+
+    def __init__(self, tokenize: Callable[[str], list[str]]) -> None:
+        self.tokenize = tokenize
+
+
+@cache
+def _rouge(tokenize: Callable[[str], list[str]]) -> Any:
+    try:
+        rouge_scorer = import_module("rouge_score.rouge_scorer")
+    except ImportError as error:
+        raise ImportError(
+            "ROUGE needs the package rouge-score: pip install 'lclm-rag[eval]'."
+        ) from error
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer(tokenize))
 
 
 @cache
@@ -329,7 +370,9 @@ def _segmenter() -> Any:
     try:
         jieba = import_module("jieba")
     except ImportError as error:
-        raise ImportError("Scoring by Chinese words needs jieba: pip install jieba") from error
+        raise ImportError(
+            "Scoring by Chinese words needs jieba: pip install 'lclm-rag[eval]'."
+        ) from error
     jieba.setLogLevel("WARNING")
     segmenter = jieba.Tokenizer()
     # jieba's cache is a marshal file in the shared temporary folder, where other users could have written it.

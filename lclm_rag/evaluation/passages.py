@@ -42,27 +42,29 @@ def passage_finder(
         kb: The knowledge base under evaluation.
         questions: The set, which says whether a question is answered from its whole documents.
         context: The context in which the questions are answered.
-        top_k: How many passages to retrieve; unused if whole documents go into the prompt.
+        top_k: How many passages to retrieve, if the context has no number of its own; unused if whole
+            documents go into the prompt.
 
     Returns:
         A function from a question to a `Find`, which does the search when it is called.
     """
     if questions.whole_documents and context.has_passages:
-        return lambda question: lambda: _whole_documents(kb, question)
+        return lambda question: lambda: _whole_documents(kb, question, context.top_k)
+    wanted = context.top_k or top_k
     return lambda question: (
-        lambda: kb.reader.search(Query.of(question.question, top_k, context=context.kind))
+        lambda: kb.reader.search(Query.of(question.question, wanted, context=context.kind))
     )
 
 
-def _whole_documents(kb: KnowledgeBase, question: EvalQuestion) -> Retrieved:
-    """All passages of a question's documents: those that share words with it, best first, then the others."""
+def _whole_documents(kb: KnowledgeBase, question: EvalQuestion, most: int | None) -> Retrieved:
+    """The passages of a question's documents, `most` of them: those that share words with it come first."""
     started = time.perf_counter()
     keys = [
         key for document_id in question.document_ids for key in kb.find({_DOCUMENT: document_id})
     ]
     of_them = field(_DOCUMENT).is_in(list(question.document_ids))
     scores = {h.key: h.score for h in kb.index.search(question.question, len(keys), of_them)}
-    ranked = sorted(keys, key=lambda key: -scores.get(key, 0.0))
+    ranked = sorted(keys, key=lambda key: -scores.get(key, 0.0))[:most]
     rows = kb.store.read(ranked)
     hits = hits_of(rows, [scores.get(key, 0.0) for key in ranked])
     return Retrieved(hits, rows, time.perf_counter() - started)

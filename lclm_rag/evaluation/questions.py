@@ -12,6 +12,8 @@ __all__ = ["EvalQuestion", "EvalSet", "Measure"]
 
 Measure = Literal[
     "exact_match",
+    "verbatim",
+    "no_answer",
     "f1",
     "contains",
     "number",

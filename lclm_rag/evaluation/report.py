@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lclm_rag.errors import EvaluationError
-from lclm_rag.evaluation.intervals import bootstrap_interval, paired_difference
+from lclm_rag.evaluation.intervals import Difference, mean_interval, paired_difference
 from lclm_rag.evaluation.journal import AnswerRecord
 from lclm_rag.evaluation.questions import EvalQuestion
 
 __all__ = ["compare", "read_report", "summarize"]
 
 _SEED = 0
-_MEASURES = ("score", "exact_match", "f1", "contains")
+_MEASURES = ("score", "exact_match", "verbatim", "f1", "contains")
+_SOMETIMES_KNOWN = ("hit", "recall", "recall_at_1", "grounded")
 _REFERENCE = "text"
 
 
@@ -31,9 +32,10 @@ def summarize(
 ) -> dict[str, Any]:
     """All figures of a run as JSON: by context (`modes`), by category, and each question's score.
 
-    Every mean has the 95% interval of a bootstrap over questions. `differences` are paired differences
-    between each context and pasted text, or the first context if pasted text was not evaluated. Contexts in
-    which some questions are still unanswered are left out and listed in `unfinished`.
+    Every mean has its 95% interval (`lclm_rag.evaluation.intervals.mean_interval`). `differences` are paired
+    differences between each context and pasted text, or the first context if pasted text was not evaluated.
+    Where a bootstrap is taken, it draws documents. Contexts in which some questions are still unanswered are
+    left out and listed in `unfinished`.
 
     Args:
         questions: The questions of the set.
@@ -55,22 +57,20 @@ def summarize(
             unfinished.append(context)
     as_text = (name for name in contexts if name.partition("@")[0] == _REFERENCE)
     reference = next(as_text, next(iter(contexts), None))
+    scores = {name: [r.scores["score"] for r in records] for name, records in contexts.items()}
+    groups = [_group(question) for question in questions]
     return {
         "settings": dict(settings),
         "store": dict(store),
         "questions": len(questions),
         "unfinished": unfinished,
         "modes": {
-            context: _figures(records, kv_bytes_per_position)
+            context: _figures(records, groups, kv_bytes_per_position)
             for context, records in contexts.items()
         },
         "reference": reference,
-        "differences": {
-            context: asdict(_difference(records, contexts[reference]))
-            for context, records in contexts.items()
-            if reference is not None and context != reference
-        },
-        "categories": _by_category(questions, contexts),
+        "differences": _differences(scores, reference, groups),
+        "categories": _by_category(questions, scores, reference, groups),
         "answers": [_line(q, [by_id[context, q.id] for context in contexts]) for q in questions],
     }
 
@@ -125,10 +125,11 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
             [lines[key]["modes"][context]["score"] for key in shared]
             for lines in (lines_a, lines_b)
         )
+        groups = [lines_b[key].get("group", lines_b[key]["id"]) for key in shared]
         contexts[context] = {
             "a": statistics.mean(before),
             "b": statistics.mean(after),
-            "difference": asdict(paired_difference(after, before, _SEED)),
+            "difference": asdict(paired_difference(after, before, _SEED, groups)),
         }
     return {
         "questions": len(shared),
@@ -151,17 +152,18 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any
     }
 
 
-def _figures(answers: Sequence[AnswerRecord], kv_bytes_per_position: int) -> dict[str, Any]:
-    recalled = [float(a.recall) for a in answers if a.recall is not None]
-    grounded = [float(a.grounded) for a in answers if a.grounded is not None]
+def _figures(
+    answers: Sequence[AnswerRecord], groups: Sequence[str], kv_bytes_per_position: int
+) -> dict[str, Any]:
     complete = [a for a in answers if not a.error]
-    first = [a.first_token for a in answers if a.first_token is not None]
     seconds = [a.seconds for a in answers if a.seconds is not None]
     peaks = [a.peak_memory for a in answers if a.peak_memory is not None]
     return {
-        **{name: _mean([a.scores[name] for a in answers]) for name in _MEASURES},
-        "recall": _mean(recalled),
-        "grounded": _mean(grounded),
+        **{name: _mean([a.scores[name] for a in answers], groups) for name in _MEASURES},
+        **{
+            name: _mean_known([getattr(a, name) for a in answers], groups)
+            for name in _SOMETIMES_KNOWN
+        },
         "positions": _plain_mean([a.positions for a in complete]),
         "computed_positions": _plain_mean([a.computed for a in complete]),
         "kv_bytes": _plain_mean([a.peak_positions * kv_bytes_per_position for a in complete]),
@@ -170,47 +172,79 @@ def _figures(answers: Sequence[AnswerRecord], kv_bytes_per_position: int) -> dic
         "expanded": _plain_mean([a.expanded for a in complete]),
         "left_out": _plain_mean([a.left_out for a in complete]),
         "prepared": _plain_mean([a.prepared for a in complete]),
-        "timed": len(first),
-        "first_token": statistics.median(first) if first else None,
+        **_times([a.first_token for a in answers if a.first_token is not None]),
         "seconds": statistics.median(seconds) if seconds else None,
         "errors": len(answers) - len(complete),
         "first_error": next((a.error for a in answers if a.error), None),
     }
 
 
-def _mean(values: Sequence[float]) -> dict[str, float] | None:
+def _times(seconds: Sequence[float]) -> dict[str, Any]:
+    """The median time to the first token, and the quartiles around it."""
+    if len(seconds) < 2:
+        return {
+            "timed": len(seconds),
+            "first_token": seconds[0] if seconds else None,
+            "first_token_quartiles": None,
+        }
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"timed": len(seconds), "first_token": middle, "first_token_quartiles": [low, high]}
+
+
+def _mean(values: Sequence[float], groups: Sequence[str]) -> dict[str, float] | None:
     if not values:
         return None
-    low, high = bootstrap_interval(values, _SEED)
+    low, high = mean_interval(values, _SEED, groups)
     return {"mean": statistics.mean(values), "low": low, "high": high, "of": len(values)}
+
+
+def _mean_known(values: Sequence[float | None], groups: Sequence[str]) -> dict[str, float] | None:
+    """As `_mean`, of the values that are known."""
+    known = {i: float(value) for i, value in enumerate(values) if value is not None}
+    return _mean(list(known.values()), [groups[i] for i in known])
 
 
 def _plain_mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _difference(a: Sequence[AnswerRecord], b: Sequence[AnswerRecord]) -> Any:
-    scores = [[record.scores["score"] for record in records] for records in (a, b)]
-    return paired_difference(scores[0], scores[1], _SEED)
+def _group(question: EvalQuestion) -> str:
+    """Questions of one group are drawn together: those about one document, by the first that is named."""
+    return question.document_ids[0] if question.document_ids else f"question {question.id}"
+
+
+def _differences(
+    scores: Mapping[str, Sequence[float]], reference: str | None, groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Each context's paired difference to the reference."""
+    found: dict[str, Difference] = {
+        context: paired_difference(values, scores[reference], _SEED, groups)
+        for context, values in scores.items()
+        if reference is not None and context != reference
+    }
+    return {context: asdict(difference) for context, difference in found.items()}
 
 
 def _by_category(
-    questions: Sequence[EvalQuestion], contexts: Mapping[str, Sequence[AnswerRecord]]
+    questions: Sequence[EvalQuestion],
+    scores: Mapping[str, Sequence[float]],
+    reference: str | None,
+    groups: Sequence[str],
 ) -> dict[str, Any]:
-    """Results by category: {category: {"questions": count, "modes": {context: mean score}}}."""
+    """For each category the number of questions, and by context the mean score and the paired difference."""
     rows: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
         rows.setdefault(question.category, []).append(i)
-    return {
-        category: {
+    found = {}
+    for category, of_it in sorted(rows.items()):
+        part = {context: [values[i] for i in of_it] for context, values in scores.items()}
+        of_groups = [groups[i] for i in of_it]
+        found[category] = {
             "questions": len(of_it),
-            "modes": {
-                context: statistics.mean(answers[i].scores["score"] for i in of_it)
-                for context, answers in contexts.items()
-            },
+            "modes": {context: _mean(values, of_groups) for context, values in part.items()},
+            "differences": _differences(part, reference, of_groups),
         }
-        for category, of_it in sorted(rows.items())
-    }
+    return found
 
 
 def _line(question: EvalQuestion, answers: Sequence[AnswerRecord]) -> dict[str, Any]:
@@ -218,6 +252,7 @@ def _line(question: EvalQuestion, answers: Sequence[AnswerRecord]) -> dict[str, 
         "id": question.id,
         "question": question.question,
         "category": question.category,
+        "group": _group(question),
         "expected": list(question.answers),
         "modes": {
             a.mode: {

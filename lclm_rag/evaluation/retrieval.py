@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_rag.errors import EvaluationError
 from lclm_rag.evaluation.datasets.judged import JudgedSet
-from lclm_rag.evaluation.intervals import bootstrap_interval, paired_difference
+from lclm_rag.evaluation.intervals import mean_interval, paired_difference
 from lclm_rag.evaluation.ranking_measures import ndcg, recall, reciprocal_rank
 from lclm_rag.querying.ranking import by_score
 from lclm_rag.retrieval import (
@@ -242,7 +242,7 @@ def _scores(
 
 
 def _figure(values: Sequence[float], seed: int) -> dict[str, float]:
-    low, high = bootstrap_interval(values, seed)
+    low, high = mean_interval(values, seed)
     return {"mean": fmean(values), "low": low, "high": high}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lclm_rag.decoding import Completion, Decoder, Sampling, said
 from lclm_rag.decoding.decoder import end_token_ids
@@ -40,7 +40,7 @@ from lclm_rag.querying.reader import Retrieved
 from lclm_rag.querying.rounds import answer as answer_in_rounds
 from lclm_rag.store import StoredPassage
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
-from lclm_rag.types import Grounding
+from lclm_rag.types import Grounding, PassageKey, Timings
 
 if TYPE_CHECKING:
     from lclm_rag.evaluation.baselines.kv_presses import PressedDecoder
@@ -189,7 +189,7 @@ def _query(kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalC
         context.name,
         question.id,
         answer.text,
-        recall=_recall(question, [hit.key.document_id for hit in answer.sources], context),
+        **_found(question, _ranked(retrieved, [hit.key for hit in answer.sources]), context),
         grounded=_grounded(answer.grounding) if context.has_passages else None,
         positions=answer.usage.positions,
         computed=sum(r.positions - (r.cached_positions or 0) for r in answer.rounds),
@@ -197,8 +197,13 @@ def _query(kb: KnowledgeBase, question: EvalQuestion, find: Find, context: EvalC
         rounds=len(answer.rounds),
         expanded=len(answer.expanded),
         left_out=len(answer.left_out),
-        first_token=answer.timings.first_token,
+        first_token=_until_first_token(answer.timings),
     )
+
+
+def _until_first_token(timings: Timings) -> float:
+    """From the question on: a passage that must be read and projected first has its price."""
+    return timings.retrieve + timings.load + timings.assemble + timings.first_token
 
 
 def _cut_by_lingua(
@@ -225,14 +230,14 @@ def _cut_by_lingua(
         context.name,
         question.id,
         text,
-        recall=_recall(question, [key.document_id for key in with_latents.ranked], context),
+        **_found(question, with_latents.ranked, context),
         grounded=_grounded(ground(text, question.question, with_latents.texts.values())),
         positions=prompt.positions,
         computed=prompt.positions - (completion.cached_positions or 0),
         peak_positions=prompt.positions,
         rounds=1,
         left_out=len(with_latents.skimmed.left_out) + len(assembled.left_out),
-        first_token=completion.first_token,
+        first_token=with_latents.retrieved.seconds + prepared + completion.first_token,
         prepared=prepared,
     )
 
@@ -266,7 +271,9 @@ def _in_memory_of(frame: Frame | None, kb: KnowledgeBase, retrieved: Retrieved) 
 
 def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext) -> Steps:
     """Answer from a prompt that the set brings, with its context as latents, as text, or left out."""
+    started = time.perf_counter()
     prompt = _marked(kb, question.prompt, context)
+    before = time.perf_counter() - started
     completion = yield prompt
     text = said(kb.checkpoint, prompt, completion)
     regions = memory_regions(question.prompt)
@@ -279,7 +286,7 @@ def _own_prompt(kb: KnowledgeBase, question: EvalQuestion, context: EvalContext)
         computed=prompt.positions - (completion.cached_positions or 0),
         peak_positions=prompt.positions,
         rounds=1,
-        first_token=completion.first_token,
+        first_token=before + completion.first_token,
     )
 
 
@@ -329,14 +336,14 @@ def _pressed(
         context.name,
         question.id,
         text,
-        recall=_recall(question, [key.document_id for key in with_latents.ranked], context),
+        **_found(question, with_latents.ranked, context),
         grounded=_grounded(ground(text, question.question, with_latents.texts.values())),
         positions=round(answer.kept) + after,
         computed=prompt.positions,
         peak_positions=prompt.positions,
         rounds=1,
         left_out=len(with_latents.skimmed.left_out) + len(assembled.left_out),
-        first_token=answer.first_token,
+        first_token=with_latents.retrieved.seconds + answer.first_token,
         peak_memory=answer.peak_memory,
     )
 
@@ -346,15 +353,27 @@ def _pressed(
 
 def _nothing_found(question: EvalQuestion, context: EvalContext) -> AnswerRecord:
     """An empty answer, which is what `KnowledgeBase.query` gives without passages."""
-    return AnswerRecord(context.name, question.id, "", recall=_recall(question, [], context))
+    return AnswerRecord(context.name, question.id, "", **_found(question, [], context))
 
 
-def _recall(
-    question: EvalQuestion, document_ids: Sequence[str], context: EvalContext
-) -> bool | None:
+def _ranked(retrieved: Retrieved, used: Sequence[PassageKey]) -> list[PassageKey]:
+    """The passages of the prompt, best first."""
+    return [hit.key for hit in retrieved.hits if hit.key in set(used)]
+
+
+def _found(
+    question: EvalQuestion, ranked: Sequence[PassageKey], context: EvalContext
+) -> dict[str, Any]:
+    """The fields of the record on what was retrieved; `ranked`: the passages, best first."""
     if not question.document_ids or not context.has_passages:
-        return None
-    return any(document_id in document_ids for document_id in question.document_ids)
+        return {}
+    wanted = set(question.document_ids)
+    found = [key.document_id for key in ranked]
+    return {
+        "hit": bool(wanted.intersection(found)),
+        "recall": len(wanted.intersection(found)) / len(wanted),
+        "recall_at_1": len(wanted.intersection(found[:1])) / len(wanted),
+    }
 
 
 def _grounded(grounding: Grounding) -> bool | None:

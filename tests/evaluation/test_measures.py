@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from lclm_rag.evaluation import measures
-from lclm_rag.evaluation.intervals import bootstrap_interval, paired_difference
+from lclm_rag.evaluation.intervals import (
+    bootstrap_interval,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    wilson_interval,
+)
 from lclm_rag.evaluation.measures import (
+    check_answers,
     check_measure,
     choice,
     classification,
@@ -20,6 +28,7 @@ from lclm_rag.evaluation.measures import (
     contains,
     exact_match,
     f1_zh,
+    no_answer,
     number,
     retrieval,
     rouge_l,
@@ -27,6 +36,7 @@ from lclm_rag.evaluation.measures import (
     score,
     share_of_numbers,
     token_f1,
+    verbatim,
 )
 from lclm_rag.evaluation.questions import EvalQuestion
 
@@ -38,10 +48,41 @@ def question(*answers: str, **fields: Any) -> EvalQuestion:
     return EvalQuestion(id="q", question="?", answers=answers, **fields)
 
 
-def test_exact_match_looks_past_case_white_space_and_a_full_stop() -> None:
-    assert exact_match(" The  Answer.", "the answer")
+def test_exact_match_is_squads() -> None:
+    assert exact_match(" The  Answer.", "an answer")
+    assert exact_match("KV-4821!", "kv4821")
     assert not exact_match("the answers", "the answer")
-    assert not exact_match("answer", "the answer")
+    # Which is why `verbatim` is there.
+    assert exact_match("4.3 kg", "43 kg")
+
+
+def test_verbatim_looks_past_case_white_space_and_a_full_stop_alone() -> None:
+    assert verbatim(" The  Answer.", "the answer")
+    assert not verbatim("4.3 kg", "43 kg")
+    assert not verbatim("answer", "the answer")
+
+
+def test_what_any_answer_would_match_is_refused() -> None:
+    with pytest.raises(ValueError, match="take the measure 'verbatim'"):
+        check_answers(question("@@"))
+    check_answers(question("@@", measure="verbatim"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("", True),
+        ("Not stated.", True),
+        ("The passages do not mention it", True),
+        ("I don’t know.", True),
+        ("Unanswerable", True),
+        ("Nothing Hill", False),
+        ("KV-4821", False),
+    ],
+)
+def test_no_answer_is_any_way_to_say_so(answer: str, refuses: bool) -> None:
+    assert no_answer(answer) is refuses
+    assert score(question("not stated", measure="no_answer"), answer)["score"] == refuses
 
 
 def test_f1_is_squads() -> None:
@@ -127,11 +168,13 @@ def test_code_is_compared_by_its_first_line_without_marks_and_comments() -> None
     assert code_similarity("", "return 1") == 0
 
 
-def test_rouge_l_finds_the_sentences_in_any_order() -> None:
-    assert rouge_l("The cat sat. The dog ran.", "The dog ran. The cat sat.") == 1
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
+    assert rouge_l("The cat sat.", "the cat sat") == 1
     assert rouge_l("one two three four", "one three five") == pytest.approx(4 / 7)
-    # A word counts once, however often it comes.
-    assert rouge_l("one one one two", "one two") == 1
+    # Each word counts as often as it comes, and their order counts.
+    assert rouge_l("one one one two", "one two") == pytest.approx(4 / 6)
+    assert rouge_l("two one", "one two") == pytest.approx(1 / 2)
+    assert rouge_l("où est-il", "où est-elle") == pytest.approx(2 / 3)
     assert rouge_l("", "one") == 0
 
 
@@ -145,7 +188,15 @@ def test_chinese_is_compared_by_words() -> None:
 @given(TEXTS, TEXTS)
 @settings(max_examples=50, deadline=None)
 def test_every_measure_is_a_share(answer: str, expected: str) -> None:
-    rules: list[Any] = [exact_match, contains, number, choice, share_of_numbers]
+    rules: list[Any] = [
+        exact_match,
+        verbatim,
+        no_answer,
+        contains,
+        number,
+        choice,
+        share_of_numbers,
+    ]
     rules += [code_similarity, rouge_l, f1_zh]
     for rule in rules:
         assert 0 <= rule(answer, expected) <= 1
@@ -153,7 +204,13 @@ def test_every_measure_is_a_share(answer: str, expected: str) -> None:
 
 def test_a_question_is_scored_by_its_own_measure_and_by_the_common_ones() -> None:
     scores = score(question("four", "4", measure="number"), "It is 4")
-    assert scores == {"exact_match": 0, "f1": pytest.approx(0.5), "contains": 1, "score": 1}
+    assert scores == {
+        "exact_match": 0,
+        "verbatim": 0,
+        "f1": pytest.approx(0.5),
+        "contains": 1,
+        "score": 1,
+    }
     assert score(question("Ada"), "ada.")["score"] == 1
 
 
@@ -175,13 +232,17 @@ def test_only_the_first_line_counts_where_longbench_says_so() -> None:
 
 def test_a_measure_that_cannot_be_taken_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_measure("rouge_l") == "rouge_l"
-    with pytest.raises(ValueError, match="no measure 'bleu'; take one of exact_match, f1,"):
+    with pytest.raises(ValueError, match="no measure 'bleu'; take one of exact_match, verbatim,"):
         check_measure("bleu")
     measures._segmenter.cache_clear()
     monkeypatch.setitem(sys.modules, "jieba", None)
     for measure in ("f1_zh", "rouge_l_zh"):
-        with pytest.raises(ImportError, match="needs jieba: pip install jieba"):
+        with pytest.raises(ImportError, match=r"needs jieba: pip install 'lclm-rag\[eval\]'"):
             check_measure(measure)
+    measures._rouge.cache_clear()
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ImportError, match=r"rouge-score: pip install 'lclm-rag\[eval\]'"):
+        check_measure("rouge_l")
 
 
 @given(SCORES, st.integers(0, 2**32))
@@ -203,6 +264,41 @@ def test_an_interval_is_as_wide_as_the_textbook_says() -> None:
     wide = bootstrap_interval(values, seed=1, confidence=0.99)
     assert wide[0] < low < high < wide[1]
     assert bootstrap_interval(values, seed=2) != (low, high)
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 40), (40, 40), (1, 3), (488, 500), (1999, 2000)])
+def test_the_interval_of_a_share_is_wilsons(right: int, of: int) -> None:
+    expected = binomtest(right, of).proportion_ci(method="wilson")
+    assert wilson_interval(right, of) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    scores = [1.0] * right + [0.0] * (of - right)
+    assert mean_interval(scores, seed=0) == wilson_interval(right, of)
+
+
+def test_none_of_forty_may_still_be_one_in_twelve() -> None:
+    low, high = wilson_interval(0, 40)
+    assert (low, round(high, 3)) == (0.0, 0.088)
+    same = paired_difference([0.0] * 40, [0.0] * 40, seed=0)
+    assert (same.low, same.high, same.p) == (-high, high, 1.0)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(5, 0), (3, 9), (9, 3), (20, 22), (700, 600)])
+def test_mcnemars_test_is_the_exact_one(better: int, worse: int) -> None:
+    expected = binomtest(better, better + worse).pvalue
+    assert mcnemar(better, worse) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(0, 0) == 1
+
+
+def test_documents_are_drawn_and_not_questions() -> None:
+    # 20 documents with 10 questions each, all of a document right or all wrong.
+    values = [float(document % 2) for document in range(20) for _ in range(10)]
+    groups = [document for document in range(20) for _ in range(10)]
+    low, high = bootstrap_interval(values, seed=1, groups=groups)
+    alone = bootstrap_interval(values, seed=1)
+    assert high - low == pytest.approx(10**0.5 * (alone[1] - alone[0]), rel=0.1)
+    each = bootstrap_interval([0.0, 1.0] * 10, seed=1)
+    assert (low, high) == pytest.approx(each, abs=1e-12)
+    with pytest.raises(ValueError, match="200 values need as many groups, not 3"):
+        bootstrap_interval(values, seed=1, groups=[1, 2, 3])
 
 
 def test_many_values_are_resampled_in_parts() -> None:
@@ -229,6 +325,7 @@ def test_a_paired_difference_turns_its_sign_with_the_sides(
 def test_a_paired_difference_counts_the_questions() -> None:
     difference = paired_difference([1, 1, 0, 1], [0, 1, 1, 0], seed=0)
     assert (difference.mean, difference.better, difference.worse) == (0.25, 2, 1)
+    assert (difference.p, difference.of) == (1.0, 4)
 
 
 def test_what_has_no_interval_is_refused() -> None:
@@ -238,5 +335,9 @@ def test_what_has_no_interval_is_refused() -> None:
         bootstrap_interval([0.5, float("nan")], seed=0)
     with pytest.raises(ValueError, match="confidence between 0 and 1"):
         bootstrap_interval([0.5], seed=0, confidence=95)
+    with pytest.raises(ValueError, match="0 to n right"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="two counts"):
+        mcnemar(-1, 2)
     with pytest.raises(ValueError, match="2 and 1 scores cannot be paired"):
         paired_difference([1, 0], [1], seed=0)

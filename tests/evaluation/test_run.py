@@ -90,11 +90,14 @@ def test_contexts_are_measured_on_the_same_questions(
         assert score["low"] <= score["mean"] <= score["high"]
         assert figures["positions"] == statistics.mean(a["positions"] for a in answers)
         assert (figures["timed"], score["of"]) == (3, 12)
-        assert 0 < figures["first_token"] <= figures["seconds"]
+        low, high = figures["first_token_quartiles"]
+        assert 0 < low <= figures["first_token"] <= high
     assert modes["text"]["score"]["mean"] >= 0.8
     assert modes["latents"]["score"]["mean"] >= 0.7
     assert modes["closed-book"]["score"]["mean"] <= 0.1
-    assert modes["latents"]["recall"]["mean"] == 1.0
+    found = modes["latents"]
+    assert found["recall"]["mean"] == found["hit"]["mean"] == 1.0
+    assert found["recall_at_1"]["mean"] >= 0.9
     assert modes["closed-book"]["recall"] is None
     assert modes["latents"]["positions"] < modes["text"]["positions"] / 2
     assert modes["latents+expand"]["positions"] > modes["latents"]["positions"]
@@ -105,6 +108,12 @@ def test_contexts_are_measured_on_the_same_questions(
         modes["latents"]["score"]["mean"] - modes["text"]["score"]["mean"]
     )
     assert sum(c["questions"] for c in report["categories"].values()) == 12
+    for category in report["categories"].values():
+        paired = category["differences"]["latents"]
+        assert paired["of"] == category["questions"]
+        means = [category["modes"][mode]["mean"] for mode in ("latents", "text")]
+        assert paired["mean"] == pytest.approx(means[0] - means[1])
+        assert 0 < paired["p"] <= 1
     assert report["store"]["bytes"] > report["store"]["source_tokens"]
 
 
@@ -215,6 +224,33 @@ def test_needles_are_asked_of_whole_documents(
         for answer in line["modes"].values():
             there = [value in answer["answer"] for value in line["expected"]]
             assert answer["score"] == statistics.mean(there)
+
+
+def test_a_context_may_have_its_own_number_of_passages(
+    tmp_path: Path, knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+) -> None:
+    two = EvalQuestion(
+        "both",
+        f"{questions[0].question} {questions[1].question}",
+        (questions[0].answer, questions[1].answer),
+        (questions[0].document_id, questions[1].document_id),
+        all_answers=True,
+        measure="contains",
+    )
+    asked = EvalSet("both", [two], (), whole_documents=False, settings={})
+    contexts = _contexts("text", "text:1", "latents:1")
+    modes = evaluate(knowledge_base, asked, contexts, tmp_path, top_k=8, alone=0)["modes"]
+    found = {
+        mode: [figures[name]["mean"] for name in ("hit", "recall", "recall_at_1")]
+        for mode, figures in modes.items()
+    }
+    assert found == {
+        "text": [1.0, 1.0, 0.5],
+        "text:1": [1.0, 0.5, 0.5],
+        "latents:1": [1.0, 0.5, 0.5],
+    }
+    assert modes["latents:1"]["positions"] < modes["text:1"]["positions"]
+    assert modes["text:1"]["positions"] < modes["text"]["positions"] / 3
 
 
 def test_passages_for_which_there_is_no_room_are_counted(
@@ -448,6 +484,8 @@ def test_a_table_plots_and_a_comparison(
     assert code == 0, err
     assert "score, %" in out
     assert "recall@2, %" in out
+    assert "hit rate@2, %" in out
+    assert "recall@1, %" in out
     pictures = ["accuracy_first_token.png", "accuracy_memory.png", "accuracy_ratio.png"]
     for name in pictures:
         assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
@@ -474,6 +512,7 @@ def test_a_table_plots_and_a_comparison(
         (["eval"], "Say what to ask"),
         (["eval", "riddles", "--out", "x"], "'riddles' is no set of questions"),
         (["eval", "fact-sheets", "--out", "x", "--context", "guess"], "Unknown context 'guess'"),
+        (["eval", "fact-sheets", "--out", "x", "--context", "text:0"], "Unknown context 'text:0'"),
         (["eval", "fact-sheets", "--out", "x", "--context", "latents+expand:some"], "Unknown expand"),
         (["eval", "ruler", "--out", "x", "--compare", "README.md", "README.md"], "nothing is asked"),
     ],

@@ -183,7 +183,8 @@ def test_an_evaluation_counts_an_empty_answer(
     eval_set = EvalSet("one", (question,), documents=(), whole_documents=False, settings={})
     evaluate(kb, eval_set, [parse_context(context)], tmp_path, top_k=2)
     (record,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
-    assert (record["answer"], record["error"], record["recall"]) == ("", "", False)
+    assert (record["answer"], record["error"]) == ("", "")
+    assert (record["hit"], record["recall"], record["recall_at_1"]) == (False, 0, 0)
     assert (record["positions"], record["scores"]["exact_match"]) == (0, 0.0)
 
 
