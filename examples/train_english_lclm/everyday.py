@@ -5,7 +5,7 @@
 The questions that `questions.py` makes by rule ask for gaps and for what follows "is" or "because";
 hardly one asks how much, how long, where or whom. These do. It writes `everyday.jsonl`, with paragraphs
 of `texts.jsonl` among the passages. The same texts and seed give the same questions. A question that
-`evaluation.jsonl` asks is never made.
+`evaluation.jsonl` or `notes.jsonl` asks is never made.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def make_records(
         paragraphs, so that they do not answer it, too.
     """
     rng = random.Random(seed)
-    never = asked_elsewhere(HERE / "evaluation.jsonl")
+    never = asked_elsewhere(HERE / "evaluation.jsonl") | asked_elsewhere(HERE / "notes.jsonl")
     records: list[Record] = []
     for _ in track(range(count), description="Everyday questions"):
         genre = rng.choice(genres)
