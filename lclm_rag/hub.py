@@ -9,9 +9,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from lclm_rag.errors import CheckpointError, LclmRagError
 from lclm_rag.offline import is_offline, offline_error, require_online
 
-__all__ = ["Size", "fetch", "is_hub_id", "require_in_cache", "sizes"]
+__all__ = ["Size", "fetch", "is_hub_id", "loading", "require_in_cache", "sizes"]
 
 
 def is_hub_id(name: str) -> bool:
@@ -77,6 +78,32 @@ def require_in_cache(name: str, what: str) -> None:
     owned = name if "/" in name else f"sentence-transformers/{name}"
     if not is_hub_id(owned) or not isinstance(try_to_load_from_cache(owned, "config.json"), str):
         require_online(f"the Hugging Face hub for {what} {name}, which is not in the cache")
+
+
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Load a model of sentence-transformers in this block.
+
+    Args:
+        what: What the model is, such as "embedder".
+        name: Its name or folder.
+
+    Raises:
+        CheckpointError: When it cannot be loaded; the message names it and says why.
+    """
+    try:
+        if not name:
+            raise ValueError("its name is empty")
+        yield
+    except LclmRagError:
+        raise
+    # A name that is none, a folder without a model, a damaged file: each raises what its library likes.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"The {what} {name!r} cannot be loaded: {lines[0].rstrip('.')}. Name a model of "
+            "sentence-transformers as the Hugging Face hub does, or its folder."
+        ) from error
 
 
 @dataclass(frozen=True)

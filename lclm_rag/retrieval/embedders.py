@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from lclm_rag.errors import KnowledgeBaseError
-from lclm_rag.hub import require_in_cache
+from lclm_rag.hub import loading, require_in_cache
 from lclm_rag.offline import is_offline
 from lclm_rag.own_code import own_code_refused
 
@@ -66,7 +66,7 @@ class SentenceTransformerEmbedder:
 
     Raises:
         ImportError: When sentence-transformers is not installed.
-        CheckpointError: When the model needs code of its own, which is never run.
+        CheckpointError: When the model cannot be loaded, or needs code of its own, which is never run.
     """
 
     def __init__(self, name_or_path: str, device: str | None = None) -> None:
@@ -81,7 +81,7 @@ class SentenceTransformerEmbedder:
         renew_thread_pool()
         self.name = str(name_or_path)
         require_in_cache(self.name, "the embedder")
-        with own_code_refused(self.name):
+        with loading("embedder", self.name), own_code_refused(self.name):
             self._model: Any = SentenceTransformer(
                 self.name,
                 device=device,
@@ -89,7 +89,7 @@ class SentenceTransformerEmbedder:
                 trust_remote_code=False,
                 local_files_only=is_offline(),
             )
-        self.width = len(self.embed_question("width"))
+            self.width = len(self.embed_question("width"))
 
     def embed_passages(self, texts: list[str]) -> list[list[float]]:
         """See `Embedder.embed_passages`."""
@@ -117,6 +117,7 @@ def load_embedder(name: str | None) -> Embedder | None:
 
     Raises:
         KnowledgeBaseError: When the embedder was passed as an object, which has no name to load it by.
+        CheckpointError: When the model cannot be loaded, or needs code of its own.
         ImportError: When sentence-transformers is not installed.
     """
     if name is None:

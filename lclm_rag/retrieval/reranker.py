@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lclm_rag.errors import CheckpointError
-from lclm_rag.hub import require_in_cache
+from lclm_rag.hub import loading, require_in_cache
 from lclm_rag.offline import is_offline
 from lclm_rag.own_code import own_code_refused
 
@@ -45,20 +45,14 @@ class CrossEncoderReranker:
         self.name = name_or_path
         require_in_cache(name_or_path, "the reranker")
         self._lock = threading.Lock()
-        try:
-            with own_code_refused(name_or_path):
-                self._model: Any = CrossEncoder(
-                    name_or_path,
-                    device=device,
-                    model_kwargs={"use_safetensors": True},
-                    trust_remote_code=False,
-                    local_files_only=is_offline(),
-                )
-        except OSError as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
-            raise CheckpointError(
-                f"The reranker {name_or_path} cannot be loaded: {reason}."
-            ) from error
+        with loading("reranker", name_or_path), own_code_refused(name_or_path):
+            self._model: Any = CrossEncoder(
+                name_or_path,
+                device=device,
+                model_kwargs={"use_safetensors": True},
+                trust_remote_code=False,
+                local_files_only=is_offline(),
+            )
         config = self._model.config
         # Without a head of its own, the model would get one of random weights.
         if not any("For" in kind for kind in config.architectures or ()):

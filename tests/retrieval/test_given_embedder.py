@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lclm_rag import Document, KnowledgeBase, KnowledgeBaseError
+from lclm_rag import CheckpointError, Document, KnowledgeBase, KnowledgeBaseError
 from lclm_rag.retrieval import OfDocuments, field, matches
+from lclm_rag.retrieval.reranker import CrossEncoderReranker
+from support.commands import Run
 
 TEXTS = {"zebra": "aaaa aaaa", "bee": "bbbb bbbb", "cow": "cccc cccc"}
 
@@ -79,3 +81,24 @@ def test_a_search_is_narrowed_to_documents(path: Path) -> None:
     assert not matches(some, {}, "bee")
     with pytest.raises(ValueError, match="takes a tuple of document ids"):
         OfDocuments(["a"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("contents", [None, "{nonsense", '{"model_type": "nonsense"}'])
+def test_a_model_that_cannot_be_loaded_is_named_in_a_sentence(
+    tmp_path: Path, run: Run, contents: str | None
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    if contents is not None:
+        (model / "config.json").write_text(contents)
+    (tmp_path / "a.txt").write_text("Town guide: Velun.")
+    kb = tmp_path / "kb"
+    code, _, said = run("build", tmp_path / "a.txt", "--kb", kb, "--embedder", model)
+    assert code == 1
+    assert not kb.exists()
+    errors = [line for line in said.splitlines() if line.startswith("Error")]
+    (error,) = errors
+    assert error.startswith(f"Error: The embedder '{model}' cannot be loaded: ")
+    assert error.endswith("or its folder.")
+    with pytest.raises(CheckpointError, match=r"The reranker '.*' cannot be loaded: "):
+        CrossEncoderReranker(str(model))
