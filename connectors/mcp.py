@@ -428,8 +428,10 @@ async def _progress(context: Context[Any, Any]) -> AsyncIterator[Callable[[str],
             # Progress must grow from report to report, and no one knows how much is to come: the seconds.
             last = max(time.monotonic() - started, last + 1e-3)
             await context.report_progress(round(last, 3), message=doing)
+            # Not wait_for: before Python 3.12 it may swallow the cancellation at the end.
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), _BEAT)
+                async with asyncio.timeout(_BEAT):
+                    await changed.wait()
             changed.clear()
 
     reporting = asyncio.create_task(report())

@@ -17,7 +17,7 @@ from mcp import Client, StdioServerParameters
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.cli.main import _run
-from lclm_rag.connectors.mcp import TOP_K, mcp_server
+from lclm_rag.connectors.mcp import TOP_K, _progress, mcp_server
 from lclm_rag.errors import KnowledgeBaseError, PassageIndexError
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet
 from support.commands import Run
@@ -263,6 +263,22 @@ def test_an_agent_sees_that_its_question_is_worked_on(
     assert "Answering" in [message for _, _, message in reports]
     seconds = [progress for progress, _, _ in reports]
     assert seconds == sorted(set(seconds))
+
+
+def test_reports_of_progress_end_with_the_answer_whenever_that_is() -> None:
+    class Listener:
+        async def report_progress(self, progress: float, message: str) -> None:
+            pass
+
+    async def answers() -> None:
+        for i in range(300):
+            async with _progress(Listener()) as now:  # type: ignore[arg-type]
+                for pause in (3, 5, 2):
+                    now("Answering")
+                    if i % pause == 0:
+                        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(answers(), 60))
 
 
 def test_a_server_without_a_name_or_with_too_many_passages_is_refused(
