@@ -52,6 +52,14 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
 )
 @click.option("--seed", default=2026, show_default=True, help="Seed for made-up questions.")
 @click.option(
+    "--part",
+    type=click.Choice(("choose", "report")),
+    default="report",
+    show_default=True,
+    help="Of the sets about fact sheets: questions to choose something by, or to publish the figures. They "
+    "share no name.",
+)
+@click.option(
     "--length",
     "lengths",
     type=click.IntRange(min=256),
@@ -156,16 +164,20 @@ def evaluate(
 
     \b
     QUESTIONS:
-      exact-strings   fact sheets with codes of 12 characters and UUIDs; made up from a seed
-      fact-sheets     the same without codes and UUIDs
-      ruler           RULER's eight needle tasks, at any --length
+      exact-strings     fact sheets with codes of 12 characters and UUIDs; made up from a seed
+      fact-sheets       the same without codes and UUIDs
+      paraphrases       half of these facts asked in words that the bundled checkpoint was not trained on
+      near-duplicates   many subjects have a twin, so that the first hit is the wrong one in a third
+      joined-facts      facts of two, four or eight sheets, to be listed or compared
+      unanswerable      half of the questions ask for what no sheet states
+      ruler             RULER's eight needle tasks, at any --length
       lclm-eval/ruler, /gsm8k, /longhealth5, /longbench   the published sets of latent-context/lclm-eval
       FILE.jsonl      {"question": …, "answers": […], "document_ids": […]} on each line; needs --kb
 
     \b
     Contexts:
-      text             the passages pasted as text
-      latents          the passages as latents
+      text             the passages pasted as text; text:1 only the best one
+      latents          the passages as latents; latents:1 only the best one
       latents+expand   the same, expanded as lclm-rag query does it; latents+expand:model lets the decoder
                        ask for passages, :tool through a tool, :3 pastes the best three, :always all
       closed-book      no passages
@@ -274,6 +286,7 @@ def _question_set(name: str, kb: str | None, options: Mapping[str, Any]) -> Eval
         name,
         count=options["count"],
         seed=options["seed"],
+        part=options["part"],
         checkpoint=options["checkpoint"] or BUNDLED,
         context_lengths=options["lengths"],
         tasks=options["tasks"],

@@ -1,7 +1,7 @@
 """Random names and values for fact sheets.
 
-A checksum of the name assigns it to the training part or to the held-out part, so the two parts share no
-entity, for any seeds.
+A checksum of the name assigns it to the training part or to the held-out part, and a held-out name to the
+questions to choose on or to those to report on, so none of these share an entity, for any seeds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 
 from lclm_rag.evaluation.datasets.data_files import read_data
+from lclm_rag.evaluation.datasets.parts import Part
 
 __all__ = ["Draw"]
 
@@ -29,11 +30,13 @@ class Draw:
     Args:
         rng: The source of randomness.
         held_out: Whether names come from the held-out part instead of the training part.
+        part: Of the held-out names, only those of this part; None for all.
     """
 
-    def __init__(self, rng: random.Random, held_out: bool) -> None:
+    def __init__(self, rng: random.Random, held_out: bool, part: Part | None = None) -> None:
         self.rng = rng
         self.held_out = held_out
+        self.part = part
 
     def word(self) -> str:
         """A made-up word, capitalized."""
@@ -126,9 +129,12 @@ class Draw:
     def _named(self, make: Callable[[], str]) -> str:
         while True:
             name = make()
-            if _is_held_out(name) == self.held_out:
+            if self.may_draw(name):
                 return name
 
-
-def _is_held_out(name: str) -> bool:
-    return zlib.crc32(name.encode()) % _HELD_OUT_ONE_IN == 0
+    def may_draw(self, name: str) -> bool:
+        """Whether a name is of the part that names come from here."""
+        rest, remainder = divmod(zlib.crc32(name.encode()), _HELD_OUT_ONE_IN)
+        if (remainder == 0) != self.held_out:
+            return False
+        return self.part is None or self.part == ("report" if rest % 2 else "choose")

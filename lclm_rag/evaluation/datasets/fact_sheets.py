@@ -8,15 +8,16 @@ sentences are in `fact_sheets.toml`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lclm_rag.evaluation.datasets.data_files import read_data
 from lclm_rag.evaluation.datasets.draws import Draw
+from lclm_rag.evaluation.datasets.parts import Part
 from lclm_rag.types import Document
 
-__all__ = ["FactQuestion", "FactSheet", "fact_sheets", "held_out_questions"]
+__all__ = ["FactQuestion", "FactSheet", "fact_sheets", "held_out_questions", "make_sheet"]
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,38 @@ class FactQuestion:
 
 @dataclass(frozen=True)
 class FactSheet:
-    """One document with all questions that it answers (two phrasings for each fact)."""
+    """One document with all questions that it answers (two phrasings for each fact).
+
+    `unstated` are the questions that its kind of sheet may answer and this one does not.
+    """
 
     document: Document
     name: str
     kind: str
     questions: tuple[FactQuestion, ...]
+    unstated: tuple[FactQuestion, ...] = ()
 
 
-def _make_sheet(draw: Draw, kind: str) -> FactSheet:
+def make_sheet(draw: Draw, kind: str, name: str = "", stated: Sequence[str] = ()) -> FactSheet:
+    """Draw one sheet.
+
+    Args:
+        draw: Draws names, values and phrasings.
+        kind: The kind of subject.
+        name: The subject's name; "" to draw one.
+        stated: The attributes that the sheet states, by their names; () to draw some.
+    """
     rng, spec = draw.rng, _KINDS[kind]
-    name = spec.name(draw)
+    name = name or spec.name(draw)
     document_id = name.lower().replace(" ", "-")
-    count = rng.randint(2, len(spec.attributes))
+    if stated:
+        wanted = [attribute for attribute in spec.attributes if attribute.name in stated]
+        attributes = rng.sample(wanted, len(wanted))
+    else:
+        attributes = rng.sample(spec.attributes, rng.randint(2, len(spec.attributes)))
     sentences: list[str] = []
     questions: list[FactQuestion] = []
-    for attribute in rng.sample(spec.attributes, count):
+    for attribute in attributes:
         value = attribute.value(draw)
         subject = rng.choice(spec.later).format(n=name)
         sentence = rng.choice(attribute.sentences).format(s=subject, v=value)
@@ -106,11 +123,21 @@ def _make_sheet(draw: Draw, kind: str) -> FactSheet:
         sentences.insert(rng.randint(0, len(sentences)), filler)
     text = " ".join([rng.choice(spec.opening).format(n=name), *sentences])
     document = Document(id=document_id, text=text, metadata={"kind": kind, "name": name})
-    return FactSheet(document=document, name=name, kind=kind, questions=tuple(questions))
+    unstated = tuple(
+        FactQuestion(template.format(n=name), "", document_id, f"{kind}/{attribute.name}")
+        for attribute in spec.attributes
+        if attribute not in attributes
+        for template in attribute.questions
+    )
+    return FactSheet(document, name, kind, tuple(questions), unstated)
 
 
 def fact_sheets(
-    seed: int, *, held_out: bool, kinds: tuple[str, ...] = tuple(_KINDS)
+    seed: int,
+    *,
+    held_out: bool,
+    kinds: tuple[str, ...] = tuple(_KINDS),
+    part: Part | None = None,
 ) -> Iterator[FactSheet]:
     """An endless stream of fact sheets; the same arguments give the same sheets.
 
@@ -119,14 +146,15 @@ def fact_sheets(
         held_out: False for the part that the bundled checkpoint was trained on, True for the part it never
             saw.
         kinds: The kinds of subject to draw from; all by default.
+        part: Of the held-out part, only names to choose on or to report on; None for both.
 
     Yields:
         Fact sheets, whose document ids never repeat.
     """
-    draw = Draw(random.Random(seed), held_out)
+    draw = Draw(random.Random(seed if part is None else f"{part} {seed}"), held_out, part)
     seen: set[str] = set()
     while True:
-        sheet = _make_sheet(draw, draw.rng.choice(kinds))
+        sheet = make_sheet(draw, draw.rng.choice(kinds))
         if sheet.document.id not in seen:
             seen.add(sheet.document.id)
             yield sheet

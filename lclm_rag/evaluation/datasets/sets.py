@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 from lclm_rag.checkpoint import BUNDLED, Checkpoint
-from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set, fact_sheet_set
+from lclm_rag.evaluation.datasets.fact_sheet_sets import (
+    exact_string_set,
+    fact_sheet_set,
+    paraphrase_set,
+    unanswerable_set,
+)
 from lclm_rag.evaluation.datasets.jsonl_questions import read_questions
 from lclm_rag.evaluation.datasets.lclm_eval import HUB_ID, Config, lclm_eval_questions
+from lclm_rag.evaluation.datasets.many_sheets import joined_fact_set, near_duplicate_set
 from lclm_rag.evaluation.datasets.needles import NEEDLE_TASKS, needle_questions
+from lclm_rag.evaluation.datasets.parts import MADE_UP, Part
 from lclm_rag.evaluation.questions import EvalSet
 
 __all__ = ["SETS", "check_set_name", "question_set"]
 
 _LCLM_EVAL = "lclm-eval/"
 
-SETS = ("exact-strings", "fact-sheets", "ruler", *(_LCLM_EVAL + c for c in get_args(Config)))
+SETS = (*MADE_UP, "ruler", *(_LCLM_EVAL + c for c in get_args(Config)))
+
+_ABOUT_FACT_SHEETS: dict[str, Callable[[int, int, Part], EvalSet]] = {
+    "exact-strings": exact_string_set,
+    "fact-sheets": fact_sheet_set,
+    "paraphrases": paraphrase_set,
+    "near-duplicates": near_duplicate_set,
+    "joined-facts": joined_fact_set,
+    "unanswerable": unanswerable_set,
+}
 
 
 def check_set_name(name: str) -> None:
@@ -35,6 +51,7 @@ def question_set(
     *,
     count: int | None = None,
     seed: int = 2026,
+    part: Part = "report",
     checkpoint: str = BUNDLED,
     context_lengths: Sequence[int] = (4096,),
     tasks: Sequence[str] = (),
@@ -48,6 +65,8 @@ def question_set(
         count: How many questions; for ruler and lclm-eval, for each task and length. None: 500 about fact
             sheets, 10 of ruler, all of lclm-eval.
         seed: Seed of generated questions.
+        part: For sets about fact sheets: whether the questions are to choose something by, or to publish the
+            figures.
         checkpoint: For ruler: lengths are counted by this checkpoint's decoder tokenizer.
         context_lengths: For ruler: see `needle_questions`.
         tasks: For ruler and lclm-eval: which tasks; () for all.
@@ -62,10 +81,8 @@ def question_set(
     check_set_name(name)
     if name.endswith(".jsonl"):
         return read_questions(Path(name))
-    if name == "fact-sheets":
-        return fact_sheet_set(count or 500, seed)
-    if name == "exact-strings":
-        return exact_string_set(count or 500, seed)
+    if name in _ABOUT_FACT_SHEETS:
+        return _ABOUT_FACT_SHEETS[name](count or 500, seed, part)
     if name == "ruler":
         tokenizer = Checkpoint.open(checkpoint).inert_decoder_tokenizer
         return needle_questions(
