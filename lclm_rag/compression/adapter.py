@@ -101,7 +101,9 @@ class Adapter(nn.Module):
         # Made anew, because a buffer of this module would lose its float32 in a half-precision adapter.
         rotary = Qwen3RotaryEmbedding(self._config).to(latents.device)
         rotations = rotary(row, positions)
-        passages = packing(counts, max(counts), latents.device, latents.dtype, causal=False)
+        passages = packing(
+            counts, max(counts), latents.device, latents.dtype, self._config, causal=False
+        )
         for layer in self.attention_layers:
             row = layer(row, position_embeddings=rotations, **passages)
         return row[0]

@@ -134,7 +134,12 @@ class TrainedLCLM(nn.Module):
             position_ids=torch.from_numpy(windows.positions()).to(self.device)[None],
             use_cache=False,
             **packing(
-                lengths, max(lengths), self.device, self.compute_dtype, causal=config.is_causal
+                lengths,
+                max(lengths),
+                self.device,
+                self.compute_dtype,
+                self.encoder.config,
+                causal=config.is_causal,
             ),
         ).last_hidden_state[0]
         pooled = pool(hidden, windows, config.pooling, config.compression_ratio)
@@ -170,6 +175,7 @@ class TrainedLCLM(nn.Module):
                 max(row.lengths),
                 self.device,
                 self.compute_dtype,
+                self.decoder.config,
                 causal=True,
                 seen=row.seen,
             ),

@@ -132,6 +132,53 @@ def test_an_architecture_that_cannot_be_packed_is_refused(encoder: Any) -> None:
         PackedEncoder(encoder(), 64)
 
 
+@torch.inference_mode()
+def test_uneven_norms_in_half_precision_are_no_reason_to_refuse_a_model() -> None:
+    encoder = model(Qwen3Config, Qwen3Model)
+    random = torch.Generator().manual_seed(0)
+    for name, weight in encoder.named_parameters():
+        if "norm" in name and name != "norm.weight":
+            weight.data.mul_(torch.randn(weight.shape, generator=random).mul(1.5).exp())
+    encoder = encoder.bfloat16()
+    ids = torch.arange(1, 8)[None]
+    found = {}
+    for own in ("eager", "sdpa"):
+        encoder.set_attn_implementation(own)
+        found[own] = encoder(ids, use_cache=False).last_hidden_state.float()
+    noise = (found["sdpa"] - found["eager"]).norm() / found["eager"].norm()
+    assert noise > 0.05  # transformers' own implementations differ so much.
+    packed = PackedEncoder(encoder, 64)(ids[0], torch.arange(7), [7])
+    assert (packed.dtype, encoder.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_what_cannot_be_packed_is_refused_in_half_precision_too() -> None:
+    encoder = model(Gemma2Config, Gemma2Model, attn_logit_softcapping=0.01)
+    with pytest.raises(CheckpointError, match="cannot read windows one behind the other"):
+        PackedEncoder(encoder.bfloat16(), 64)
+
+
+def test_a_kernel_that_is_not_there_or_wrong_is_not_used(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = attention._kernel_works.__wrapped__
+    given = (torch.device("cpu"), torch.bfloat16, 4, 2, 16)
+    assert not works(*given)  # torch has it for CUDA alone.
+    assert (
+        "torch's flash attention does not work on cpu (Could not run 'aten::_flash" in caplog.text
+    )
+
+    def right(q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+        rows = [each.transpose(0, 1)[None] for each in (q, k, v)]
+        own = torch.tensor([7, 1, 5])
+        return attention._window_by_window(*rows, None, None, (own, own), True)[0].transpose(0, 1)
+
+    monkeypatch.setattr(attention, "_flash", right)
+    assert works(*given)
+    monkeypatch.setattr(attention, "_flash", lambda *parts: right(*parts) * 1.1)
+    assert not works(*given)
+    assert "(what it computes is wrong)" in caplog.text
+
+
 def test_the_kernel_for_gpus_takes_what_it_is_given() -> None:
     """Shapes and types only: what it computes needs a GPU."""
     heads = {"query": 4, "key": 2, "value": 2}
