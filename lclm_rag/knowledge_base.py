@@ -38,6 +38,7 @@ from lclm_rag.creation import Made, discard, finished_already, make, require_fre
 from lclm_rag.errors import (
     ContextLengthError,
     KnowledgeBaseError,
+    LclmRagError,
     LockedError,
     NoPassagesError,
 )
@@ -67,6 +68,7 @@ from lclm_rag.types import (
     Answer,
     Document,
     DocumentParts,
+    Documents,
     Hit,
     MetadataField,
     Passage,
@@ -113,8 +115,9 @@ class KnowledgeBase:
     Make one with `create` or `open`. Models are loaded when they are first needed: `add` loads the encoder,
     `query` loads the decoder (and the adapter, if the decoder does not have it), `retrieve` loads neither.
 
-    It is a context manager that closes itself. It can be pickled if its decoder was given by name: the copy
-    opens the same folder at the same version. After a fork, the child opens its own store, index and models.
+    It is a context manager, with `async` too, that closes itself. It can be pickled if its decoder was given
+    by name: the copy opens the same folder at the same version. After a fork, the child opens its own store,
+    index and models.
     """
 
     def __init__(
@@ -564,6 +567,28 @@ class KnowledgeBase:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def __repr__(self) -> str:
+        """Where it is, at which version, what is in it, and whether it is closed or read-only."""
+        try:
+            manifest = self.store.manifest
+        except (LclmRagError, OSError) as error:  # In a forked child, the store may have gone.
+            return f"<KnowledgeBase {str(self.folder)!r}: {error}>"
+        parts = [
+            f"version {manifest.version}",
+            f"{manifest.totals.documents:,} documents",
+            f"{manifest.totals.passages:,} passages",
+            f"checkpoint {self.checkpoint.name}",
+            *(["read-only"] if self.read_only else []),
+            *(["closed"] if self.reader.closed else []),
+        ]
+        return f"<KnowledgeBase {str(self.folder)!r}: {', '.join(parts)}>"
+
     def __len__(self) -> int:
         """The number of passages in the version being read."""
         return len(self.store)
@@ -628,6 +653,11 @@ class KnowledgeBase:
             return self._decoder
 
     @property
+    def decoder_options(self) -> Mapping[str, Any]:
+        """The options that the decoder is loaded with, if it is given by name."""
+        return self._decoder_options
+
+    @property
     def context_length(self) -> int:
         """How many positions the decoder's context holds, prompt and answer together.
 
@@ -670,7 +700,7 @@ class KnowledgeBase:
 
     def add(
         self,
-        documents: Iterable[Document] | DocumentParts,
+        documents: Documents,
         *,
         split: bool = True,
         resume: bool = True,
@@ -685,9 +715,9 @@ class KnowledgeBase:
         next `add` of the same documents.
 
         Args:
-            documents: The documents, whose ids must be unique. A stream is read as it is compressed, so
-                memory does not grow with it. `DocumentParts` are read by the workers of `engine`, and need
-                one.
+            documents: One document or many, as `Document` or as mappings with "id", "text" and maybe
+                "metadata"; ids must be unique. A stream is read as it is compressed, so memory does not grow
+                with it. `DocumentParts` are read by the workers of `engine`, and need one.
             split: Whether to split documents into passages. False makes each document one passage, however
                 long and without a header; use it for text that was split elsewhere.
             resume: Whether to reuse passages that an earlier run compressed but did not commit, and to keep
@@ -699,8 +729,9 @@ class KnowledgeBase:
             What was added, updated, reused and skipped.
 
         Raises:
-            ValueError: When there are no documents, an id occurs twice, `passage_tokens` is smaller than one
-                character takes, or `DocumentParts` are given without an engine.
+            ValueError: When there are no documents, something is no document, an id occurs twice,
+                `passage_tokens` is smaller than one character takes, or `DocumentParts` are given without an
+                engine.
             KnowledgeBaseError: When the knowledge base is open at an earlier version, when it was created
                 with `resume` and another process has committed to it since, or when the Ray job fails.
             LockedError: When another process still writes after `wait` seconds.
@@ -715,7 +746,7 @@ class KnowledgeBase:
 
     async def aadd(
         self,
-        documents: Iterable[Document] | DocumentParts,
+        documents: Documents,
         *,
         split: bool = True,
         resume: bool = True,
@@ -751,7 +782,7 @@ class KnowledgeBase:
 
     def sync(
         self,
-        documents: Iterable[Document] | DocumentParts,
+        documents: Documents,
         *,
         split: bool = True,
         resume: bool = True,
@@ -791,7 +822,7 @@ class KnowledgeBase:
 
     def _write(
         self,
-        documents: Iterable[Document] | DocumentParts,
+        documents: Documents,
         operation: Literal["add", "sync"],
         split: bool,
         resume: bool,
@@ -799,13 +830,15 @@ class KnowledgeBase:
         on_progress: Callable[[AddReport], None],
         keep: Callable[[], bool] = lambda: True,
     ) -> AddReport:
+        from lclm_rag.ingestion.given import as_documents
         from lclm_rag.ingestion.sync import MissingFromCorpus
 
+        given = as_documents(documents)
         with self._writing(operation, resumable=resume) as writer:
             self.reader.require_server(None if engine is None else engine.reach)
             others = MissingFromCorpus(writer.base)
             on_document = others.note if operation == "sync" else lambda _: None
-            report = self._compress(writer, documents, split, engine, on_progress, on_document)
+            report = self._compress(writer, given, split, engine, on_progress, on_document)
             if operation == "sync" and not keep() and not report.skipped:
                 report = replace(report, deleted=others.delete(writer))
             committed = writer.commit()
