@@ -125,9 +125,9 @@ def _kernel_works(
     ends = torch.tensor([0, 7, 8, 13], dtype=torch.int32).to(device)
     own = torch.tensor(lengths)
     expected = _window_by_window(query, key, value, None, None, (own, own), True).transpose(1, 2)
-    packed = [each[0].transpose(0, 1) for each in (query, key, value)]
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     try:
-        found = _flash(*packed, None, None, (ends, ends), (7, 7), True)[None]
+        found = _flash(q, k, v, None, None, (ends, ends), (7, 7), True)[None]
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise

@@ -90,8 +90,8 @@ class VLLMDecoder(EventLoopDecoder):
 
         Args:
             checkpoint: A folder, a hub id or an open checkpoint.
-            device: See `Compressor.from_pretrained`. It has to match vLLM's build, which is for either CPU or
-                CUDA.
+            device: "auto", or "cpu" or "cuda" if that is what vLLM is built for. CUDA_VISIBLE_DEVICES says
+                which GPUs it uses.
             dtype: See `Compressor.from_pretrained`.
             inputs: How latents reach the engine, "items" or "mixed". By default "items" if the decoder's
                 architecture has a latent class (plugin.py), else "mixed".

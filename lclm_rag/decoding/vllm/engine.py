@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lclm_rag.checkpoint import MEMORY, Checkpoint
 from lclm_rag.decoding.event_loop import EventLoopThread
@@ -24,6 +28,9 @@ __all__ = ["Engine", "item_latents", "latent_architecture", "start_engine"]
 log = logging.getLogger(__name__)
 
 _MOST_ITEMS = 1_000_000  # In one prompt; large enough that only the context limits them.
+
+_ENGINE_START = 2**30
+"""Bytes of a GPU that the engine's process takes before vLLM counts what is free."""
 
 
 class Engine:
@@ -103,12 +110,15 @@ def start_engine(
 
     Args:
         checkpoint: The checkpoint.
-        device: See `Compressor.from_pretrained`.
+        device: "auto", or "cpu" or "cuda" if that is what vLLM is built for. CUDA_VISIBLE_DEVICES says which
+            GPUs it uses.
         dtype: See `Compressor.from_pretrained`.
         latent_items: Whether to give the decoder the `latent` modality.
         **options: vLLM's engine arguments (`tensor_parallel_size`, `max_model_len`, `gpu_memory_utilization`,
             `quantization`, `enforce_eager`, ...). They override what is set here, but for `hf_overrides`
-            and `limit_mm_per_prompt`, which are added to it.
+            and `limit_mm_per_prompt`, which are added to it. The context is the longest that the memory
+            holds, at most the checkpoint's; beside a compressor on the same GPU the engine takes what that
+            leaves.
 
     Returns:
         The engine.
@@ -125,33 +135,82 @@ def start_engine(
         )
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise ImportError(_import_advice(error)) from error
-    on = resolve_device(device)
+    on = _processor(device)
     arguments: dict[str, Any] = {
-        "model": str(checkpoint.decoder_model_folder),
-        "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
+        "dtype": str(resolve_dtype(dtype, on)).removeprefix("torch."),
         "enable_prompt_embeds": True,
+        "max_model_len": -1,  # What fits: the checkpoint's whole context may need more than a GPU has.
         "trust_remote_code": False,
     }
-    if on.type == "cpu":
+    if on == "cpu":
         # vLLM's default on a CPU is 128. Prompts of latents are short, and only full blocks are cached.
         arguments["block_size"] = 32
+    elif not options.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}:
+        arguments |= _memory_left()
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in options:
         if name not in known:
             raise ValueError(f"vLLM's engine has no option {name!r}.")
-    arguments |= options
+    arguments |= {"model": str(checkpoint.decoder_model_folder), **options}
     if latent_items:
         overrides = _with_latent_overrides(options.get("hf_overrides") or {}, checkpoint)
         limits = {MODALITY: _MOST_ITEMS, **(options.get("limit_mm_per_prompt") or {})}
         arguments |= {"hf_overrides": overrides, "limit_mm_per_prompt": limits}
+    # On GPUs vLLM forks, and a child of a process in which torch has looked for GPUs cannot use them.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     try:
         with _interrupts_kept_from_children():
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            # As a server: else vLLM assumes 128 requests and 2,048 positions at once, on a large GPU too.
+            return AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments), usage_context=UsageContext.OPENAI_API_SERVER
+            )
     except Exception as error:  # vLLM raises many types, even those of its configuration library.
         raise DecoderError(f"vLLM's engine did not start: {_first_line(error)}") from error
+
+
+def _processor(device: str) -> str:
+    """What this vLLM runs on, "cpu" or "cuda", if it is what `device` asks for."""
+    from vllm.platforms import current_platform
+
+    on = "cpu" if current_platform.is_cpu() else "cuda"
+    if device in ("auto", on):
+        return on
+    asked = resolve_device(device)
+    if asked.type != on:
+        built = "the CPU" if on == "cpu" else "GPUs"
+        raise ValueError(
+            f"Device {device!r} was asked for, but this vLLM is built for {built}; leave the device at auto."
+        )
+    raise ValueError(
+        f"vLLM takes no device such as {device!r}: set CUDA_VISIBLE_DEVICES={asked.index} for this program, "
+        "and leave the device at auto."
+    )
+
+
+def _memory_left() -> dict[str, float]:
+    """The share of a GPU that is left for the engine, if this process has something on one."""
+    if not torch.cuda.is_initialized():
+        return {}
+    gc.collect()
+    torch.cuda.empty_cache()  # What torch has freed itself, but keeps for later.
+    shares = [1.0]
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.memory_reserved(index):
+            free, total = torch.cuda.mem_get_info(index)
+            # What is here will need as much again as it has needed once.
+            most = torch.cuda.max_memory_allocated(index) - torch.cuda.memory_allocated(index)
+            shares.append((free - most - _ENGINE_START) / total)
+    from vllm.config import CacheConfig
+
+    if min(shares) >= CacheConfig.gpu_memory_utilization:
+        return {}
+    share = max(0.01, int(1000 * min(shares)) / 1000)
+    log.info("vLLM takes %.0f%% of the GPU: this process needs the rest.", 100 * share)
+    return {"gpu_memory_utilization": share}
 
 
 @contextmanager
