@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
-from lclm_rag.cli.formatting import one_line, say, say_json
+from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
     as_json,
     decoder_options,
@@ -23,10 +23,7 @@ from lclm_rag.cli.options import (
     version_option,
 )
 
-if TYPE_CHECKING:
-    from lclm_rag.types import Answer
-
-__all__ = ["answer_lines", "query"]
+__all__ = ["query"]
 
 
 @click.command()
@@ -111,44 +108,7 @@ def query(
     elif answer.no_passages:
         say(f"Nothing was found to answer from: {answer.reason}", err=True)
     else:
-        say("\n".join(answer_lines(answer)))
+        say("\n".join([answer.text, "", *(f"  {line}" for line in answer.details())]))
         if answer.reason:
             say(answer.reason, err=True)
     return EXIT_IN_PART if answer.reason else 0
-
-
-def answer_lines(answer: Answer) -> list[str]:
-    """The lines that are printed for an answer: its text, its sources and what it took."""
-    usage, timings = answer.usage, answer.timings
-    lines = [answer.text, ""]
-    expanded = set(answer.expanded)
-    for hit in answer.sources:
-        verbatim = "  (verbatim)" if hit.key in expanded else ""
-        lines.append(f"  {hit.score:6.2f}  {one_line(hit.key)}  {_excerpt(hit.text)}{verbatim}")
-    if answer.grounding.missing:
-        lines.append(f"  not in the sources: {', '.join(map(one_line, answer.grounding.missing))}")
-    if len(answer.rounds) > 1:
-        lines.append(
-            f"  decoded {len(answer.rounds)} times; the first reply: {_excerpt(answer.rounds[0].reply)}"
-        )
-    no_room = [key for round in answer.rounds for key in round.no_room]
-    if no_room:
-        lines.append(f"  no room to expand: {', '.join(map(one_line, no_room))}")
-    if answer.left_out:
-        lines.append(
-            f"  left out, no room in the prompt: {', '.join(map(one_line, answer.left_out))}"
-        )
-    if not answer.complete and not answer.reason:
-        lines.append(f"  cut after {answer.rounds[-1].generated_tokens} tokens; raise --max-tokens")
-    cached = f" ({usage.cached_positions:,} cached)" if usage.cached_positions else ""
-    lines.append(
-        f"  {usage.source_tokens:,} source tokens as {usage.latents:,} latents, "
-        f"{usage.positions:,} prompt positions{cached}; first token after "
-        f"{timings.first_token * 1000:.0f} ms, {timings.total * 1000:.0f} ms in all"
-    )
-    return lines
-
-
-def _excerpt(text: str, width: int = 60) -> str:
-    line = one_line(" ".join(text.split()))
-    return line if len(line) <= width else line[: width - 1] + "…"

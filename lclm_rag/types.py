@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import math
 import sys
@@ -12,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lclm_rag.checks import check_unicode, not_unicode
+from lclm_rag.printable import one_line, visible
 
 __all__ = [
     "DEFAULT_TOP_K",
@@ -20,6 +22,7 @@ __all__ = [
     "CodecName",
     "Document",
     "DocumentParts",
+    "Documents",
     "Grounding",
     "Hit",
     "Metadata",
@@ -219,6 +222,10 @@ class DocumentParts:
     """
 
     parts: Sequence[ReadablePart]
+
+
+Documents = Document | Mapping[str, Any] | Iterable[Document | Mapping[str, Any]] | DocumentParts
+"""What can be added: one document or many; as a mapping, a document has "id", "text" and maybe "metadata"."""
 
 
 # --- what comes back ----------------------------------------------------------------------
@@ -453,6 +460,53 @@ class Answer:
         """The passages that the decoder read verbatim."""
         return [key for round in self.rounds for key in round.expanded]
 
+    def __str__(self) -> str:
+        """The text alone."""
+        return self.text
+
+    def details(self) -> list[str]:
+        """Describe what the answer rests on and what it took, as it is shown below its text.
+
+        Returns:
+            One line for each source, for what is wrong with the answer, and for what it took. They hold
+            nothing that a terminal would obey.
+        """
+        expanded = set(self.expanded)
+        lines = [
+            f"{hit.score:6.2f}  {hit.key}  {_excerpt(hit.text)}"
+            + ("  (verbatim)" if hit.key in expanded else "")
+            for hit in self.sources
+        ]
+        if self.grounding.missing:
+            lines.append(f"not in the sources: {', '.join(self.grounding.missing)}")
+        if len(self.rounds) > 1:
+            first = _excerpt(self.rounds[0].reply)
+            lines.append(f"decoded {len(self.rounds)} times; the first reply: {first}")
+        if no_room := [str(key) for round in self.rounds for key in round.no_room]:
+            lines.append(f"no room to expand: {', '.join(no_room)}")
+        if self.left_out:
+            lines.append(f"left out, no room in the prompt: {', '.join(map(str, self.left_out))}")
+        if not self.complete and not self.reason:
+            cut = self.rounds[-1].generated_tokens
+            lines.append(f"cut after {cut} tokens; raise max_tokens (--max-tokens)")
+        usage, timings = self.usage, self.timings
+        cached = f" ({usage.cached_positions:,} cached)" if usage.cached_positions else ""
+        lines.append(
+            f"{usage.source_tokens:,} source tokens as {usage.latents:,} latents, "
+            f"{usage.positions:,} prompt positions{cached}; first token after "
+            f"{timings.first_token * 1000:.0f} ms, {timings.total * 1000:.0f} ms in all"
+        )
+        return [one_line(line) for line in lines]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, and `details` below it."""
+        details = html.escape("\n".join(self.details()))
+        said = self.text or self.reason
+        return (
+            f'<div style="white-space: pre-wrap">{html.escape(visible(said))}</div>'
+            f'<pre style="font-size: smaller; overflow-x: auto">{details}</pre>'
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as a dict that JSON can hold."""
         return {
@@ -470,6 +524,11 @@ class Answer:
             "usage": asdict(self.usage),
             "timings": asdict(self.timings),
         }
+
+
+def _excerpt(text: str, width: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ BASE = {
     "lora",
     "offline",
     "own_code",
+    "printable",
     "retries",
     "typed_json",
     "checksummed_json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -551,3 +552,33 @@ def test_a_bulk_load_ends_with_one_optimized_index(
         assert [snapshot.version for snapshot in published] == [1]
         kb.add([Document("more", "One more is no bulk load.")])
         assert len(optimized) == 1
+
+
+def test_it_says_what_it_is(small_kb: KnowledgeBase) -> None:
+    where = f"<KnowledgeBase '{small_kb.path}': version"
+    holds = "5 documents, 5 passages, checkpoint bundled"
+    assert repr(small_kb) == f"{where} 1, {holds}>"
+    small_kb.add({"id": "velun", "text": "The mayor of Velun is Gedul Gizel."})
+    with KnowledgeBase.open(small_kb.path, version=1) as earlier:
+        assert repr(earlier) == f"{where} 1, {holds}, read-only>"
+    small_kb.close()
+    assert repr(small_kb).endswith(
+        "version 2, 6 documents, 6 passages, checkpoint bundled, closed>"
+    )
+
+
+def test_it_is_closed_by_async_with_and_a_pickle_opens_it_again(small_kb: KnowledgeBase) -> None:
+    async def documents() -> tuple[KnowledgeBase, int]:
+        async with KnowledgeBase.open(small_kb.path) as kb:
+            return kb, len(kb)
+
+    kb, passages = asyncio.run(documents())
+    assert passages == 5
+    with pytest.raises(KnowledgeBaseError, match="is closed; open it again"):
+        kb.retrieve("x")
+    with pickle.loads(pickle.dumps(kb)) as again:
+        assert list(again) == list(small_kb)
+    with pytest.raises(
+        TypeError, match="cannot be pickled with a decoder that was given as an object"
+    ):
+        pickle.dumps(small_kb)

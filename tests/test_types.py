@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
-from lclm_rag import Document
+from lclm_rag import Answer, Document, Grounding, Hit, PassageKey, Timings, Usage
+from lclm_rag.printable import UNSAFE
+from lclm_rag.types import Round
 
 
 def nested(depth: int) -> object:
@@ -81,3 +85,43 @@ def test_the_content_hash_sees_the_whole_of_a_long_text() -> None:
     changed = text[:2_900_000] + "e" + text[2_900_001:]
     assert Document("d", text).content_hash() != Document("d", changed).content_hash()
     assert Document("d", "1 {}x").content_hash() != Document("d", "x", {}).content_hash()
+
+
+def test_an_answer_prints_as_its_text_and_a_notebook_shows_its_sources_too() -> None:
+    evil = "<script>alert(1)</script> & \x1b[2J \u202e"
+    key = PassageKey(f"<b>{evil}", 0)
+    hit = Hit(key, 1.25, f"{evil} source", 0, 9, {})
+    taken = Round("reply", (key,), (), 40, None, 3, 0.001, 0.002)
+    answer = Answer(
+        "Who?",
+        f"Gedul {evil}\nGizel",
+        [hit],
+        [PassageKey("left", 2)],
+        complete=False,
+        grounding=Grounding(missing=("<i>7",)),
+        rounds=(taken,),
+        usage=Usage(40, 60, 10, 38, 3, None),
+        timings=Timings(0.0, 0.0, 0.0, 0.007, 0.057),
+    )
+    assert str(answer) == answer.text
+    shown = answer._repr_html_()
+    assert re.findall(r"<[^>]*>", re.sub(r' style="[^"]*"', "", shown)) == [
+        "<div>",
+        "</div>",
+        "<pre>",
+        "</pre>",
+    ]
+    assert not UNSAFE.search(shown)
+    assert "Gedul &lt;script&gt;alert(1)&lt;/script&gt; &amp; \\x1b[2J" in shown
+    for line in (
+        "  1.25  &lt;b&gt;&lt;script&gt;",
+        "(verbatim)",
+        "not in the sources: &lt;i&gt;7",
+        "left out, no room in the prompt: left#2",
+        "cut after 3 tokens; raise max_tokens (--max-tokens)",
+        "38 source tokens as 10 latents, 40 prompt positions; first token after 7 ms, 57 ms in all",
+    ):
+        assert line in shown
+    nothing = replace(answer, text="", reason="No passage matches.", sources=[], rounds=())
+    assert str(nothing) == ""
+    assert "No passage matches." in nothing._repr_html_()

@@ -111,6 +111,11 @@ class Reader:
                 self._store = LatentStore.open(self._folder / "store", self._version)
             return self._store
 
+    @property
+    def closed(self) -> bool:
+        """Whether the knowledge base is closed."""
+        return self._closed
+
     def require_open(self) -> None:
         """Raise KnowledgeBaseError if the knowledge base is closed."""
         if self._closed:
