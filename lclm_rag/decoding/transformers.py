@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -40,9 +41,16 @@ from lclm_rag.decoding.streams import Generation, Put, in_thread
 from lclm_rag.errors import DecoderError
 from lclm_rag.forking import watch
 from lclm_rag.prompting.soft_prompt import SoftPrompt
-from lclm_rag.torch_setup import load_transformers_model, resolve_device, resolve_dtype
+from lclm_rag.torch_setup import (
+    is_out_of_memory,
+    load_transformers_model,
+    resolve_device,
+    resolve_dtype,
+)
 
 __all__ = ["TransformersDecoder", "embed"]
+
+_log = logging.getLogger(__name__)
 
 _BATCH_POSITIONS = {"cpu": 8_192, "cuda": 65_536}
 """The most prompt positions, padding included, in one batch, by type of device."""
@@ -161,7 +169,8 @@ class TransformersDecoder(BackgroundDecoder):
     """A checkpoint's decoder on transformers; encoder and adapter are not loaded.
 
     Usually made by `from_pretrained`. Prompts wait in a queue that takes one of each caller in turn;
-    those that wait together and are sampled alike are decoded together.
+    those that wait together and are sampled alike are decoded together. When memory runs out, the batch is
+    tried again in two halves, and later ones are no larger than these, with a warning.
 
     Args:
         checkpoint: The checkpoint.
@@ -175,6 +184,9 @@ class TransformersDecoder(BackgroundDecoder):
         self.latent_dtype = model.dtype
         self._ends = end_token_ids(checkpoint)
         self._lifecycle = Lifecycle()
+        self._fitting: int | None = (
+            None  # Prompt positions, once more of them did not fit into memory.
+        )
         self._forget()
         # transformers would fill gaps in our settings from the checkpoint's config; ours alone must decide.
         model.generation_config = GenerationConfig()
@@ -267,6 +279,8 @@ class TransformersDecoder(BackgroundDecoder):
     def _next(self) -> list[_Request]:
         """The requests of the next batch, taken from the callers by turns."""
         budget = _BATCH_POSITIONS.get(self.model.device.type, 8_192)
+        if self._fitting is not None:
+            budget = min(budget, self._fitting)
         most = _BATCH_PROMPTS.get(self.model.device.type, 16)
         batch: list[_Request] = []
 
@@ -297,9 +311,19 @@ class TransformersDecoder(BackgroundDecoder):
             request.end(error if self._lifecycle.is_open else closed_meanwhile())
         return not request.future.done()
 
-    @torch.inference_mode()
     def _generate(self, requests: list[_Request]) -> None:
         """Complete some requests that are sampled alike."""
+        error = self._tried(requests)
+        if error is None:
+            return
+        if len(requests) > 1 and is_out_of_memory(error):
+            self._halved(requests, error)
+        else:
+            self._failed(requests, error)
+
+    @torch.inference_mode()
+    def _tried(self, requests: list[_Request]) -> Exception | None:
+        """Complete requests; the error if that fails."""
         rows = _Rows(requests, self._ends, self._lifecycle)
         config = GenerationConfig(
             max_new_tokens=max(request.sampling.max_tokens for request in requests),
@@ -318,18 +342,57 @@ class TransformersDecoder(BackgroundDecoder):
                 streamer=rows,
             )
         except Exception as error:  # Whatever it is, or the requests would wait for ever.
-            self._failed(requests, error)
+            if is_out_of_memory(error):
+                # Its frames would keep the tensors that filled the memory.
+                error.__context__ = error.__cause__ = None
+                return error.with_traceback(None)
+            return error
+        return None
+
+    def _halved(self, requests: list[_Request], error: Exception) -> None:
+        """Decode the two halves of a batch, one after the other, for which there was too little memory."""
+        longest = max(request.prompt.positions for request in requests)
+        self._fitting = max(1, len(requests) * longest // 2)
+        _log.warning(
+            "Out of memory on %s with %s prompts of up to %s positions: going on with fewer at once.",
+            self.model.device,
+            len(requests),
+            f"{longest:,}",
+        )
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        left = []
+        for request in requests:
+            if request.future.done():
+                continue
+            if request.ids and request.put:
+                request.end(_failure(error))  # What its reader has got cannot be taken back.
+                continue
+            request.ids.clear()
+            request.detokenizer = self._detokenizer()
+            left.append(request)
+        half = (len(left) + 1) // 2
+        for part in (left[:half], left[half:]):
+            if part:
+                self._generate(part)
 
     def _failed(self, requests: list[_Request], error: Exception) -> None:
         """Decode each request alone after a batch failed, so that one does not spoil the others."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        failure = DecoderError(f"transformers failed to decode: {reason}")
-        failure.__cause__ = error
         for request in requests:
             if len(requests) == 1 or request.ids:
-                request.end(failure)
+                request.end(_failure(error))
             elif not request.future.done():
                 self._generate([request])
+
+
+def _failure(error: Exception) -> DecoderError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    advice = ""
+    if is_out_of_memory(error):
+        advice = " Ask with fewer passages, or free memory."
+    failure = DecoderError(f"transformers failed to decode: {reason}{advice}")
+    failure.__cause__ = error
+    return failure
 
 
 def _alike(one: _Request, other: _Request) -> bool:

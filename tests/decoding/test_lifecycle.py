@@ -530,6 +530,7 @@ def test_a_failure_of_transformers_leaves_the_other_outcomes(
     checkpoint: Checkpoint,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(decoder, "_fitting", None)
     prompts = [chat(checkpoint, "x " * n) for n in (1, 60, 120)]
     wanted = all_answered(decoder.complete(prompts, SHORT))
     if not together:

@@ -110,6 +110,7 @@ def test_a_short_question_does_not_wait_behind_a_long_batch_job(
 def test_one_prompt_that_fails_does_not_spoil_its_batch(
     decoder: TransformersDecoder, prompts: list[SoftPrompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoder, "_fitting", None)
     generate = decoder.model.generate
     longest = max(prompt.positions for prompt in prompts)
 
@@ -126,6 +127,81 @@ def test_one_prompt_that_fails_does_not_spoil_its_batch(
             assert "transformers failed to decode: out of memory" in str(outcome)
         else:
             assert isinstance(outcome, Completion)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_without_memory_for_a_batch_its_halves_are_decoded_and_later_batches_are_no_larger(
+    after: int,
+    decoder: TransformersDecoder,
+    prompts: list[SoftPrompt],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """after: the tokens of each prompt that there is memory for."""
+    monkeypatch.setattr(decoder, "_fitting", None)
+    eight = [prompts[0]] * 8
+    (alone,) = all_answered(decoder.complete(eight[:1], Sampling(max_tokens=6)))
+    forward, sizes = decoder.model.forward, list[int]()
+
+    def full(**inputs: Any) -> Any:
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        rows = len(ids if embeds is None else embeds)
+        sizes.append(rows)
+        if rows > 3 and sizes.count(rows) > after:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(decoder.model, "forward", full)
+    outcomes = all_answered(decoder.complete(eight, Sampling(max_tokens=6)))
+    assert [outcome.token_ids for outcome in outcomes] == [alone.token_ids] * 8
+    assert "Out of memory on cpu with 8 prompts" in caplog.text
+    assert dict.fromkeys(sizes) == dict.fromkeys([8, 4, 2])
+    sizes.clear()
+    all_answered(decoder.complete(eight, Sampling(max_tokens=6)))
+    assert max(sizes) == 2
+
+
+def test_a_stream_that_has_begun_ends_where_memory_does(
+    decoder: TransformersDecoder,
+    prompts: list[SoftPrompt],
+    batches: tuple[list[int], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoder, "_fitting", None)
+    forward, calls = decoder.model.forward, list[int]()
+    sizes, begin = batches
+
+    def full(**inputs: Any) -> Any:
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        rows = len(ids if embeds is None else embeds)
+        calls.append(rows)
+        if rows == 2 and calls.count(2) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(decoder.model, "forward", full)
+    sampling = Sampling(max_tokens=8)
+
+    async def read() -> list[str]:
+        return [piece async for piece in decoder.astream(prompts[0], sampling)]
+
+    async def ask() -> tuple[Any, Any]:
+        first = asyncio.create_task(decoder.acomplete(prompts[:1], sampling))
+        await begun(sizes)  # The two below wait together.
+        stream = asyncio.create_task(read())
+        whole = asyncio.create_task(decoder.acomplete(prompts[:1], sampling))
+        await asyncio.sleep(0.3)
+        begin()
+        (outcome,) = await first
+        results = await asyncio.gather(stream, whole, return_exceptions=True)
+        assert isinstance(outcome, Completion)
+        (again,) = results[1]
+        assert again.token_ids == outcome.token_ids
+        return results[0], again
+
+    broken, _ = asyncio.run(ask())
+    assert isinstance(broken, DecoderError)
+    assert "out of memory. Ask with fewer passages, or free memory." in str(broken)
 
 
 def test_what_is_sampled_otherwise_is_decoded_by_itself(
