@@ -24,6 +24,14 @@ LARGEST_NORM = 1e38
 _AT_ONCE = 256
 """The number of latents decoded together: the intermediate values then stay in the processor's cache."""
 
+_BLOCKS = {"cuda": 4_096}
+"""The number of latents encoded together, by type of device, exactly; all of them, where none is named.
+
+For each other number, cuFFT would make a plan anew.
+"""
+
+_CPU = torch.device("cpu")
+
 
 def norms(latents: torch.Tensor) -> torch.Tensor:
     """The norms of latents, float64 [n], from floats [n, width]."""
@@ -41,6 +49,17 @@ def quantize(latents: torch.Tensor, codec: str) -> torch.Tensor:
     Returns:
         The encoded latents, uint8 [n, latent_bytes]. Those with a norm above `LARGEST_NORM` are not usable.
     """
+    block = _BLOCKS.get(latents.device.type)
+    if block is None:
+        return _quantized(latents, codec)
+    parts = []
+    for part in latents.split(block):
+        filled = torch.nn.functional.pad(part, (0, 0, 0, block - len(part)))
+        parts.append(_quantized(filled, codec)[: len(part)])
+    return torch.cat(parts)
+
+
+def _quantized(latents: torch.Tensor, codec: str) -> torch.Tensor:
     # In units of the root mean square: the squares of very large or small values do not fit into float32.
     unit = norms(latents)[:, None] / latents.shape[1] ** 0.5
     rotated = _rotate((latents / unit.where(unit > 0, 1)).float())
@@ -79,8 +98,8 @@ def _int8_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _int4_codes(rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest levels, two in a byte, uint8 [n, ⌈width/2⌉], and steps [n, 1] of rotated latents."""
-    levels = torch.tensor(LEVELS, device=rotated.device)
-    places = torch.bucketize(rotated, (levels[1:] + levels[:-1]) / 2, out_int32=True)
+    levels, bounds = _levels(rotated.device)
+    places = torch.bucketize(rotated, bounds, out_int32=True)
     nearest = levels[places]
     # The step that gives these levels the least squared error: about 1, or 0 for a latent of zeros.
     step = (rotated * nearest).sum(1, keepdim=True) / nearest.square().sum(1, keepdim=True)
@@ -96,6 +115,16 @@ def _int4_levels(codes: torch.Tensor, width: int) -> torch.Tensor:
     return pairs.view(torch.float32).view(len(codes), -1)[:, :width]
 
 
+# Constants are kept for each device: copying them there would wait until a GPU has done all that is pending.
+
+
+@cache
+def _levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The levels, float32 [16], and the bounds between them, [15]."""
+    levels = torch.tensor(LEVELS)
+    return levels.to(device), ((levels[1:] + levels[:-1]) / 2).to(device)
+
+
 @cache
 def _pairs_of_levels() -> torch.Tensor:
     """The two levels of each byte, float32 [256, 2], viewed as float64 [256]."""
@@ -106,7 +135,7 @@ def _pairs_of_levels() -> torch.Tensor:
 def _rotate(rows: torch.Tensor) -> torch.Tensor:
     """The rotation R; float32 [n, width] to the same shape."""
     width = rows.shape[1]
-    signs, weights = _signs(width).to(rows.device), _weights(width).to(rows.device)
+    signs, weights = _signs(width, rows.device), _weights(width, rows.device)
     parts = torch.view_as_real(torch.fft.rfft(rows * signs, norm="ortho")).flatten(1)
     # Left out: column 1, the imaginary part of F₀, and if the width is even column width + 1, that of F_w/2.
     return torch.cat([parts[:, :1], parts[:, 2 : width + 1]], 1) * weights
@@ -115,28 +144,28 @@ def _rotate(rows: torch.Tensor) -> torch.Tensor:
 def _rotate_back(rows: torch.Tensor) -> torch.Tensor:
     """The inverse rotation R⁻¹; float32 [n, width] to the same shape."""
     width = rows.shape[1]
-    weighted = rows / _weights(width)
+    weighted = rows / _weights(width, _CPU)
     parts = rows.new_zeros(len(rows), width // 2 + 1, 2)
     columns = parts.flatten(1)
     columns[:, 0] = weighted[:, 0]
     columns[:, 2 : width + 1] = weighted[:, 1:]
     rotated: torch.Tensor = torch.fft.irfft(torch.view_as_complex(parts), n=width, norm="ortho")
-    return rotated.mul_(_signs(width))
+    return rotated.mul_(_signs(width, _CPU))
 
 
 @cache
-def _weights(width: int) -> torch.Tensor:
+def _weights(width: int, device: torch.device) -> torch.Tensor:
     """√2 for coordinates that stand for two of the whole spectrum, 1 for the others; float32 [width]."""
     weights = torch.full((width,), 2**0.5)
     weights[0] = 1
     if width % 2 == 0:
         weights[-1] = 1
-    return weights
+    return weights.to(device)
 
 
 @cache
-def _signs(width: int) -> torch.Tensor:
+def _signs(width: int, device: torch.device) -> torch.Tensor:
     """The factor 1 or -1 of each coordinate, float32 [width]."""
     digest = hashlib.shake_128(b"lclm_rag").digest((width + 7) // 8)
     bits = np.unpackbits(np.frombuffer(digest, np.uint8))[:width]
-    return torch.from_numpy(1 - 2 * bits.astype(np.float32))
+    return torch.from_numpy(1 - 2 * bits.astype(np.float32)).to(device)

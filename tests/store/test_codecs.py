@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lclm_rag import StoreError
+from lclm_rag.store import quantization
 from lclm_rag.store.codecs import CODECS, CodecName, decode, encode, latent_bytes
 from lclm_rag.store.quantization import LEVELS
 
@@ -215,6 +218,40 @@ def as_described(row: bytes, codec: CodecName, width: int) -> np.ndarray:
     digest = hashlib.shake_128(b"lclm_rag").digest(1000)
     signs = [-1 if digest[i // 8] >> (7 - i % 8) & 1 else 1 for i in range(width)]
     return np.fft.irfft(spectrum, n=width, norm="ortho") * signs
+
+
+class Watched(TorchDispatchMode):
+    """The tensors made from numbers of Python, and the rows of each Fourier transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+        self.rows = list[int]()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += "lift_fresh" in str(op)
+        if "fft" in str(op):
+            self.rows.append(len(args[0]))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("codec", QUANTIZED)
+def test_on_a_gpu_each_batch_uses_the_constants_and_the_plan_of_the_first(
+    codec: CodecName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here in blocks on a CPU: of 64, whatever the number of latents."""
+    counts = (1, 64, 150)
+    plain = {n: encode(uneven(n, 65, seed=n), codec) for n in counts}
+    monkeypatch.setitem(quantization._BLOCKS, "cpu", 64)
+    with Watched() as watched:
+        blocks = {n: encode(uneven(n, 65, seed=n), codec) for n in counts}
+    for n in counts:
+        assert (blocks[n] == plain[n]).all()
+    assert watched.rows == [64] * 5
+    latents = uneven(150, 65, seed=1)
+    with Watched() as watched:
+        encode(latents, codec)
+    assert watched.made == 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
