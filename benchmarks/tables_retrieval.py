@@ -7,6 +7,7 @@ from tables_markdown import markdown, percent, results, source
 __all__ = ["latent_reranking", "retrieval_debian"]
 
 REPORTS = {"latent_reranking": "fact sheets", "latent_reranking_manual": "the manual"}
+WAYS = {"bm25": "words (BM25)", "dense": "dense vectors", "hybrid": "both"}
 MEASURES = ("recall@1", "recall@10", "recall@50", "nDCG@10", "MRR")
 
 
@@ -28,20 +29,22 @@ def latent_reranking() -> str:
 
 
 def retrieval_debian() -> str:
-    """How well words alone find sections of a manual by their titles, in several languages."""
+    """How well sections of a manual are found by their titles: words, dense vectors, both."""
     languages = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
     rows = []
     for language, title in languages.items():
         found = results(f"retrieval_debian_{language}")
-        figures = found["ways"]["bm25"]
-        cells = [
-            f"{percent(f['mean'])} ({percent(f['low'])} to {percent(f['high'])})"
-            for f in (figures[m] for m in MEASURES)
-        ]
-        rows.append([title, str(found["queries"]), str(found["settings"]["passages"]), *cells])
-    columns = ["language", "titles", "passages", *MEASURES]
+        for way, figures in found["ways"].items():
+            cells = [
+                f"{percent(f['mean'])} ({percent(f['low'])} to {percent(f['high'])})"
+                for f in (figures[m] for m in MEASURES)
+            ]
+            sizes = [str(found["queries"]), str(found["settings"]["passages"])]
+            rows.append([title, *sizes, WAYS[way], *cells])
+    columns = ["language", "titles", "passages", "by", *MEASURES]
     notes = (
-        "BM25; each title is to find its section; 95% intervals by the bootstrap over titles. "
+        f"Dense vectors by {found['settings']['embedder']}, which was trained on English. Each title is to "
+        "find its section; 95% intervals (recall: Wilson; else the bootstrap over titles). "
         f"{source(*(f'retrieval_debian_{language}' for language in languages))}"
     )
     return markdown(columns, rows, notes)
