@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "renew_thread_pool",
     "resolve_device",
     "resolve_dtype",
+    "seeded",
     "to_device",
 ]
 
@@ -104,6 +107,23 @@ def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+@contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers each time within the context, and leave the state of the program alone.
+
+    Args:
+        device: The device on which they are drawn, beside the CPU.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not `torch.manual_seed`, which seeds all GPUs, those too whose state is not kept here.
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from lclm_rag.compression.attention import PACKED, PackedEncoder, packing
 from lclm_rag.compression.compressor import longest_window, marker_id
 from lclm_rag.compression.pooling import pool
 from lclm_rag.compression.windows import Windows, cut_windows
-from lclm_rag.torch_setup import load_transformers_model
+from lclm_rag.torch_setup import load_transformers_model, seeded
 from lclm_rag.training.packing import Batch, Row
 
 __all__ = ["PARTS", "Losses", "Part", "TrainedLCLM"]
@@ -328,8 +328,7 @@ def _add_lora(model: nn.Module, rank: int) -> None:
     }
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(names), lora_dropout=0.0)
     # Their random start is the same each time, so that a training can be repeated.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(next(model.parameters()).device):
         inject_adapter_in_model(config, model)
 
 
