@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lclm_rag import Document, KnowledgeBase, SoftPrompt
 from lclm_rag.decoding import Decoder, Sampling, all_answered
-from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.evaluation.measures import exact_match
+from lclm_rag.evaluation.questions import EvalQuestion
 from lclm_rag.store.codecs import CodecName, decode, encode
 from lclm_rag.store.quantization import LEVELS
 from lclm_rag.types import PassageKey
@@ -195,7 +195,7 @@ VARIANTS: dict[str, tuple[int, Quantizer]] = {
 @torch.inference_mode()
 def score_variants(
     documents: Sequence[Document],
-    questions: Sequence[FactQuestion],
+    questions: Sequence[EvalQuestion],
     top_k: int,
     decoder: Decoder,
 ) -> list[Scored]:
@@ -218,7 +218,8 @@ def score_variants(
         prompts = [with_latents(prompt, split) for prompt in asked]
         answers = all_answered(decoder.complete(prompts, Sampling(max_tokens=32)))
         return [
-            exact_match(a.text.strip(), q.answer) for a, q in zip(answers, questions, strict=True)
+            exact_match(a.text.strip(), q.answers[0])
+            for a, q in zip(answers, questions, strict=True)
         ]
 
     was = right(latents)

@@ -3,20 +3,20 @@
 \b
     python benchmarks/codecs.py              # 10 minutes on one core, as is the next
     python benchmarks/codecs.py --variants   # the quantizers that were weighed
-    python benchmarks/codecs.py --codec bf16 --codec int4 --questions 2000 --top-k 4 \\
-        --out benchmarks/results/codecs_2000
+    python benchmarks/codecs.py --part report --out benchmarks/results/codecs_report   # the choice, judged
 
-One knowledge base for each space and codec, of the fact sheets that `examples/train_tiny_lclm/evaluate.py`
-scores, with the bundled checkpoint. Cosine and error are to the float32 latents, as the encoder gives them.
-Time is that of reading 64 passages and bringing their latents to float32, as the adapter takes them: from
-these stores, and from one of the published shape (1,024 wide, 16×, passages of 1,024 tokens) with random
-latents and made-up words.
+One knowledge base for each space and codec, of fact sheets with a code and a UUID in each, with the bundled
+checkpoint. Half of the questions ask for these strings. A codec is chosen on the part "choose" and judged on
+the part "report", which share no name. Nothing is expanded, so that the latents alone are measured. Cosine
+and error are to the float32 latents, as the encoder gives them. Time is that of reading 64 passages and
+bringing their latents to float32, as the adapter takes them: from these stores, and from one of the published
+shape (1,024 wide, 16×, passages of 1,024 tokens) with random latents and made-up words.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,11 +31,13 @@ from shared import machine, numbers, write_results
 from lclm_rag import Document, KnowledgeBase, Passage, PassageKey
 from lclm_rag.checkpoint import Space
 from lclm_rag.compression.adapter import Adapter
-from lclm_rag.decoding import Decoder
+from lclm_rag.decoding import Decoder, Sampling, all_answered
 from lclm_rag.decoding.transformers import TransformersDecoder
-from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion, fact_sheets, held_out_questions
+from lclm_rag.evaluation.datasets.fact_sheet_sets import exact_string_set, fact_sheet_set
+from lclm_rag.evaluation.datasets.parts import Part
+from lclm_rag.evaluation.intervals import mcnemar
 from lclm_rag.evaluation.measures import exact_match
-from lclm_rag.evaluation.scoring import score_context
+from lclm_rag.evaluation.questions import EvalQuestion
 from lclm_rag.store import (
     CODECS,
     CodecName,
@@ -46,7 +48,8 @@ from lclm_rag.store import (
     writing,
 )
 
-DOCUMENTS, SEED = 400, 2026  # As in evaluate.py.
+TOGETHER = 50
+MAX_TOKENS = 64
 SPACES: tuple[Space, ...] = ("encoder", "decoder")
 PASSAGES_READ = 64
 REPEATS = 30
@@ -64,23 +67,31 @@ class Loss:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Exact match with the passages of `top_k`, 0 to 1. lost, won: questions that were answered right with
-    bf16 and are not here, and the other way round."""
+    """Exact match on one kind of fact with the passages of `top_k`, 0 to 1. changed: answers that are others
+    than with bf16. lost, won: questions that were answered right with bf16 and are not here, and the other
+    way round. p: of McNemar's exact test."""
 
+    kind: str
+    questions: int
     top_k: int
     exact_match: float
+    changed: int
     lost: int
     won: int
+    p: float
 
 
 @dataclass(frozen=True)
 class Reading:
     """bytes_per_token: of the fragments, everything counted, for each source token. seconds: to read
-    `PASSAGES_READ` passages, the least of several runs. ratio: of these seconds to those of bf16."""
+    `PASSAGES_READ` passages, the median of `runs`; quartiles around it. ratio: of these seconds to those of
+    bf16."""
 
     latents: int
     bytes_per_token: float
     seconds: float
+    quartiles: list[float]
+    runs: int
     ratio: float
 
 
@@ -123,14 +134,14 @@ def measure_space(
     space: Space,
     codecs: Sequence[CodecName],
     rows: list[Exact],
-    questions: list[FactQuestion],
+    questions: Sequence[EvalQuestion],
     top_ks: list[int],
     decoder: Decoder,
     folder: Path,
 ) -> list[Measured]:
     """bf16 first: the others are compared with it."""
     results: list[Measured] = []
-    right: dict[int, list[bool]] = {}
+    answers: dict[int, list[str]] = {}
     before: dict[str, float] = {}
     for codec in codecs:
         path = folder / f"{space}-{codec}"
@@ -142,7 +153,7 @@ def measure_space(
         with KnowledgeBase.open(path, decoder=decoder) as kb:
             bundled = reading(kb.store, before, "bundled")
             loss = loss_of(kb.store, rows)
-            accuracy = [score(kb, questions, top_k, right) for top_k in top_ks]
+            accuracy = [a for top_k in top_ks for a in score(kb, questions, top_k, answers)]
         published = None
         if space == "encoder":
             store = published_store(folder / f"published-{codec}", codec)
@@ -153,18 +164,44 @@ def measure_space(
 
 
 def score(
-    kb: KnowledgeBase, questions: list[FactQuestion], top_k: int, right: dict[int, list[bool]]
-) -> Accuracy:
-    """right: of bf16, by top_k; filled by the first call."""
-    found = score_context(kb, questions, "latents", top_k)
-    now = [exact_match(a, q.answer) for a, q in zip(found.answers, questions, strict=True)]
-    was = right.setdefault(top_k, now)
-    return Accuracy(
-        top_k=top_k,
-        exact_match=found.exact_match,
-        lost=sum(a and not b for a, b in zip(was, now, strict=True)),
-        won=sum(b and not a for a, b in zip(was, now, strict=True)),
-    )
+    kb: KnowledgeBase,
+    questions: Sequence[EvalQuestion],
+    top_k: int,
+    before: dict[int, list[str]],
+) -> list[Accuracy]:
+    """One for each kind of fact. before: the answers with bf16, by top_k; filled by the first call."""
+    now = ask(kb, questions, top_k)
+    was = before.setdefault(top_k, now)
+    kinds: dict[str, list[int]] = {}
+    for i, question in enumerate(questions):
+        kinds.setdefault(question.category, []).append(i)
+    found = []
+    for kind, of_it in sorted(kinds.items()):
+        right, once = (
+            [exact_match(answers[i], questions[i].answers[0]) for i in of_it]
+            for answers in (now, was)
+        )
+        lost = sum(b and not a for a, b in zip(right, once, strict=True))
+        won = sum(a and not b for a, b in zip(right, once, strict=True))
+        changed = sum(now[i] != was[i] for i in of_it)
+        share = sum(right) / len(of_it)
+        found.append(
+            Accuracy(kind, len(of_it), top_k, share, changed, lost, won, mcnemar(won, lost))
+        )
+    return found
+
+
+def ask(kb: KnowledgeBase, questions: Sequence[EvalQuestion], top_k: int) -> list[str]:
+    """The answers from latents alone."""
+    answers: list[str] = []
+    for start in range(0, len(questions), TOGETHER):
+        prompts = [
+            kb.assemble(q.question, top_k, expand="never", max_tokens=MAX_TOKENS)
+            for q in questions[start : start + TOGETHER]
+        ]
+        decoded = all_answered(kb.decoder.complete(prompts, Sampling(max_tokens=MAX_TOKENS)))
+        answers += [completion.text.strip() for completion in decoded]
+    return answers
 
 
 def loss_of(store: LatentStore, rows: list[Exact]) -> Loss:
@@ -204,12 +241,14 @@ def reading(store: LatentStore, before: dict[str, float], shape: str) -> Reading
         started = time.perf_counter()
         torch.cat(decode_latents(store.read(chosen))).float()
         seconds.append(time.perf_counter() - started)
-    least = min(seconds)
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Reading(
         latents=sum(len(row.encoded) for row in store.read(chosen)),
         bytes_per_token=round(store.manifest.bytes / store.manifest.totals.tokens, 2),
-        seconds=least,
-        ratio=round(least / before.setdefault(shape, least), 2),
+        seconds=median,
+        quartiles=[low, high],
+        runs=REPEATS,
+        ratio=round(median / before.setdefault(shape, median), 2),
     )
 
 
@@ -222,18 +261,25 @@ def adapter_seconds(latents: int) -> float:
 
 
 def line(m: Measured) -> str:
-    accuracy = "".join(f"{a.exact_match:8.1%} -{a.lost:<2} +{a.won:<3}" for a in m.accuracy)
+    accuracy = "".join(
+        f"\n    {a.kind:14} top {a.top_k}: {a.exact_match:6.1%} of {a.questions}, {a.changed} changed, "
+        f"-{a.lost} +{a.won}, p {a.p:.2g}"
+        for a in m.accuracy
+    )
     readings = "".join(
         f"{r.bytes_per_token:9.1f}{r.seconds * 1000:8.1f} ms ×{r.ratio:<6}" if r else ""
         for r in (m.bundled, m.published)
     )
     loss = f"{m.loss.cosine_mean:10.6f}{m.loss.cosine_min:10.6f}{m.loss.max_error:8.3f}"
-    return f"{m.space:9}{m.codec:6}{loss}{accuracy}{readings}"
+    return f"{m.space:9}{m.codec:6}{loss}{readings}{accuracy}"
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 110})
 @click.option("--questions", "count", default=500, show_default=True)
-@click.option("--top-k", "top_ks", default="4,8", show_default=True, callback=numbers)
+@click.option(
+    "--part", type=click.Choice(("choose", "report")), default="choose", show_default=True
+)
+@click.option("--top-k", "top_ks", default="4", show_default=True, callback=numbers)
 @click.option(
     "--codec",
     "codecs",
@@ -250,31 +296,28 @@ def line(m: Measured) -> str:
 )
 def main(
     count: int,
+    part: Part,
     top_ks: list[int],
     codecs: tuple[CodecName, ...],
     variants: bool,
     out: Path | None,
 ) -> None:
-    sheets = list(itertools.islice(fact_sheets(SEED, held_out=True), DOCUMENTS))
-    questions = held_out_questions(count, sheets, SEED)
-    documents = [sheet.document for sheet in sheets]
     decoder = TransformersDecoder.from_pretrained("bundled")
-    about = {**machine(), "threads": torch.get_num_threads(), "documents": DOCUMENTS}
-    about |= {"questions": count, "seed": SEED}
+    made = fact_sheet_set(count, part=part) if variants else exact_string_set(count, part=part)
+    documents = list(made.documents)
+    about = {**machine(), "threads": torch.get_num_threads(), "set": made.name, **made.settings}
     results = Path(__file__).parent / "results"
     if variants:
-        found = score_variants(documents, questions, top_ks[0], decoder)
+        found = score_variants(documents, made.questions, top_ks[0], decoder)
         write_results(out or results / "codec_variants", {**about, "top_k": top_ks[0]}, found)
         return
-    exact = "".join(f"  match, top {k} -+" for k in top_ks)
-    click.echo(
-        f"{'space':9}{'codec':6}    cosine       min   error{exact}  B/token, reading; published"
-    )
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         for space in SPACES:
             rows = rows_in(space, documents, Path(folder))
-            measured += measure_space(space, codecs, rows, questions, top_ks, decoder, Path(folder))
+            measured += measure_space(
+                space, codecs, rows, made.questions, top_ks, decoder, Path(folder)
+            )
     seconds = adapter_seconds(PASSAGES_READ * 64)
     click.echo(f"The adapter, at the published shape, on as many latents: {seconds:.2f} s")
     write_results(out or results / "codecs", {**about, "adapter_seconds": seconds}, measured)

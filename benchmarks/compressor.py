@@ -105,7 +105,6 @@ def main(
     rate = max(rates)
     results = [replace(result, share=result.share / rate) for result in results]
     about = {
-        "command": f"python benchmarks/compressor.py --shape {shape} --tokens {tokens} --rounds {rounds}",
         "machine": machine(),
         "device": str(compressor.device),
         "dtype": str(compressor.dtype).removeprefix("torch."),

@@ -1,11 +1,13 @@
 """The results and plots of docs/benchmarks.md on accuracy against cost, from nothing.
 
 \b
-    python benchmarks/evaluation.py                     # 20 minutes on two cores
+    python benchmarks/evaluation.py                     # an hour on two cores
     python benchmarks/evaluation.py --kvpress ENV       # with the environment made before
+    python benchmarks/evaluation.py --print             # what is there, as tables
 
 Makes an environment for kvpress in runs/evaluation, runs `lclm-rag eval` (the commands are printed), goes on
-where it was killed, copies figures and plots to benchmarks/results, and prints them as tables.
+where it was killed, and copies figures, scores of each question and plots to benchmarks/results. Questions
+about fact sheets are those to report on; rules are chosen on others (expansion_rules.py, codecs.py).
 """
 
 from __future__ import annotations
@@ -19,19 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import click
-from shared import machine
+from shared import machine, provenance
 
-OURS = ["text", "latents", "latents+expand", "latents+expand:model", "closed-book"]
+from lclm_rag.evaluation.datasets.parts import check_part
+
+BOTH = ["text", "text:1", "latents", "latents+expand"]
+OURS = [*BOTH, "latents+expand:model", "closed-book"]
 OTHERS = ["kvpress:kvzip", "kvpress:keydiff", "kvpress:expected_attention", "kvpress:snapkv"]
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "eval_exact_strings_top4": (["exact-strings", "--top-k", "4"], OURS),
     "eval_exact_strings_top8": (["exact-strings", "--top-k", "8"], OURS),
     "eval_others": (
         ["exact-strings", "--top-k", "4", "--count", "200"],
-        ["text", "latents", "latents+expand", *OTHERS],
+        [*BOTH, *OTHERS, "kvpress:random"],
     ),
+    "eval_near_duplicates": (["near-duplicates", "--top-k", "4"], BOTH),
+    "eval_joined_facts": (["joined-facts", "--top-k", "8", "--count", "120"], BOTH),
+    "eval_unanswerable": (["unanswerable", "--top-k", "4", "--count", "200"], BOTH),
+    "eval_paraphrases": (["paraphrases", "--top-k", "4"], BOTH),
     "eval_ruler_4k": (
-        ["ruler", "--length", "4096", "--count", "5", "--alone", "5"],
+        ["ruler", "--length", "4096", "--count", "5"],
         ["text", "latents", "latents+expand"],
     ),
 }
@@ -90,16 +99,28 @@ def _run(command: list[str]) -> None:
 
 
 def _keep(folder: Path, out: Path, name: str) -> None:
-    """Figures without the single answers, and the plots."""
+    """Figures and scores without the answers themselves, and the plots."""
     report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
-    del report["answers"]
+    check_part(report["settings"], "report")
+    report["answers"] = [
+        {
+            **{field: line[field] for field in ("id", "group", "category")},
+            "scores": {mode: answer["score"] for mode, answer in line["modes"].items()},
+        }
+        for line in report["answers"]
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    kept = {"machine": machine(), **report}
-    (out / f"{name}.json").write_text(
-        json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8"
-    )
+    kept = {"machine": machine(), "provenance": provenance(), **report}
+    (out / f"{name}.json").write_text(_laid_out(kept) + "\n", "utf-8")
     for plot in folder.glob("accuracy_*.png"):
         shutil.copy(plot, out / f"{name}_{plot.name.removeprefix('accuracy_')}")
+
+
+def _laid_out(kept: dict[str, Any]) -> str:
+    """JSON with one line for each question."""
+    lines = ",\n".join("  " + json.dumps(line, ensure_ascii=False) for line in kept["answers"])
+    whole = json.dumps({**kept, "answers": []}, indent=1, ensure_ascii=False)
+    return whole.replace('"answers": []', f'"answers": [\n{lines}\n ]')
 
 
 def _print(name: str, report: dict[str, Any]) -> None:
@@ -111,7 +132,7 @@ def _print(name: str, report: dict[str, Any]) -> None:
     print("\n| category |", " | ".join(report["modes"]), "|")
     print("|---|" + "---|" * len(report["modes"]))
     for category, found in report["categories"].items():
-        scores = (f"{100 * found['modes'][context]:.1f}%" for context in report["modes"])
+        scores = (f"{100 * found['modes'][context]['mean']:.1f}%" for context in report["modes"])
         print(f"| {category} |", " | ".join(scores), "|")
 
 

@@ -3,7 +3,8 @@
 \b
     python benchmarks/expansion_rules.py      # 4 minutes on two cores
 
-Rules, on the questions of `lclm-rag eval exact-strings` with the bundled checkpoint: never; by the question
+Rules, on questions to choose on (`lclm-rag eval exact-strings --part choose`; figures to report come from
+others, in evaluation.py) with the bundled checkpoint: never; by the question
 (`wants_exact_string`) the best one, two or three; by the answer (`ground`: a string that the sources do not
 have) the best so many, and once more; both; always the best so many; all. Each costs prompt positions: those
 of the prompt that gave the answer, and those of all prompts together, as a decoder without a prefix cache
@@ -127,8 +128,9 @@ def rules(kb: KnowledgeBase, questions: Sequence[EvalQuestion], top_k: int) -> l
 
 def kinds(kb: KnowledgeBase, top_k: int) -> list[Kind]:
     """By kind of fact, on the sheets with strings: 500 of the other facts, and the strings."""
-    plain = fact_sheet_set(500).questions
-    strings = [q for q in exact_string_set(500).questions if q.category != "other facts"]
+    plain = fact_sheet_set(500, part="choose").questions
+    asked = exact_string_set(500, part="choose").questions
+    strings = [q for q in asked if q.category != "other facts"]
     questions = [*plain, *strings]
     right = ask(kb, questions, top_k, "never").right
     by_kind: dict[str, list[int]] = {}
@@ -150,7 +152,7 @@ def kinds(kb: KnowledgeBase, top_k: int) -> list[Kind]:
 @click.option("--top-k", "tops", multiple=True, default=(4,), show_default=True)
 @click.option("--out", default="benchmarks/results/expansion_rules", show_default=True, type=Path)
 def main(questions: int, tops: tuple[int, ...], out: Path) -> None:
-    asked = exact_string_set(questions)
+    asked = exact_string_set(questions, part="choose")
     with tempfile.TemporaryDirectory() as folder, KnowledgeBase.create(Path(folder) / "kb") as kb:
         kb.add(asked.documents)
         found = [r for top_k in tops for r in rules(kb, asked.questions, top_k)]
@@ -164,7 +166,12 @@ def main(questions: int, tops: tuple[int, ...], out: Path) -> None:
     print(f"\n{'kind of fact':24}{'questions':>10}{'latents':>9}{'rule fires':>12}")
     for k in by_kind:
         print(f"{k.name:24}{k.questions:>10}{k.exact_match:>9.1%}{k.wants_exact_string:>12.0%}")
-    about = {"machine": machine(), "questions": questions, "kinds": [vars(k) for k in by_kind]}
+    about = {
+        "machine": machine(),
+        "part": "choose",
+        "questions": questions,
+        "kinds": [vars(k) for k in by_kind],
+    }
     write_results(out, about, found)
 
 

@@ -27,7 +27,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from shared import machine
+from shared import machine, provenance
 
 from lclm_rag import Compressor, Document
 from lclm_rag.checkpoint import BUNDLED, Checkpoint
@@ -163,6 +163,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "set": judged.name,
         "machine": machine(),
+        "provenance": provenance(),
         "checkpoint": checkpoint.name,
         "queries": len(queries),
         "settings": settings,

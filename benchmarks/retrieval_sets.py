@@ -1,7 +1,7 @@
 """Sets for `lclm-rag eval --retrieval` from Debian's manuals: the title of a section, and the section.
 
     apt-get install debian-reference-en debian-reference-de debian-reference-fr debian-reference-ja
-    python benchmarks/retrieval_sets.py /tmp/sets --languages en de fr ja
+    python benchmarks/retrieval_sets.py /tmp/sets --languages en de fr ja --results benchmarks/results
 
 Each language becomes a folder in the form of BEIR. A document is a section of the Debian Reference without
 sections of its own, without its title; the query is the title. Titles that several sections have are left
@@ -16,6 +16,13 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+
+from shared import machine, provenance
+
+from lclm_rag.checkpoint import BUNDLED, Checkpoint
+from lclm_rag.evaluation.datasets.judged import read_judged_set
+from lclm_rag.evaluation.retrieval import evaluate_retrieval, of_documents
+from lclm_rag.retrieval import load_embedder
 
 SHORTEST = 200  # characters of a section
 
@@ -64,6 +71,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--languages", nargs="+", default=["en", "de", "fr", "ja"])
     parser.add_argument("--manual", type=Path, default=Path("/usr/share/debian-reference"))
+    parser.add_argument("--results", type=Path, help="Measure them, too, into this folder.")
+    parser.add_argument("--embedder", help="Measure dense vectors beside BM25.")
     arguments = parser.parse_args()
     for language in arguments.languages:
         sections: list[tuple[str, str]] = []
@@ -86,6 +95,21 @@ def main() -> None:
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
         (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n", "utf-8")
         print(f"{folder}: {len(corpus)} sections, {len(queries)} titles")
+        if arguments.results is not None:
+            out = arguments.results / f"retrieval_debian_{language}.json"
+            measure(folder, arguments.embedder, out)
+
+
+def measure(folder: Path, model: str | None, out: Path) -> None:
+    """What `lclm-rag eval --retrieval` gives, and where it comes from."""
+    judged = read_judged_set(folder)
+    assert judged.documents is not None
+    embedder = None if model is None else load_embedder(model)
+    checkpoint = Checkpoint.open(BUNDLED)
+    with of_documents(judged.documents, checkpoint, embedder=embedder) as searched:
+        report = evaluate_retrieval(searched, judged)
+    whole = {"set": report["set"], "machine": machine(), **report, "provenance": provenance()}
+    out.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

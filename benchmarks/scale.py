@@ -90,12 +90,7 @@ def main(
             ]
             results.append(Result(count, read, on_ray, efficiency[0], bare, efficiency[1], seconds))
             stdout.print(results[-1])
-    about = {
-        "command": f"python benchmarks/scale.py --workers {','.join(map(str, workers))} --shape {shape} "
-        f"--tokens {tokens}",
-        "machine": machine(),
-    }
-    write_results(out, about, results)
+    write_results(out, {"machine": machine()}, results)
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def compressor() -> str:
     notes = (
         f"An encoder of {found['encoder_parameters'] / 1e6:.0f} million parameters in {found['dtype']} on "
         f"{found['threads']} threads, {found['results'][0]['tokens']:,} tokens of each length; speeds are "
-        f"the best round, ratios medians over all rounds: `{found['command']}`. {source('compressor')}"
+        f"the best round, ratios medians over all rounds: `{found['provenance']['command']}`. "
+        f"{source('compressor')}"
     )
     return markdown(columns, rows, notes, left=2)
 
@@ -83,7 +84,7 @@ def scale() -> str:
         "bare processes: to one (tokens a second)",
     ]
     columns += ["the whole `add` on Ray", "of it starting and committing"]
-    notes = f"`{results('scale')['command']}`: {one['tokens']:,} tokens. {source('scale')}"
+    notes = f"`{results('scale')['provenance']['command']}`: {one['tokens']:,} tokens. {source('scale')}"
     return markdown(columns, rows, notes)
 
 

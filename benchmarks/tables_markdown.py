@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import changed_since
+
 __all__ = [
     "MODEL",
     "RESULTS",
@@ -92,9 +94,28 @@ def markdown(
 
 
 def source(*names: str) -> str:
-    """Links the JSON files that a table was made from, as the last sentence of its notes."""
+    """Links the JSON files that a table was made from, as the last sentences of its notes.
+
+    A result that its benchmark or the checkpoint has outrun is said to be of its commit.
+    """
     links = [f"[{name}.json](benchmarks_results/{name}.json)" for name in names]
-    return f"Data: {', '.join(links)}."
+    return " ".join([f"Data: {', '.join(links)}.", *_outrun(names)])
+
+
+def _outrun(names: Sequence[str]) -> list[str]:
+    """One sentence for each commit and what has changed since."""
+    by_commit: dict[tuple[str, str, str], list[str]] = {}
+    for name in names:
+        found = results(name)
+        if changed := changed_since(found):
+            made = found["provenance"]
+            since = (str(made["commit"])[:8], made["date"][:10], " and ".join(changed))
+            by_commit.setdefault(since, []).append(name)
+    said = []
+    for (commit, date, changed), of_it in by_commit.items():
+        which = "" if len(of_it) == len(names) else f"{', '.join(of_it)}: "
+        said.append(f"{which}of commit {commit} ({date}); since then {changed} changed.")
+    return [sentence[0].upper() + sentence[1:] for sentence in said]
 
 
 def percent(share: float, digits: int = 1) -> str:

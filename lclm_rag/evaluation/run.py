@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
 
 from lclm_rag import __version__
+from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.estimate.shapes import DecoderShape
+from lclm_rag.evaluation.baselines.kvpress_environment import (
+    environment_python,
+    environment_versions,
+)
 from lclm_rag.evaluation.contexts import EvalContext
 from lclm_rag.evaluation.journal import AnswerRecord, Journal
 from lclm_rag.evaluation.measures import score
@@ -26,9 +34,13 @@ from lclm_rag.evaluation.runners import Runner, runner
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
+    from lclm_rag.decoding import Decoder
     from lclm_rag.knowledge_base import KnowledgeBase
 
 __all__ = ["evaluate"]
+
+_VERSIONS = ("qdrant-edge-py", "tokenizers", "torch", "transformers", "vllm")
+"""Packages that may change an answer by their version."""
 
 
 def evaluate(
@@ -95,6 +107,8 @@ def evaluate(
             kv_bytes_per_position=_kv_bytes(kb),
             store={"bytes": manifest.bytes, "source_tokens": manifest.totals.tokens},
         )
+        if kvpress is not None and any(context.press for context in contexts):
+            report["kvpress"] = environment_versions(environment_python(kvpress))
         path = folder / "report.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -108,6 +122,8 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
     decoder = kb.decoder
     return {
         "lclm_rag": __version__,
+        "commit": _commit(),
+        "versions": _versions(),
         "set": questions.name,
         "questions": {"count": len(questions.questions), **questions.settings},
         "top_k": None if questions.whole_documents else top_k,
@@ -115,6 +131,8 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
         "encoder": layout.fingerprint,
         "decoder": kb.checkpoint.decoder_fingerprint,
         "decoded_by": type(decoder).__name__,
+        "decoder_options": _shown(kb.decoder_options),
+        "server": _server(decoder),
         "device": str(resolve_device(kb.device)),
         "dtype": str(resolve_dtype(kb.dtype, kb.device)).removeprefix("torch."),
         "codec": layout.codec,
@@ -128,6 +146,50 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
         "passages": len(kb),
         "store": _digest(kb),
     }
+
+
+def _commit() -> str | None:
+    """The commit of this package's code, "+" behind it if a file is other than there; None outside of git."""
+    folder = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Installed into an environment inside somebody's repository, it is not of that repository.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _shown(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them, without secrets."""
+    plain = (str, int, float, bool, type(None))
+    return {
+        name: value if isinstance(value, plain) else repr(value)
+        for name, value in sorted(options.items())
+        if name != "api_key"
+    }
+
+
+def _server(decoder: Decoder) -> dict[str, str] | None:
+    """The server that decodes, without the password that its URL may have, and its name of the model."""
+    if not isinstance(decoder, ServerDecoder):
+        return None
+    url = urlsplit(decoder.url)
+    bare = url._replace(netloc=url.netloc.rpartition("@")[2])
+    return {"url": bare.geturl(), "model": decoder.model}
 
 
 def _digest(kb: KnowledgeBase) -> str:

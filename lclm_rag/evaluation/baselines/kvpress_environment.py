@@ -22,7 +22,13 @@ import click
 
 from lclm_rag.errors import DecoderError, LclmRagError
 
-__all__ = ["REQUIREMENTS", "environment_python", "make_command", "make_environment"]
+__all__ = [
+    "REQUIREMENTS",
+    "environment_python",
+    "environment_versions",
+    "make_command",
+    "make_environment",
+]
 
 REQUIREMENTS = ("kvpress==0.5.5", "transformers>=5.2,<5.3", "torch>=2.9,<2.14")
 """What pip installs.
@@ -81,11 +87,11 @@ def make_environment(folder: Path) -> dict[str, str]:
             )
         _create(folder)
     python = environment_python(folder)
-    versions = _versions(python)
+    versions = environment_versions(python)
     if isinstance(versions, dict) and _fits(versions):
         return versions
     _install(python)
-    versions = _versions(python)
+    versions = environment_versions(python)
     if not isinstance(versions, dict):
         raise DecoderError(f"kvpress was installed in {folder} but cannot be imported: {versions}")
     return versions
@@ -111,7 +117,7 @@ def _install(python: Path) -> None:
         )
 
 
-def _versions(python: Path) -> dict[str, str] | str:
+def environment_versions(python: Path) -> dict[str, str] | str:
     """Versions of the required packages, or the last line of Python's error output if one is missing."""
     names = [requirement.split("=")[0].split(">")[0] for requirement in REQUIREMENTS]
     done = subprocess.run(
@@ -144,7 +150,8 @@ def main(folder: Path) -> None:
     click.echo(
         "Use it: lclm_rag.evaluation.baselines.kv_presses."
         f"PressedDecoder({str(folder)!r}, decoder_folder, press); "
-        f"its tests: LCLM_RAG_KVPRESS_ENV={shlex.quote(str(folder))} pytest tests/test_kv_presses.py"
+        f"its tests: LCLM_RAG_KVPRESS_ENV={shlex.quote(str(folder))} "
+        "pytest tests/evaluation/test_kv_presses.py"
     )
 
 
