@@ -28,7 +28,7 @@ from lclm_rag.decoding.event_loop import EventLoopThread
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import DecoderError, LclmRagError, LockedError, PassageIndexError, StoreError
 from lclm_rag.forking import keep_for_ever
-from lclm_rag.indexing.snapshots import PrivateFolder
+from lclm_rag.indexing.private import PrivateFolder
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry
 from lclm_rag.store import writing
 from lclm_rag.store.locks import versions_read

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from lclm_rag.errors import PassageIndexError, StoreError
 from lclm_rag.indexing.changes import Changes
-from lclm_rag.indexing.snapshots import PrivateFolder, Snapshot, SnapshotFolder
+from lclm_rag.indexing.private import PrivateFolder
+from lclm_rag.indexing.snapshot import Snapshot
+from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.indexing.versions import bm25_settings, check_embedder, indexed_store
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, Embedder
 from lclm_rag.retrieval.edge import OPTIMIZE_FROM

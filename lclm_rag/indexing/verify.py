@@ -11,8 +11,9 @@ from lclm_rag.config import Settings
 from lclm_rag.errors import PassageIndexError
 from lclm_rag.indexing.key_hashes import are_among, key_hashes
 from lclm_rag.indexing.ownership import copied, foreign
+from lclm_rag.indexing.private import snapshot_keys
 from lclm_rag.indexing.session import open_index
-from lclm_rag.indexing.snapshots import SnapshotFolder, snapshot_keys
+from lclm_rag.indexing.snapshots import SnapshotFolder
 from lclm_rag.indexing.state import read_state
 from lclm_rag.indexing.versions import indexed_store
 from lclm_rag.problem import Problem
@@ -96,7 +97,8 @@ def _snapshot_problems(
 ) -> Iterator[Problem]:
     for path in snapshots.unreadable():
         yield _damaged(str(path), ": it cannot be read")
-    nearest = snapshots.nearest(store.version)
+    # Those of the knowledge base itself, where this user has copies: the copies were checked when made.
+    nearest = snapshots.nearest(store.version, originals=True)
     usable = (s for s in nearest if indexed_store(store, s.version, s.manifest) is not None)
     snapshot = next(usable, None)
     if snapshot is None:
@@ -105,7 +107,7 @@ def _snapshot_problems(
     if damage := snapshot.damage():
         yield _damaged(where, f" ({', '.join(damage[:3])})")
         return
-    pages = [list(snapshot_keys(snapshots, snapshot))]
+    pages = [list(snapshot_keys(snapshots.private, snapshot))]
     # A snapshot of an earlier version may lack passages: whoever opens it brings it up to date.
     yield from _differences(pages, store, contents, where, snapshot.version == store.version)
 

@@ -11,6 +11,7 @@ from lclm_rag.storage.local import (
     MappedFile,
     disk_full_as,
     is_disk_full,
+    is_read_only,
 )
 from lclm_rag.storage.objects import ObjectFolder
 from lclm_rag.storage.paths import COMPRESSIONS, Location, ObjectPath, locate, open_unpacked
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectPath",
     "disk_full_as",
     "is_disk_full",
+    "is_read_only",
     "locate",
     "open_folder",
     "open_unpacked",

@@ -23,6 +23,7 @@ __all__ = [
     "MappedFile",
     "disk_full_as",
     "is_disk_full",
+    "is_read_only",
     "nothing_needed",
     "temporary_file",
 ]
@@ -248,6 +249,11 @@ def temporary_file(folder: Path, begins: str = "") -> Path:
 def is_disk_full(error: OSError) -> bool:
     """Whether the error says that the disk is full or a quota is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_read_only(error: OSError) -> bool:
+    """Whether the error says that this user may not write, or nobody may: the file system is read-only."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager

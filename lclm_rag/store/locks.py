@@ -10,18 +10,20 @@ holds them:
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lclm_rag.errors import LockedError
+from lclm_rag.errors import LockedError, StoreError
 from lclm_rag.forking import this_process
-from lclm_rag.storage import is_disk_full
+from lclm_rag.storage import is_disk_full, is_read_only
+from lclm_rag.storage.locks import gate, holder
 
 __all__ = ["Lease", "reading", "versions_read", "write_lock"]
 
@@ -40,13 +42,24 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
 
     Raises:
         LockedError: If another process still writes after that time. The message names the process.
+        StoreError: If nothing may be written into the folder.
     """
     lock = FileLock(folder / "lock", thread_local=False)
     try:
+        _require_writable(folder)
         lock.acquire(timeout=wait)
     except Timeout as error:
+        marks = [path.name.removeprefix(_WRITER) for path in folder.glob(f"{_WRITER}*")]
+        noted = int(marks[0]) if marks and marks[0].isdecimal() else None
         raise LockedError(
-            f"{folder} is being written by another process{_holder(folder)}; wait until it is done."
+            f"{folder} is being written by {holder(folder / 'lock', noted)}; wait until it is done."
+        ) from error
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        raise StoreError(
+            f"{folder} can only be read ({error.strerror}): whoever is to change it needs the right to write "
+            "all of its files and folders."
         ) from error
     try:
         # Marks of other writers are stale now: whoever made them no longer holds the lock.
@@ -66,9 +79,11 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
         lock.release()
 
 
-def _holder(folder: Path) -> str:
-    pids = [path.name.removeprefix(_WRITER) for path in folder.glob(f"{_WRITER}*")]
-    return f" (pid {pids[0]})" if pids else ""
+def _require_writable(folder: Path) -> None:
+    """PermissionError if a file cannot be put into the folder or one in it: now, and not after the work."""
+    for place in (folder, *folder.iterdir()):
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 class Lease:
@@ -105,17 +120,18 @@ def reading(folder: Path) -> Iterator[_Gate | None]:
     Yields:
         The right to make leases; None if nothing can be written into the folder. `vacuum` does not know of
         such a reader.
+
+    Raises:
+        LockedError: If another process holds the gate, and is not done after 20 seconds.
     """
-    gate = FileLock(folder / "gate", thread_local=False)
-    try:
-        gate.acquire()
-    except OSError:
-        yield None
-        return
-    try:
-        yield _Gate(folder)
-    finally:
-        gate.release()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(gate(folder))
+        except OSError:
+            may_write = False
+        else:
+            may_write = True
+        yield _Gate(folder) if may_write else None
 
 
 class _Gate:
@@ -125,12 +141,12 @@ class _Gate:
         self._folder = folder
 
     def lease(self, version: int) -> Lease | None:
-        """A lease on a version; None if the disk is too full for its file."""
+        """A lease on a version; None if the disk is too full for its file, or nothing may be written."""
         path = self._folder / f"{version}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             return Lease(path)
         except OSError as error:
-            if not is_disk_full(error):
+            if not is_disk_full(error) and not is_read_only(error):
                 raise
             return None
 
@@ -146,7 +162,10 @@ def versions_read(folder: Path) -> set[int]:
         lock = FileLock(path, thread_local=False)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except (
+            Timeout,
+            PermissionError,
+        ):  # In use; or another user's, of which that cannot be told.
             found.add(int(path.name.partition("-")[0]))
         else:
             path.unlink(missing_ok=True)
