@@ -6,20 +6,17 @@ from typing import Any
 
 import click
 
+from lclm_rag.cli.bundled import BUNDLED_IS_USED
 from lclm_rag.cli.corpus import add_corpus, corpus_options
 from lclm_rag.cli.formatting import say
-from lclm_rag.cli.options import CODECS, collection_options, frame_option
+from lclm_rag.cli.options import CODECS, checkpoint_option, collection_options, frame_option
 
 __all__ = ["build"]
 
 
 @click.command()
 @corpus_options
-@click.option(
-    "--checkpoint",
-    default=None,
-    help="Folder or hub id, such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled one]",
-)
+@checkpoint_option
 @click.option(
     "--codec",
     type=click.Choice(CODECS),
@@ -108,7 +105,7 @@ def build(
     from lclm_rag.knowledge_base import KnowledgeBase
 
     if checkpoint is None:
-        say("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+        say(BUNDLED_IS_USED, err=True)
     knowledge_base = KnowledgeBase.create(
         kb,
         checkpoint or BUNDLED,

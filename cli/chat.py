@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lclm_rag.cli.bundled import NOISE, is_noise
 from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import (
     decoder_options,
@@ -67,8 +68,10 @@ def chat(
         raise click.BadParameter(
             f"{expand} takes several rounds; use query.", param_hint="--expand"
         )
+    from lclm_rag.checkpoint import BUNDLED
     from lclm_rag.decoding import Sampling
     from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.querying.query import Query
 
     chosen, how = parsed_filter(filters), Sampling(**sampling)
     with KnowledgeBase.open(
@@ -82,6 +85,7 @@ def chat(
     ) as knowledge_base:
         say(f"{len(knowledge_base):,} passages. An empty line ends the session.", err=True)
         history: list[tuple[str, str]] = []
+        watched = knowledge_base.checkpoint.name == BUNDLED
         while True:
             say("> ", err=True, nl=False)
             question = sys.stdin.readline().strip()
@@ -89,6 +93,11 @@ def chat(
                 return
             answer = ""
             try:
+                if watched:
+                    found = knowledge_base.reader.search(Query.of(question, top_k, chosen))
+                    if is_noise(knowledge_base.checkpoint, found.hits):
+                        say(NOISE, err=True)
+                        watched = False  # Once is enough.
                 for piece in knowledge_base.stream(
                     question,
                     top_k,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.bundled import READS_ENGLISH
 from lclm_rag.cli.formatting import say, say_json
-from lclm_rag.cli.options import as_json, decoder_options
+from lclm_rag.cli.options import as_json, demo_decoder_options
 
 if TYPE_CHECKING:
     from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
@@ -46,7 +47,7 @@ _TITLES = {"latents": "latents", "text": "pasted text", "none": "closed book"}
     type=click.IntRange(min=1),
     help="Passages in each prompt.",
 )
-@decoder_options
+@demo_decoder_options
 @as_json
 def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -> None:
     """Compress 400 made-up fact sheets with the bundled checkpoint, ask questions, and score the answers.
@@ -100,7 +101,11 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
         say(
             f"\nThe knowledge base is kept in {kb}. Try next:\n"
             f'  lclm-rag query --kb {kb} "{sample[0].question}"\n'
-            f"  lclm-rag info --kb {kb}"
+            f"  lclm-rag info --kb {kb}\n"
+            "Your own folder needs a checkpoint that reads English; the one of this demo knows such fact "
+            "sheets only:\n"
+            f"  lclm-rag build path/to/notes/ --kb my-kb/ --checkpoint {READS_ENGLISH}\n"
+            '  lclm-rag query --kb my-kb/ "What do my notes say about …?"'
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lclm_rag.cli.config_file import from_file
 from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json
 
@@ -47,7 +48,9 @@ _OPTIONAL = {
 
 @click.command()
 @click.option(
-    "--checkpoint", default=None, help="Folder or hub id to check.  [default: the bundled one]"
+    "--checkpoint",
+    default=from_file("checkpoint"),
+    help="Folder or hub id to check.  [default: the bundled one]",
 )
 @as_json
 def doctor(checkpoint: str | None, as_json: bool) -> int:

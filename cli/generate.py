@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.bundled import BUNDLED_IS_USED
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_IN_PART
 from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
+    checkpoint_option,
     decoder_options,
     sampling_options,
 )
@@ -23,7 +25,7 @@ __all__ = ["generate"]
 
 
 @click.command()
-@click.option("--checkpoint", default=None, help="Folder or hub id.  [default: the bundled one]")
+@checkpoint_option
 @click.option(
     "--prompt", help="One prompt; <|memory_start|>text<|memory_end|> marks what to compress."
 )
@@ -69,7 +71,7 @@ def generate(
     from lclm_rag.generation import generate as complete
 
     if checkpoint is None:
-        say("No --checkpoint given: using the bundled tiny-lclm-4x.", err=True)
+        say(BUNDLED_IS_USED, err=True)
     opened = Checkpoint.open(checkpoint or BUNDLED)
     prompts: list[Any] = [record["prompt"] for record in records]
     with closing(load_decoder(decoder, opened, device, dtype, **decoder_options)) as loaded:

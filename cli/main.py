@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +20,7 @@ from lclm_rag.cli.add import add
 from lclm_rag.cli.build import build
 from lclm_rag.cli.chat import chat
 from lclm_rag.cli.compact import compact
+from lclm_rag.cli.completion import completion
 from lclm_rag.cli.convert import convert
 from lclm_rag.cli.delete import delete
 from lclm_rag.cli.demo import demo
@@ -27,6 +30,7 @@ from lclm_rag.cli.eval import evaluate
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_TERMINATED
 from lclm_rag.cli.formatting import say
 from lclm_rag.cli.generate import generate
+from lclm_rag.cli.help import help_
 from lclm_rag.cli.info import info
 from lclm_rag.cli.keys import keys
 from lclm_rag.cli.ls import ls
@@ -48,7 +52,7 @@ __all__ = ["cli", "main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="lclm-rag")
+@click.version_option(__version__, "-V", "--version", prog_name="lclm-rag")
 def cli() -> None:
     """Compress documents once, then ask questions of their latents.
 
@@ -56,13 +60,18 @@ def cli() -> None:
     A first look, with the small checkpoint that is bundled:
       lclm-rag demo
     Your own documents:
-      lclm-rag build notes/ --kb kb/
+      lclm-rag build notes/ --kb kb/ --checkpoint latent-context/0.6b-4b-LCLM-16x
       lclm-rag query --kb kb/ "Who signed the contract?"
 
     Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
     3 done in part (what was skipped is listed) or no passages found to answer from, 4 locked by another
-    process, 130 interrupted. LCLM_RAG_KB is the knowledge base if --kb is not given; LCLM_RAG_OFFLINE=1 is
-    --offline.
+    process, 130 interrupted. LCLM_RAG_OFFLINE=1 is --offline.
+
+    \b
+    What is not given is looked up, in this order:
+      LCLM_RAG_KB      the knowledge base
+      lclm-rag.toml    in the current folder or the first one above it that has one; its paths are relative
+                       to it, and its keys are kb, decoder, checkpoint, top_k
     """
     logger = logging.getLogger("lclm_rag")
     if not logger.handlers:
@@ -114,6 +123,8 @@ for command in (
         train,
         demo,
         doctor,
+        completion,
+        help_,
     ),
 ):
     cli.add_command(command)
@@ -142,6 +153,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _with_kb_named(error: click.ClickException, arguments: Sequence[str]) -> click.ClickException:
+    """The error as it is, or what to write if a knowledge base stands where no command takes it."""
+    match error:
+        case click.BadParameter(param=click.Argument(), ctx=click.Context() as context):
+            pass  # It has pushed another argument out of its place.
+        case click.UsageError(ctx=click.Context() as context) if type(error) is click.UsageError:
+            pass  # There is no --kb, or an argument too many.
+        case _:
+            return error
+    takes = {name for param in context.command.params for name in param.opts}
+    given = [each for each in arguments if each == "--kb" or each.startswith("--kb=")]
+    bases = [each for each in arguments if _is_knowledge_base(each)]
+    if "--kb" not in takes or given or not bases:
+        return error
+    path = context.command_path.split()
+    rest = list(arguments)
+    for word in (*path[1:], bases[0]):
+        rest.remove(word)
+    meant = shlex.join([*path, "--kb", bases[0], *rest])
+    return click.UsageError(f"{bases[0]} is a knowledge base, which --kb names: {meant}", context)
+
+
+def _is_knowledge_base(argument: str) -> bool:
+    from lclm_rag.config import SETTINGS
+
+    if argument.startswith(("s3://", "gs://")):
+        return True
+    try:
+        return (Path(argument) / SETTINGS).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _say_traceback(*error: Any) -> None:
     """A message may quote whatever was read."""
     say("".join(traceback.format_exception(*error)), err=True, nl=False)
@@ -151,6 +195,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="lclm-rag", standalone_mode=False)
     except click.ClickException as error:
+        error = _with_kb_named(error, sys.argv[1:] if arguments is None else arguments)
         shown = io.StringIO()
         error.show(shown)
         say(shown.getvalue(), err=True, nl=False)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from lclm_rag.cli.config_file import from_file
 from lclm_rag.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
 from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import decoder_options, frame_option, kb_option, sampling_options
@@ -33,9 +34,8 @@ __all__ = ["mcp"]
 @click.option(
     "--top-k",
     type=click.IntRange(1, 64),
-    default=DEFAULT_TOP_K,
-    show_default=True,
-    help="Passages to retrieve, if the client does not say.",
+    default=from_file("top_k", DEFAULT_TOP_K),
+    help=f"Passages to retrieve, if the client does not say.  [default: {DEFAULT_TOP_K}]",
 )
 @click.option(
     "--http",

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
+from lclm_rag.cli.config_file import FILE, from_file
 from lclm_rag.types import DEFAULT_TOP_K, CodecName
 
 if TYPE_CHECKING:
@@ -20,8 +22,10 @@ __all__ = [
     "CODECS",
     "Finite",
     "as_json",
+    "checkpoint_option",
     "collection_options",
     "decoder_options",
+    "demo_decoder_options",
     "device_options",
     "expand_option",
     "filter_option",
@@ -53,11 +57,28 @@ class Finite(click.FloatRange):
         return number
 
 
+def _require_kb(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is None and not context.resilient_parsing:
+        raise click.UsageError(
+            "Missing option '--kb': name the knowledge base with it, in the variable LCLM_RAG_KB, or as kb "
+            f"in {FILE}."
+        )
+    return value
+
+
+def _complete_folder(
+    context: click.Context, option: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
 kb_option = click.option(
     "--kb",
-    required=True,
+    default=from_file("kb"),
     envvar="LCLM_RAG_KB",
-    help="Folder of the knowledge base, or its URL such as s3://bucket/kb.  [env: LCLM_RAG_KB]",
+    callback=_require_kb,
+    shell_complete=_complete_folder,
+    help="Folder of the knowledge base, or its URL such as s3://bucket/kb.  [env: LCLM_RAG_KB; required]",
 )
 version_option = click.option(
     "--version",
@@ -132,25 +153,36 @@ def _as_options(
     return options
 
 
-decoder_options = together(
-    click.option(
-        "--decoder",
-        default="transformers",
-        show_default=True,
-        callback=_known_decoder,
-        help="transformers, vllm, or the URL of a vLLM server such as http://localhost:8000/v1.",
-    ),
-    click.option(
-        "--decoder-option",
-        "decoder_options",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=_as_options,
-        help="For vllm, any argument of its engine, such as tensor_parallel_size=2, max_model_len=32768, "
-        "gpu_memory_utilization=0.5, quantization=fp8. For a server: model, api_key, timeout (seconds), "
-        "retries, concurrency. May be repeated.",
-    ),
-    device_options,
+def _decoder_options(default: Any) -> Decorator:
+    return together(
+        click.option(
+            "--decoder",
+            default=default,
+            callback=_known_decoder,
+            help="transformers, vllm, or the URL of a vLLM server such as http://localhost:8000/v1.  "
+            "[default: transformers]",
+        ),
+        click.option(
+            "--decoder-option",
+            "decoder_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            callback=_as_options,
+            help="For vllm, any argument of its engine, such as tensor_parallel_size=2, max_model_len=32768, "
+            "gpu_memory_utilization=0.5, quantization=fp8. For a server: model, api_key, timeout (seconds), "
+            "retries, concurrency. May be repeated.",
+        ),
+        device_options,
+    )
+
+
+decoder_options = _decoder_options(from_file("decoder", "transformers"))
+demo_decoder_options = _decoder_options("transformers")
+"""The demo has a checkpoint of its own, which a decoder that was set for another cannot go with."""
+checkpoint_option = click.option(
+    "--checkpoint",
+    default=from_file("checkpoint"),
+    help="Folder or hub id, such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled one]",
 )
 filter_option = click.option(
     "--filter",
@@ -163,9 +195,8 @@ retrieval_options = together(
     click.option(
         "--top-k",
         type=click.IntRange(min=1),
-        default=DEFAULT_TOP_K,
-        show_default=True,
-        help="Passages to retrieve.",
+        default=from_file("top_k", DEFAULT_TOP_K),
+        help=f"Passages to retrieve.  [default: {DEFAULT_TOP_K}]",
     ),
     filter_option,
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
+from lclm_rag.cli.bundled import NOISE, is_noise
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
 from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import (
@@ -22,6 +24,7 @@ from lclm_rag.cli.options import (
     sampling_options,
     version_option,
 )
+from lclm_rag.types import Grounding
 
 __all__ = ["query"]
 
@@ -92,6 +95,7 @@ def query(
         device=device,
         dtype=dtype,
     ) as knowledge_base:
+        checkpoint = knowledge_base.checkpoint
         answer = knowledge_base.query(
             sys.stdin.read().strip() if question == "-" else question,
             top_k,
@@ -103,11 +107,16 @@ def query(
             mmr=mmr,
             neighbours=neighbours,
         )
+    if noise := is_noise(checkpoint, answer.sources):
+        say(NOISE, err=True)
     if as_json:
         say_json(answer.to_dict())
     elif answer.no_passages:
         say(f"Nothing was found to answer from: {answer.reason}", err=True)
     else:
+        if noise:
+            no_answer = {"text": "(no answer)", "grounding": Grounding()}
+            answer = replace(answer, **no_answer, rounds=answer.rounds[-1:])
         say("\n".join([answer.text, "", *(f"  {line}" for line in answer.details())]))
         if answer.reason:
             say(answer.reason, err=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.config_file import from_file
 from lclm_rag.cli.formatting import say
 from lclm_rag.cli.options import decoder_options, frame_option, order_option
 
@@ -212,7 +213,7 @@ def _locations(kbs: Sequence[str]) -> dict[str, str]:
     """The location of each knowledge base by its name."""
     from lclm_rag.serving.keys import check_name
 
-    kbs = kbs or [kb for kb in (os.environ.get("LCLM_RAG_KB"),) if kb]
+    kbs = kbs or [kb for kb in (os.environ.get("LCLM_RAG_KB") or from_file("kb")(),) if kb]
     if not kbs:
         raise click.UsageError("Name the knowledge bases to serve with --kb.")
     found: dict[str, str] = {}
