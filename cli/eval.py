@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lclm_rag.cli.config_file import from_file
 from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import CODECS, as_json, decoder_options, order_option
 
@@ -38,10 +39,15 @@ _DEFAULT_CONTEXTS = ("text", "latents", "latents+expand", "closed-book")
 )
 @click.option(
     "--kb",
+    default=from_file("kb"),
     envvar="LCLM_RAG_KB",
     help="The knowledge base to query, for questions from a file.  [env: LCLM_RAG_KB]",
 )
-@click.option("--checkpoint", help="For sets with their own documents.  [default: the bundled one]")
+@click.option(
+    "--checkpoint",
+    default=from_file("checkpoint"),
+    help="For sets with their own documents.  [default: the bundled one]",
+)
 @click.option(
     "--codec", type=click.Choice(CODECS), default="int4", show_default=True, help="As for build."
 )

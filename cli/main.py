@@ -163,14 +163,14 @@ def _with_kb_named(error: click.ClickException, arguments: Sequence[str]) -> cli
         case _:
             return error
     takes = {name for param in context.command.params for name in param.opts}
-    given = [each for each in arguments if each == "--kb" or each.startswith("--kb=")]
-    bases = [each for each in arguments if _is_knowledge_base(each)]
+    path, rest = context.command_path.split(), list(arguments)
+    for word in path[1:]:
+        rest.remove(word)
+    given = [each for each in rest if each == "--kb" or each.startswith("--kb=")]
+    bases = [each for each in rest if _is_knowledge_base(each)]
     if "--kb" not in takes or given or not bases:
         return error
-    path = context.command_path.split()
-    rest = list(arguments)
-    for word in (*path[1:], bases[0]):
-        rest.remove(word)
+    rest.remove(bases[0])
     meant = shlex.join([*path, "--kb", bases[0], *rest])
     return click.UsageError(f"{bases[0]} is a knowledge base, which --kb names: {meant}", context)
 

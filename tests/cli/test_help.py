@@ -105,6 +105,10 @@ def test_a_knowledge_base_in_the_place_of_something_else_is_explained(
         == explained.format("s3://bucket/kb") + "ls --kb s3://bucket/kb"
     )
     assert said("--offline", "show", "kb", "a", "0").endswith("lclm-rag show --kb kb --offline a 0")
+    # A folder may be named as a command is.
+    Path("info").symlink_to("kb")
+    assert "Missing option '--kb'" in said("info")
+    assert said("info", "info").endswith("lclm-rag info --kb info")
     monkeypatch.setenv("LCLM_RAG_KB", "kb")
     assert "query --kb kb Who" in said("query", "kb", "Who")
     assert said("query", "Who", "is", "it") == "Error: Got unexpected extra arguments (is it)"
