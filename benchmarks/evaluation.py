@@ -30,15 +30,15 @@ OURS = [*BOTH, "latents+expand:model", "closed-book"]
 OTHERS = ["kvpress:kvzip", "kvpress:keydiff", "kvpress:expected_attention", "kvpress:snapkv"]
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "eval_exact_strings_top4": (["exact-strings", "--top-k", "4"], OURS),
-    "eval_exact_strings_top8": (["exact-strings", "--top-k", "8"], OURS),
+    "eval_exact_strings_top8": (["exact-strings", "--top-k", "8", "--count", "250"], OURS),
     "eval_others": (
         ["exact-strings", "--top-k", "4", "--count", "200"],
         [*BOTH, *OTHERS, "kvpress:random"],
     ),
-    "eval_near_duplicates": (["near-duplicates", "--top-k", "4"], BOTH),
+    "eval_near_duplicates": (["near-duplicates", "--top-k", "4", "--count", "300"], BOTH),
     "eval_joined_facts": (["joined-facts", "--top-k", "8", "--count", "120"], BOTH),
     "eval_unanswerable": (["unanswerable", "--top-k", "4", "--count", "200"], BOTH),
-    "eval_paraphrases": (["paraphrases", "--top-k", "4"], BOTH),
+    "eval_paraphrases": (["paraphrases", "--top-k", "4", "--count", "300"], BOTH),
     "eval_ruler_4k": (
         ["ruler", "--length", "4096", "--count", "5"],
         ["text", "latents", "latents+expand"],

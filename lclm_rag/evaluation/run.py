@@ -149,7 +149,7 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
 
 
 def _commit() -> str | None:
-    """The commit of this package's code, "+" behind it if a file is other than there; None outside of git."""
+    """The last commit that changed this package, "+" behind it if a file is other now; None outside of git."""
     folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -160,7 +160,7 @@ def _commit() -> str | None:
         # Installed into an environment inside somebody's repository, it is not of that repository.
         git("ls-files", "--error-unmatch", "__init__.py")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
+        return git("log", "-1", "--format=%H", "--", ".") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
