@@ -149,7 +149,7 @@ def _settings(kb: KnowledgeBase, questions: EvalSet, top_k: int) -> dict[str, An
 
 
 def _commit() -> str | None:
-    """The last commit that changed this package, "+" behind it if a file is other now; None outside of git."""
+    """The last commit that changed this package, with "+" if a file is other now; None outside of git."""
     folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
