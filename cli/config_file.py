@@ -14,8 +14,7 @@ from lclm_rag.cli.formatting import say
 __all__ = ["FILE", "from_file"]
 
 FILE = "lclm-rag.toml"
-_KINDS = {"kb": str, "decoder": str, "checkpoint": str, "top_k": int}
-_NAMED = {str: "a string", int: "a whole number of at least 1"}
+_KEYS = ("kb", "decoder", "checkpoint", "top_k")
 
 
 def from_file(key: str, default: Any = None) -> Callable[[], Any]:
@@ -65,15 +64,18 @@ def _read(path: Path) -> dict[str, Any]:
         settings = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path} cannot be read: {error}") from error
-    if unknown := [key for key in settings if key not in _KINDS]:
+    if unknown := [key for key in settings if key not in _KEYS]:
         raise click.UsageError(
-            f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(_KINDS)}."
+            f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}."
         )
     for key, value in settings.items():
-        kind = _KINDS[key]
-        # A boolean is an int to Python.
-        if type(value) is not kind or value in ("", 0) or (kind is int and value < 1):
-            raise click.UsageError(f"{path}: {key} must be {_NAMED[kind]}, not {value!r}.")
+        if key == "top_k":
+            # A boolean is an int to Python.
+            valid, kind = type(value) is int and value >= 1, "a whole number of at least 1"
+        else:
+            valid, kind = isinstance(value, str) and value != "", "a string"
+        if not valid:
+            raise click.UsageError(f"{path}: {key} must be {kind}, not {value!r}.")
     return settings
 
 

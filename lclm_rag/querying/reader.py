@@ -489,15 +489,15 @@ class Reader:
         Returns:
             Whether the version changed.
         """
-        # With the lock: of two threads that follow, none moves back to what it saw first.
-        with self._opening:
-            self.require_open()
-            if self._settings.qdrant_url is not None:
-                return self.follow_server()
-            if newest_version(self._folder / "store") <= self.store.version:
-                return False
+        self.require_open()
+        if self._settings.qdrant_url is not None:
+            return self.follow_server()
+        # Without the lock: in an object store a look takes a while, and searches go on.
+        if newest_version(self._folder / "store") <= self.store.version:
+            return False
+        with self._opening:  # Of two threads that follow, none moves back to what it saw first.
             self.show_newest()
-            return True
+        return True
 
     @contextmanager
     def session(self) -> Iterator[IndexSession | None]:
@@ -517,11 +517,13 @@ class Reader:
         """
         with self._opening:
             self._closed = True
-            if self._session is not None:
-                self._session.close()
-                self._session = None
-            if self._store is not None:
-                self._store.close()
+            try:
+                if self._session is not None:
+                    self._session.close()
+                    self._session = None
+            finally:
+                if self._store is not None:
+                    self._store.close()
 
     def _open_index(self, put_points: PutPoints | None, task: Task) -> IndexSession:
         return open_index(

@@ -47,10 +47,15 @@ def test_an_answer_from_other_texts_is_not_shown_and_one_line_says_why(
     assert json.loads(out)["sources"][0]["document_id"] == "README.md"
 
 
-def test_an_answer_from_a_fact_sheet_is_shown(run: Run, notes: Path) -> None:
-    code, out, err = run("query", "--kb", notes, "Who is the mayor of Velun?")
-    assert (code, err) == (0, "")
-    assert out.startswith("Gedul Gizel\n")
+def test_an_answer_from_a_fact_sheet_is_shown(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "Who is the mayor of Velun?"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{asked}\n".encode())))
+    for question in (asked, "-"):
+        code, out, err = run("query", "--kb", notes, question)
+        assert (code, err) == (0, "")
+        assert out.startswith("Gedul Gizel\n")
 
 
 def test_a_chat_says_it_once(run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

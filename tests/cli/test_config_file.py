@@ -9,6 +9,7 @@ import pytest
 from lclm_rag import KnowledgeBase
 from lclm_rag.cli.config_file import FILE, from_file
 from lclm_rag.cli.demo import demo
+from lclm_rag.cli.serve import _locations
 from support.commands import Run
 
 
@@ -41,6 +42,10 @@ def test_a_file_above_the_current_folder_names_knowledge_base_and_passages(
     code, out, err = run("search", "Who is the mayor of the town?", "--json")
     assert len(out.splitlines()) > 2
     assert f"Settings from {Path.cwd() / FILE}." in err
+
+
+def test_a_service_is_started_for_the_knowledge_base_of_the_file(project: Path) -> None:
+    assert _locations([]) == {"kb": str(project / "kb")}
 
 
 def test_an_option_comes_before_the_environment_and_that_before_the_file(
