@@ -413,18 +413,6 @@ class Checkpoint:
         """
         return list(self.encoder_tokenizer.encode(text, add_special_tokens=False).offsets)
 
-    def token_offsets_of(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Call `token_offsets` for many texts, on all cores.
-
-        Args:
-            texts: The texts.
-
-        Returns:
-            For each text, the character span of each of its tokens.
-        """
-        encoded = self.encoder_tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [list(each.offsets) for each in encoded]
-
     @cached_property
     def decoder_tokenizer(self) -> Tokenizer:
         """The decoder's tokenizer with special tokens: for our own markup, never for text from outside."""

@@ -6,12 +6,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from lclm_rag.chunking.headings import Headings
+from lclm_rag.chunking.tokens import TextTokens
 from lclm_rag.types import Document, Passage, PassageKey
 
-__all__ = ["TokenOffsets", "first_piece", "split_document"]
+__all__ = ["TokenOffsets", "split_document"]
 
 TokenOffsets = Callable[[str], Sequence[tuple[int, int]]]
 """Maps a text to the character span of each of its tokens, in order."""
+
+NthToken = Callable[[str, int, int, int], int | None]
+"""Where a token of a stretch of the text begins, as `TextTokens.nth` finds it."""
 
 Span = tuple[int, int, str]
 """Start and end of a passage, and its header."""
@@ -34,31 +38,13 @@ _WORD = re.compile(r"\s+")
 _INK = re.compile(r"\S")
 
 
-def first_piece(text: str, passage_tokens: int) -> str:
-    """The piece of a text for which `split_document` asks the token offsets first, if there is no header.
-
-    With it, the offsets of many documents can be computed together beforehand.
-
-    Args:
-        text: The document's text.
-        passage_tokens: As for `split_document`.
-
-    Returns:
-        The beginning of the text.
-    """
-    return text[: _first_reach(passage_tokens)]
-
-
-def _first_reach(passage_tokens: int) -> int:
-    return passage_tokens * 6
-
-
 def split_document(
     document: Document,
     token_offsets: TokenOffsets,
     passage_tokens: int,
     *,
     contextual_headers: bool = False,
+    tokens: TextTokens | None = None,
 ) -> Iterator[Passage]:
     """Split a document into passages of at most `passage_tokens` encoder tokens, one after another.
 
@@ -79,6 +65,7 @@ def split_document(
         token_offsets: Gives the character span of each token of a text.
         passage_tokens: Most tokens in a passage, its header included.
         contextual_headers: Whether passages have headers.
+        tokens: The tokens of the document's text, which spare `token_offsets` all but the headers.
 
     Yields:
         The passages, in order.
@@ -92,11 +79,17 @@ def split_document(
     titles = [" ".join(title.split())] if isinstance(title, str) and title.strip() else []
     headings = Headings(document.text)
 
-    def header(start: int) -> str:
-        parts = [*titles, *headings.path(start)] if contextual_headers else []
-        return _shortened(parts, token_offsets, passage_tokens // 2)
+    last: tuple[list[str], str] = ([], "")
 
-    spans = _spans(document.text, header, headings, token_offsets, passage_tokens)
+    def header(start: int) -> str:
+        nonlocal last
+        parts = [*titles, *headings.path(start)] if contextual_headers else []
+        if parts != last[0]:
+            last = (parts, _shortened(parts, token_offsets, passage_tokens // 2))
+        return last[1]
+
+    nth = _nth_by_offsets(document.text, token_offsets) if tokens is None else tokens.nth
+    spans = _spans(document.text, header, headings, nth, passage_tokens)
     for ordinal, (start, end, above) in enumerate(_join_blank(document.text, spans)):
         yield Passage(
             key=PassageKey(document.id, ordinal),
@@ -108,21 +101,27 @@ def split_document(
         )
 
 
+def _nth_by_offsets(text: str, token_offsets: TokenOffsets) -> NthToken:
+    def nth(prefix: str, start: int, end: int, n: int) -> int | None:
+        offsets = token_offsets(prefix + text[start:end])
+        return start + offsets[n][0] - len(prefix) if n < len(offsets) else None
+
+    return nth
+
+
 def _spans(
     text: str,
     header: Callable[[int], str],
     headings: Headings,
-    token_offsets: TokenOffsets,
+    nth: NthToken,
     passage_tokens: int,
 ) -> Iterator[Span]:
     start = 0
-    reach = _first_reach(passage_tokens)
+    reach = passage_tokens * 6
     while start < len(text):
         above = header(start)
         prefix = f"{above}\n" if above else ""
-        end, fitted = _next_bound(
-            text, start, reach, prefix, headings, token_offsets, passage_tokens
-        )
+        end, fitted = _next_bound(text, start, reach, prefix, headings, nth, passage_tokens)
         yield start, end, above
         start = end
         # The next passage is likely as long; looking much further would tokenize text in vain.
@@ -135,7 +134,7 @@ def _next_bound(
     reach: int,
     prefix: str,
     headings: Headings,
-    token_offsets: TokenOffsets,
+    nth: NthToken,
     passage_tokens: int,
 ) -> tuple[int, int]:
     """Find where the passage that begins at `start`, below `prefix`, ends.
@@ -146,27 +145,24 @@ def _next_bound(
         reach: How many characters to look at first.
         prefix: The header, with a line break; empty if there is none.
         headings: The text's headings.
-        token_offsets: Gives the character span of each token of a text.
+        nth: Finds where tokens begin.
         passage_tokens: Most tokens in a passage.
 
     Returns:
         The end (exclusive) as a position in the text, and how many characters would have fitted.
     """
-    while True:
-        piece = text[start : start + reach]
-        offsets = token_offsets(prefix + piece)
-        if len(offsets) > passage_tokens or start + reach >= len(text):
-            break
-        reach *= 2
-    if len(offsets) <= passage_tokens:
-        return len(text), len(piece)
     # A character that several tokens share (byte-level tokens) is never cut.
-    limit = offsets[passage_tokens][0] - len(prefix)
+    while (too_far := nth(prefix, start, start + reach, passage_tokens)) is None:
+        if start + reach >= len(text):
+            return len(text), len(text) - start
+        reach *= 2
+    piece = text[start : start + reach]
+    limit = too_far - start
     if limit <= 0:
         raise _too_small(passage_tokens, piece[:1])
     end = _best_end(piece, start, limit, headings)
     # A text cut elsewhere may tokenize a little longer: shrink until it fits.
-    while len(token_offsets(prefix + piece[:end])) > passage_tokens:
+    while nth(prefix, start, start + end, passage_tokens) is not None:
         if end == 1:
             raise _too_small(passage_tokens, piece[:1])
         end = _best_end(piece, start, end - 1, headings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lclm_rag.checkpoint import Checkpoint, ModelConfig, Space
 from lclm_rag.chunking.splitting import split_document
+from lclm_rag.chunking.tokens import TextTokens
 from lclm_rag.estimate.devices import Gpu
 from lclm_rag.estimate.shapes import LclmShape
 from lclm_rag.store.codecs import CODECS, CodecName, latent_bytes
@@ -106,17 +107,17 @@ def split_by_tokenizer(
     Returns:
         The function that splits a document.
     """
-    tokenizer = checkpoint.encoder_tokenizer
-
-    def offsets(text: str) -> list[tuple[int, int]]:
-        return list(tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def split(document: Document) -> Iterator[tuple[int, int]]:
+        (tokens,) = TextTokens.of_all([document.text], checkpoint.encoder_tokenizer)
         for passage in split_document(
-            document, offsets, passage_tokens, contextual_headers=contextual_headers
+            document,
+            checkpoint.token_offsets,
+            passage_tokens,
+            contextual_headers=contextual_headers,
+            tokens=tokens,
         ):
-            tokens = len(tokenizer.encode(passage.content, add_special_tokens=False))
-            yield tokens, _utf8_bytes(passage.header)
+            yield len(tokens.ids(passage)), _utf8_bytes(passage.header)
 
     return split
 

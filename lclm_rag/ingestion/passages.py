@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.chunking.splitting import TokenOffsets, first_piece, split_document
+from lclm_rag.chunking.splitting import split_document
+from lclm_rag.chunking.tokens import TextTokens
 from lclm_rag.store import Encoding, Layout, StoredPassage
 from lclm_rag.store.store import Place
 from lclm_rag.types import Document, Passage, PassageKey
@@ -55,7 +56,7 @@ class PassageWork:
         last: Whether it is its document's last passage.
         known: Where a passage with the same content is stored, whose latents are reused; None if the passage
             has to be compressed.
-        token_ids: Token ids of the encoder's tokenizer; empty until the passage is tokenized.
+        token_ids: What the encoder reads, as ids of its tokenizer; empty until that is known.
     """
 
     passage: Passage
@@ -112,24 +113,22 @@ def _split_group(
     checkpoint: Checkpoint,
     splitting: Splitting,
 ) -> Iterator[PassageWork]:
-    most = splitting.passage_tokens
-    pieces = [] if most is None else [first_piece(document.text, most) for document, _, _ in group]
-    offsets = dict(zip(pieces, checkpoint.token_offsets_of(pieces), strict=True))
-
-    def token_offsets(text: str) -> Sequence[tuple[int, int]]:
-        found = offsets.get(text)
-        return checkpoint.token_offsets(text) if found is None else found
-
+    texts = [] if splitting.passage_tokens is None else [document.text for document, _, _ in group]
+    tokens = iter(TextTokens.of_all(texts, checkpoint.encoder_tokenizer))
     for document, digest, known in group:
-        yield from passage_work(document, digest, known, token_offsets, splitting)
+        yield from passage_work(
+            document, digest, known, checkpoint, splitting, tokens=next(tokens, None)
+        )
 
 
 def passage_work(
     document: Document,
     document_hash: bytes,
     known: dict[str, Place],
-    token_offsets: TokenOffsets,
+    checkpoint: Checkpoint,
     splitting: Splitting,
+    *,
+    tokens: TextTokens | None = None,
 ) -> Iterator[PassageWork]:
     """Split one document into passages. They stream, so that memory does not grow with a long document.
 
@@ -138,31 +137,39 @@ def passage_work(
         document_hash: The hash of its content.
         known: The places of stored passages, by their content. Passages with the same content keep these
             latents.
-        token_offsets: Tokenizes a text: the start and end of each token.
+        checkpoint: The checkpoint, for the encoder's tokenizer.
         splitting: How documents become passages.
+        tokens: The tokens of the document's text; None if it is not tokenized yet.
 
     Yields:
-        The document's passages, in order, without token ids.
+        The document's passages, in order; with token ids where splitting has found what the encoder reads.
     """
-    passages = _passages(document, token_offsets, splitting)
+    if tokens is None and splitting.passage_tokens is not None:
+        (tokens,) = TextTokens.of_all([document.text], checkpoint.encoder_tokenizer)
+    passages = _passages(document, checkpoint, splitting, tokens)
     held = next(passages, None)
     while held is not None:  # One passage is held back to tell which is the last.
+        token_ids: Sequence[int] = ()
+        if tokens is not None and splitting.memory == "{text}":
+            token_ids = tokens.ids(held)
         following = next(passages, None)
-        yield PassageWork(held, document_hash, following is None, known.get(held.content))
+        place = known.get(held.content)
+        yield PassageWork(held, document_hash, following is None, place, token_ids)
         held = following
 
 
 def _passages(
-    document: Document, token_offsets: TokenOffsets, splitting: Splitting
+    document: Document, checkpoint: Checkpoint, splitting: Splitting, tokens: TextTokens | None
 ) -> Iterator[Passage]:
     if splitting.passage_tokens is None:
         key = PassageKey(document.id, 0)
         return iter([Passage(key, 0, len(document.text), document.text, document.metadata)])
     return split_document(
         document,
-        token_offsets,
+        checkpoint.token_offsets,
         splitting.passage_tokens,
         contextual_headers=splitting.contextual_headers,
+        tokens=tokens,
     )
 
 
@@ -186,7 +193,7 @@ def tokenized(
 def with_token_ids(
     batch: list[PassageWork], checkpoint: Checkpoint, memory: str = "{text}"
 ) -> list[PassageWork]:
-    """Tokenize the passages of a batch: the same passages in the same order, with token ids.
+    """Tokenize the passages of a batch that have no token ids yet: the same passages in the same order.
 
     Known passages, too: what is stored may turn out to be damaged when it is read.
 
@@ -198,9 +205,10 @@ def with_token_ids(
     Returns:
         The passages.
     """
-    texts = [memory.replace("{text}", item.passage.content) for item in batch]
-    token_ids = checkpoint.encoder_token_ids(texts)
-    return [replace(item, token_ids=ids) for item, ids in zip(batch, token_ids, strict=True)]
+    without = [item for item in batch if not item.token_ids]
+    texts = [memory.replace("{text}", item.passage.content) for item in without]
+    token_ids = iter(checkpoint.encoder_token_ids(texts) if texts else [])
+    return [item if item.token_ids else replace(item, token_ids=next(token_ids)) for item in batch]
 
 
 def batched(work: Iterable[PassageWork]) -> Iterator[list[PassageWork]]:

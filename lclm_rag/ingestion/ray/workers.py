@@ -208,8 +208,7 @@ def _document_rows(
     known = compressed.passages(document.id)
     try:
         with attempts.at(document.id):
-            offsets = checkpoint.token_offsets
-            passages = passage_work(document, digest, known, offsets, job.splitting)
+            passages = passage_work(document, digest, known, checkpoint, job.splitting)
             # Asked before each passage is made, because making it may be what kills the worker.
             while not attempts.gives_up(document.id, numbering.rows):
                 work = next(passages, None)
