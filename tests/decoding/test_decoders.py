@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.errors import PromptError
 from lclm_rag.evaluation.datasets.fact_sheets import FactQuestion
 from lclm_rag.prompting import SoftPrompt, Span
+from support.processes import in_threads
 
 
 def complete(decoder: Decoder, prompts: list[SoftPrompt], **sampling: object) -> list[Completion]:
@@ -95,15 +96,6 @@ def test_a_stream_joined_is_the_completion(
     assert "".join(asyncio.run(in_an_event_loop())) == completion.text
 
 
-def test_closing_a_stream_ends_the_generation(
-    knowledge_base: KnowledgeBase, each_decoder: Decoder, endless_question: str
-) -> None:
-    prompt = knowledge_base.assemble(endless_question, 2)
-    stream = each_decoder.stream(prompt, Sampling(max_tokens=8000))
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]  # Would take minutes if the generation went on.
-
-
 def test_the_answer_ends_at_the_end_of_the_turn(
     knowledge_base: KnowledgeBase, each_decoder: Decoder, questions: list[FactQuestion]
 ) -> None:
@@ -142,8 +134,8 @@ def test_sampling_is_repeatable_by_its_seed(
     assert len({tuple(sample(seed)) for seed in range(5)}) > 1
     # Also where others ask at the same time.
     expected = {seed: sample(seed) for seed in range(4)}
-    with ThreadPoolExecutor(4) as threads:
-        assert dict(zip(expected, threads.map(sample, expected), strict=True)) == expected
+    wait = in_threads(*(partial(sample, seed) for seed in expected))
+    assert wait() == list(expected.values())
 
 
 def one_latent(row: torch.Tensor, **changes: object) -> SoftPrompt:

@@ -37,7 +37,7 @@ from lclm_rag.decoding.vllm import VLLMDecoder
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.evaluation.datasets.fact_sheets import FactSheet, fact_sheets
 from lclm_rag.prompting import SoftPrompt
-from support.processes import LIMIT, in_child
+from support.processes import LIMIT, in_child, in_threads
 from support.stand_in import StandIn, stand_in
 
 pytestmark = pytest.mark.slow  # All of them, a minute.
@@ -224,12 +224,16 @@ def test_an_asynchronous_stream_that_is_left_ends_without_a_word(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_a_stream_that_is_dropped_ends(
-    asked: Decoder, running: Callable[[], int], endless: SoftPrompt
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_a_stream_that_is_closed_or_dropped_ends_the_generation(
+    how: str, asked: Decoder, running: Callable[[], int], endless: SoftPrompt
 ) -> None:
     stream = asked.stream(endless, LONG)
     next(stream)
     assert running() > 0
+    if how == "closed":
+        closed = in_threads(stream.close)  # type: ignore[attr-defined]
+        assert closed() == [None]
     del stream
     gc.collect()
     assert nothing_runs(running, asked, endless)
@@ -342,32 +346,6 @@ def make(
     yield make_one
     for one in made:
         one.close()
-
-
-def in_threads(*works: Callable[[], Any]) -> Callable[[], list[Any]]:
-    """Start works, each in a thread; returns what gives their results, errors among them."""
-    results: list[Any] = [None] * len(works)
-
-    def run(number: int) -> None:
-        try:
-            results[number] = works[number]()
-        except BaseException as error:
-            results[number] = error
-
-    threads = [
-        threading.Thread(target=run, args=(i,), daemon=True, name=f"asks-{i}")
-        for i in range(len(works))
-    ]
-    for thread in threads:
-        thread.start()
-
-    def wait() -> list[Any]:
-        for thread in threads:
-            thread.join(LIMIT)
-            assert not thread.is_alive(), f"{thread.name} hangs."
-        return results
-
-    return wait
 
 
 def test_a_closed_decoder_says_so_and_closing_twice_is_nothing(

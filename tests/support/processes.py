@@ -1,16 +1,17 @@
-"""Work in another process, which may hang without its test doing so."""
+"""Work in another process or thread, which may hang without its test doing so."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["LIMIT", "drop_privileges", "in_child"]
+__all__ = ["LIMIT", "drop_privileges", "in_child", "in_threads"]
 
 LIMIT = 60
 """Seconds after which a process is taken to hang."""
@@ -54,3 +55,29 @@ def drop_privileges(groups: Sequence[int] = ()) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0, os.strerror(ctypes.get_errno())
+
+
+def in_threads(*works: Callable[[], Any]) -> Callable[[], list[Any]]:
+    """Start works, each in a thread; returns what gives their results, errors among them."""
+    results: list[Any] = [None] * len(works)
+
+    def run(number: int) -> None:
+        try:
+            results[number] = works[number]()
+        except BaseException as error:
+            results[number] = error
+
+    threads = [
+        threading.Thread(target=run, args=(i,), daemon=True, name=f"asks-{i}")
+        for i in range(len(works))
+    ]
+    for thread in threads:
+        thread.start()
+
+    def wait() -> list[Any]:
+        for thread in threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive(), f"{thread.name} hangs."
+        return results
+
+    return wait
