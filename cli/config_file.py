@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +54,12 @@ def from_file(key: str, default: Any = None) -> Callable[[], Any]:
 
 
 def _find() -> Path | None:
-    here = Path.cwd()
-    return next(
-        (path for folder in (here, *here.parents) if (path := folder / FILE).is_file()), None
-    )
+    try:
+        here = Path.cwd()
+    except OSError:  # The folder is gone.
+        return None
+    files = (folder / FILE for folder in (here, *here.parents))
+    return next(filter(os.path.isfile, files), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -87,6 +87,12 @@ def test_a_file_that_cannot_be_used_is_named_and_helps_no_further(
     assert run("query", "--help")[0] == 0
 
 
+def test_a_current_folder_that_is_gone_has_no_file(run: Run, project: Path) -> None:
+    Path.cwd().rmdir()
+    assert run("info", "--kb", project / "kb")[0] == 0
+    assert from_file("top_k", 8)() == 8
+
+
 def test_paths_are_relative_to_the_file_and_urls_and_ids_stay(project: Path) -> None:
     (project / "models" / "lclm").mkdir(parents=True)
     for key, value, found in (
