@@ -1,5 +1,6 @@
 # make demo    build a knowledge base and ask it questions, in about a minute
-# make test    install what the tests need (vLLM for the CPU among it) and run them all
+# make test    install what the tests need (vLLM for the CPU among it) and run them all; it names what it skips
+# make test-all  the same, with an environment for kvpress, and test-architectures after it
 # make unit    the tests that need neither vLLM nor Ray, nor much time
 # make lint    ruff alone, in seconds; make fix puts right what it can
 # make check   ruff and mypy
@@ -11,14 +12,20 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test unit test-architectures lint fix check docs build/installed clean
+.PHONY: install demo test test-all unit test-architectures lint fix check docs build/installed clean
 
 install: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/lclm-rag demo
 
 test: $(VENV)/installed-vllm
-	$(BIN)/pytest
+	$(BIN)/pytest -rs
+
+# What kvpress needs does not go together with what we need, so it has an environment of its own.
+test-all: $(VENV)/installed-vllm
+	$(BIN)/python -m lclm_rag.evaluation.baselines.kvpress_environment $(VENV)-kvpress
+	LCLM_RAG_KVPRESS_ENV=$(abspath $(VENV)-kvpress) $(BIN)/pytest -rs
+	$(BIN)/pytest -rs tests/decoding/architectures.py
 
 unit: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not vllm and not ray and not slow"
@@ -77,4 +84,4 @@ $(VENV)/installed-types: $(VENV)/installed-vllm
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-kvpress build *.egg-info

@@ -59,3 +59,21 @@ def test_the_readme_is_short_and_says_first_what_a_newcomer_needs() -> None:
     for command in ("make demo", "make test"):
         assert command in lines
     assert sum(line.startswith("|---") for line in lines) == 2
+
+
+def test_contributing_names_every_reason_to_skip_a_test() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    reasons = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = ast.unparse(call.func)
+            texts = [ast.literal_eval(k.value) for k in call.keywords if k.arg == "reason"]
+            if name in ("pytest.skip", "pytest.importorskip"):
+                texts += [ast.literal_eval(argument) for argument in call.args[:1]]
+            if name.startswith("pytest.") and "skip" in name:
+                # A module below another that is named needs no line of its own.
+                reasons.update(text.split(".export")[0] for text in texts)
+    assert len(reasons) > 10
+    assert [reason for reason in sorted(reasons) if reason not in table] == []
