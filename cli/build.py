@@ -73,7 +73,7 @@ def build(
     device: str,
     dtype: str,
     token_budget: int | None,
-    compiled: bool,
+    compiled: bool | None,
     resume: bool,
     **reading: Any,
 ) -> int:

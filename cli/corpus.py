@@ -190,10 +190,11 @@ corpus_options = together(
         help="Tokens in one batch of the encoder.  [default: 65,536 on a GPU, 4,096 on a CPU]",
     ),
     click.option(
-        "--compile",
+        "--compile/--no-compile",
         "compiled",
-        is_flag=True,
-        help="Compile the encoder: about half a minute at first, then faster; for large corpora.",
+        default=None,
+        help="Compile the encoder: about half a minute at first, then faster.  [default: on a GPU, after 40 "
+        "million tokens]",
     ),
     as_json,
 )
@@ -207,7 +208,7 @@ def update_from(
     device: str,
     dtype: str,
     token_budget: int | None,
-    compiled: bool,
+    compiled: bool | None,
     delete_others: bool,
     **reading: Any,
 ) -> int:
@@ -220,7 +221,7 @@ def update_from(
         device: The encoder's device.
         dtype: The encoder's dtype.
         token_budget: Tokens in one batch of the encoder; None for the default.
-        compiled: Whether to compile the encoder.
+        compiled: Whether to compile the encoder; None for the default.
         delete_others: Whether to delete documents that the corpus does not have.
         **reading: Further arguments of `add_corpus`.
 

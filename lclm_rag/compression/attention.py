@@ -7,7 +7,7 @@ nothing is padded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +17,19 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from lclm_rag.compression.norms import fuse_norms
 from lclm_rag.errors import CheckpointError
 from lclm_rag.torch_setup import is_out_of_memory
 
 __all__ = ["PACKED", "PackedEncoder", "Seen", "packing", "register"]
 
 _log = logging.getLogger(__name__)
+
+_COMPILED_AFTER = 40_000_000
+"""Positions after which compiling pays on a GPU: it takes about as long as it saves on so many.
+
+An H100 reads them in two minutes.
+"""
 
 PACKED = "lclm_packed"
 """The name under which transformers knows the packed attention, once it is registered."""
@@ -156,14 +163,15 @@ class PackedEncoder:
         model: A transformers model; its attention is replaced.
         longest: Positions of the longest window.
         causal: Whether a position sees only those before it; False: all of its window.
-        compile: Whether to compile the model's layers with torch.compile.
+        compile: Whether to compile the model's layers with torch.compile. None: on a GPU, after so many
+            positions that it pays.
 
     Raises:
         CheckpointError: When the model does not let windows be packed.
     """
 
     def __init__(
-        self, model: Any, longest: int, *, causal: bool = True, compile: bool = False
+        self, model: Any, longest: int, *, causal: bool = True, compile: bool | None = False
     ) -> None:
         register()
         self.model = model
@@ -172,10 +180,12 @@ class PackedEncoder:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._check()
+        fuse_norms(model)
+        later = compile is None and self.device.type == "cuda"
+        self._until_compiled = _COMPILED_AFTER if later else None
+        self._tries_compiled = False
         if compile:
-            # Layer by layer: all layers are alike, so the code is compiled once and not once per layer.
-            for part in getattr(model, "layers", [model]):
-                part.compile(dynamic=True)
+            self._compile()
 
     @torch.inference_mode()
     def __call__(
@@ -194,7 +204,43 @@ class PackedEncoder:
         windows = packing(
             lengths, self.longest, self.device, self.dtype, self.model.config, causal=self.causal
         )
-        return _hidden(self.model, token_ids, position_ids=positions[None], **windows)
+        arguments = {"position_ids": positions[None], **windows}
+        self._compile_if_it_pays(len(token_ids))
+        if not self._tries_compiled:
+            return _hidden(self.model, token_ids, **arguments)
+        try:
+            hidden = _hidden(self.model, token_ids, **arguments)
+        except Exception as error:  # torch's compilers raise many types.
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            _log.warning("The encoder cannot be compiled here (%s): it goes on without.", reason)
+            for part in self._parts:
+                part._compiled_call_impl = None
+            hidden = _hidden(self.model, token_ids, **arguments)
+        self._tries_compiled = False
+        return hidden
+
+    @property
+    def _parts(self) -> Iterable[Any]:
+        """What is compiled: layer by layer, because all are alike and are compiled once for all."""
+        return getattr(self.model, "layers", [self.model])
+
+    def _compile(self) -> None:
+        for part in self._parts:
+            part.compile(dynamic=True)
+
+    def _compile_if_it_pays(self, positions: int) -> None:
+        if self._until_compiled is None:
+            return
+        self._until_compiled -= positions
+        if self._until_compiled <= 0:
+            _log.info(
+                "The encoder is being compiled, which takes half a minute, as there is much to read."
+            )
+            self._until_compiled = None
+            self._tries_compiled = True
+            self._compile()
 
     @torch.inference_mode()
     def _check(self) -> None:

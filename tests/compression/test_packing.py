@@ -28,6 +28,7 @@ from transformers import (
 
 from lclm_rag.compression import Compressor, attention
 from lclm_rag.compression.attention import PackedEncoder
+from lclm_rag.compression.norms import fuse_norms
 from lclm_rag.errors import CheckpointError, CompressionError
 
 SHAPE: dict[str, Any] = {
@@ -200,6 +201,56 @@ def test_the_kernel_for_gpus_takes_what_it_is_given() -> None:
         )
         assert out.shape == (1, 40, 4, 16)
         assert out.dtype == torch.bfloat16
+
+
+@torch.inference_mode()
+def test_norms_are_one_kernel_where_they_are_what_torch_computes() -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 5, 64, generator=random)
+    for plain, number in (
+        (model(Qwen3Config, Qwen3Model), 3 * 4 + 1),
+        (model(LlamaConfig, LlamaModel), 3 * 2 + 1),
+        (model(Gemma2Config, Gemma2Model), 0),  # Its weights count from one.
+    ):
+        norms = [m for m in plain.modules() if "RMSNorm" in type(m).__name__]
+        for norm in norms:
+            norm.weight.data.add_(torch.randn(norm.weight.shape, generator=random) * 0.3)
+        before = [norm(rows[..., : len(norm.weight)]) for norm in norms]
+        assert fuse_norms(plain) == number
+        for norm, expected in zip(norms, before, strict=True):
+            torch.testing.assert_close(norm(rows[..., : len(norm.weight)]), expected)
+    packed = PackedEncoder(model(Qwen3Config, Qwen3Model).bfloat16(), 64)
+    assert all(
+        "forward" in vars(m) for m in packed.model.modules() if "RMSNorm" in type(m).__name__
+    )
+
+
+@pytest.mark.parametrize("works", [True, False])
+@torch.inference_mode()
+def test_on_a_gpu_a_long_build_is_compiled_once_it_pays(
+    works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here on a CPU, after 30 positions."""
+    encoder = PackedEncoder(model(Qwen3Config, Qwen3Model), 64, compile=None)
+    assert encoder._until_compiled is None  # Not on a CPU.
+    encoder._until_compiled = 30
+    compiled = list[Any]()
+
+    def compile(part: Any, **options: Any) -> None:
+        def call(*inputs: Any, **named: Any) -> Any:
+            if not works:
+                raise RuntimeError("Cannot find a working triton installation.")
+            compiled.append(part)
+            return part._call_impl(*inputs, **named)
+
+        part._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    ids, positions = torch.arange(12), torch.arange(12)
+    found = [encoder(ids, positions, [12]) for _ in range(5)]
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert len(compiled) == (3 * 3 if works else 0)  # Three layers; the last three calls.
+    assert ("cannot be compiled here (Cannot find a working" in caplog.text) is not works
 
 
 # --- memory ---------------------------------------------------------------------------------------
