@@ -1,7 +1,7 @@
 """The RMS norms of a model, each in one kernel.
 
-transformers computes them in six element-wise steps, each of which reads and writes all hidden states. On a GPU
-they take more time together than the matrices of attention.
+transformers computes them in six element-wise steps, each of which reads and writes all hidden states. On a
+GPU they take more time together than the matrices of attention.
 """
 
 from __future__ import annotations

@@ -69,9 +69,9 @@ class RayEngine:
     Attributes:
         encoders: The number of actors that hold an encoder. A pair such as (2, 8) lets Ray start more, up to
             the second number, if there is work for them. On a cluster they wait until there is room for them.
-        gpus: The GPUs of each encoder; a fraction lets several share one. None means 1 if the cluster has any
-            GPU now, else 0, with a warning. With a number, encoders wait for GPUs that the cluster does not
-            have yet.
+        gpus: The GPUs of each encoder; a fraction lets several share one. None means 0 if the knowledge
+            base's device is "cpu", else 1 if the cluster has any GPU now, else 0, with a warning. With a
+            number, encoders wait for GPUs that the cluster does not have yet.
         cpus: The threads of each encoder without a GPU.
         address: The cluster's address, as for `ray.init`. None means the cluster in RAY_ADDRESS if that is
             set, else Ray on this machine.
@@ -200,7 +200,7 @@ def add_documents_on_ray(
     """
     ray = _ray()
     _connect(ray, engine)
-    gpus = _gpus(ray, engine)
+    gpus = _gpus(ray, engine, device)
     _check_room(ray, engine, gpus)
     folder = writer.base.folder
     job = Job(
@@ -343,10 +343,12 @@ def _connect(ray: Any, engine: RayEngine) -> None:
         ray.init(address=engine.address)
 
 
-def _gpus(ray: Any, engine: RayEngine) -> float:
+def _gpus(ray: Any, engine: RayEngine, device: str) -> float:
     """The GPUs that each encoder asks Ray for."""
     if engine.gpus is not None:
         return engine.gpus
+    if device == "cpu":
+        return 0.0
     if ray.cluster_resources().get("GPU", 0):
         return 1.0
     _log.warning(
