@@ -480,11 +480,13 @@ class KnowledgeBase:
         DecoderError. Closing twice does nothing; other methods of a closed knowledge base raise
         KnowledgeBaseError.
         """
-        self.reader.close()
-        with self._loading:  # A decoder that is being loaded is closed, too.
-            if self._decoder is not None and self._decoder_name:
-                self._decoder.close()
-                self._decoder = None
+        try:
+            self.reader.close()
+        finally:
+            with self._loading:  # A decoder that is being loaded is closed, too.
+                if self._decoder is not None and self._decoder_name:
+                    self._decoder.close()
+                    self._decoder = None
 
     def abandon(self) -> int:
         """Close the knowledge base after its first `add` failed, and clean up if nothing is worth keeping.
@@ -564,14 +566,20 @@ class KnowledgeBase:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except Exception as closing:
+            if error is None:
+                raise
+            # What went wrong first is what the caller must see.
+            error.add_note(f"Closing {self.folder} failed as well: {closing}")
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self.close)
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     def __repr__(self) -> str:
         """Where it is, at which version, what is in it, and whether it is closed or read-only."""
@@ -1065,9 +1073,13 @@ class KnowledgeBase:
 
         Returns:
             The manifest of each version, oldest first.
-        """
-        from lclm_rag.store import read_versions
 
+        Raises:
+            StoreError: When there is none any more, because the knowledge base was moved or removed.
+        """
+        from lclm_rag.store import newest_version, read_versions
+
+        newest_version(self.folder / "store")
         return read_versions(self.folder / "store")
 
     @contextmanager

@@ -113,14 +113,32 @@ class EmbeddedIndex:
 
     def publish(self) -> None:
         """Publish changes that other processes would have to make again, if this is the newest version."""
-        if self._unpublished and newest_version(self._store.folder) == self._store.version:
+        if not self._unpublished:
+            return
+        try:
+            is_newest = newest_version(self._store.folder) == self._store.version
+        except (
+            StoreError,
+            OSError,
+        ) as error:  # The knowledge base was moved or removed while it was open.
+            _log.warning("The passage index was not published. %s", error)
+            return
+        if is_newest:
             self._publish(self._store)
 
     def close(self) -> None:
         """Publish unpublished changes, close the index, and remove this process's folder."""
-        self.publish()
-        self.index.close()
-        self._own.close()
+        try:
+            self.publish()
+        finally:
+            try:
+                self.index.close()
+            except PassageIndexError:
+                # With the knowledge base, the private folder may have been moved: then nothing is lost.
+                if self._own.path.is_dir():
+                    raise
+            finally:
+                self._own.close()
 
     def _settle(self, changed: int) -> None:
         """Optimize or publish the index if enough has changed.

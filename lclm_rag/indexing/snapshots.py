@@ -218,8 +218,9 @@ def _may_be_written(index: Path) -> bool:
     """Whether this user may publish snapshots and make private folders in the folder of an index."""
     places = (index / "published", index / "private")
     try:
-        for place in places:
-            place.mkdir(parents=True, exist_ok=True)
+        # Not its parents: a knowledge base that was moved is not to appear again where it was.
+        for place in (index, *places):
+            place.mkdir(exist_ok=True)
         gate = index / "private" / GATE
         needed = [*places, *([gate] if gate.exists() else [])]
     except OSError:

@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 
-from lclm_rag.errors import DamagedError, StoreError
+from lclm_rag.errors import DamagedError
 from lclm_rag.forking import watch
 from lclm_rag.storage import Folder, open_folder
 from lclm_rag.store.fragment import Fragment, Layout, StoredPassage, key_hash, keys_checksum
@@ -22,6 +22,7 @@ from lclm_rag.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from lclm_rag.store.missing import no_store, not_there
 from lclm_rag.types import Passage, PassageKey
 
 __all__ = [
@@ -107,7 +108,7 @@ class LatentStore:
         if folder.local is None:
             return cls(folder, _manifest(folder, version))
         if not (folder.local / MANIFESTS).is_dir():
-            raise StoreError(f"There is no latent store in {folder}.")
+            raise no_store(folder)
         # The version is chosen and leased with the gate held: `vacuum` cannot remove it between the two.
         with reading(folder.local / LEASES) as gate:
             manifest = _manifest(folder, version)
@@ -262,7 +263,11 @@ class LatentStore:
             fragment = self._fragments.get(name)
             if fragment is None or fragment.evicted():
                 folder = self.folder / FRAGMENTS
-                fragment = Fragment(folder.map(name), str(folder / name), self.layout)
+                try:
+                    mapped = folder.map(name)
+                except FileNotFoundError as error:
+                    raise not_there(self.folder, error) from error
+                fragment = Fragment(mapped, str(folder / name), self.layout)
                 if self._rows.get(name, fragment.rows) != fragment.rows:
                     raise DamagedError(
                         f"Fragment {folder / name} has {fragment.rows:,} rows, and the manifest says "
@@ -342,7 +347,10 @@ class LatentStore:
         entries = list(entries)
         fragments = self.folder / FRAGMENTS
         ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in entries]
-        pieces = fragments.read_ranges(ranges)
+        try:
+            pieces = fragments.read_ranges(ranges)
+        except FileNotFoundError as error:
+            raise not_there(self.folder, error) from error
         for i, entry in enumerate(entries):
             if keys_checksum(pieces[i]) != entry.keys_checksum and fragments.local is None:
                 # The object may have been repaired since the cache fetched it.
@@ -380,7 +388,7 @@ def _manifest(folder: Folder, version: int | None) -> Manifest:
     if version is None:
         found = committed_versions(folder / MANIFESTS)
         if not found:
-            raise StoreError(f"There is no latent store in {folder}.")
+            raise no_store(folder)
         version = found[-1]
     return read_manifest(folder / MANIFESTS, version)
 
@@ -406,6 +414,12 @@ def newest_version(folder: Folder) -> int:
     """The number of the newest committed version of a store.
 
     Args:
-        folder: The store's folder; it must hold at least one version.
+        folder: The store's folder.
+
+    Raises:
+        StoreError: If there is no version.
     """
-    return committed_versions(folder / MANIFESTS)[-1]
+    versions = committed_versions(folder / MANIFESTS)
+    if not versions:
+        raise no_store(folder)
+    return versions[-1]
