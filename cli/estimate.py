@@ -64,7 +64,12 @@ def _number(
     "Most tokens in a passage.  [default: a window; 512 with --passages]",
 )
 @click.option("--contextual-headers", is_flag=True, help="Begin passages with title and headings.")
-@_number("--utilization", _SHARE, "Share of a GPU's peak that encoder and decoder reach.", 0.4)
+@_number(
+    "--utilization",
+    _SHARE,
+    "Share of a GPU's peak that encoder and decoder reach.  [default: 0.4; the encoder 0.3 for the first 40 "
+    "million tokens, after which it is compiled]",
+)
 @click.option(
     "--gpu",
     type=click.Choice(list(GPUS), case_sensitive=False),
@@ -120,7 +125,7 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
     from lclm_rag.estimate.index import plan_index
     from lclm_rag.estimate.serving import Questions, plan_contexts
     from lclm_rag.estimate.shapes import PUBLISHED, PUBLISHED_DECODER, DecoderShape, LclmShape
-    from lclm_rag.estimate.store import plan_store
+    from lclm_rag.estimate.store import encoder_utilization, plan_store
 
     _check_usage(context)
     opened = None if options["checkpoint"] is None else Checkpoint.open(options["checkpoint"])
@@ -128,13 +133,15 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
     default = shapes[0].config.encoder_window_size if options["corpus"] else 512
     passage_tokens = options["passage_tokens"] or default
     size, token_bytes, skipped = _corpus_size(opened, passage_tokens, options)
-    gpu, utilization = GPUS[options["gpu"]], options["utilization"]
+    gpu, given = GPUS[options["gpu"]], options["utilization"]
+    utilization = 0.4 if given is None else given
+    of_encoder = encoder_utilization(max(1, size.tokens)) if given is None else given
     if options["gpu_hour_price"] is not None:
         gpu = replace(gpu, dollars_per_hour=options["gpu_hour_price"])
     gpus = list({**GPUS, gpu.name: gpu}.values())
 
     stores = [
-        plan_store(size, shape, space, gpus, utilization)
+        plan_store(size, shape, space, gpus, of_encoder)
         for shape in shapes
         for space in ("encoder", "decoder")
     ]
@@ -157,6 +164,7 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
             "passages": size.passages,
             "passage_tokens": passage_tokens,
             "utilization": utilization,
+            "encoder_utilization": of_encoder,
             "stores": [asdict(store) for store in stores],
             "skipped": skipped,
         }
@@ -175,7 +183,8 @@ def estimate(context: click.Context, /, as_json: bool, **options: Any) -> int:
         if questions is not None:
             tables.show_index(index, replicas, node_bytes)
             tables.show_contexts(contexts, questions, gpu)
-        tables.show_assumptions((store.checkpoint for store in stores), token_bytes, utilization)
+        names = [store.checkpoint for store in stores]
+        tables.show_assumptions(names, token_bytes, utilization, of_encoder)
     return EXIT_IN_PART if skipped else 0
 
 

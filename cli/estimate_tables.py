@@ -78,15 +78,15 @@ def show_contexts(contexts: Sequence[Context], questions: Questions, gpu: Gpu) -
 
 
 def show_assumptions(
-    names: Iterable[str], bytes_per_token: float | None, utilization: float
+    names: Iterable[str], bytes_per_token: float | None, utilization: float, of_encoder: float
 ) -> None:
     """Print what the estimate assumes, and what it leaves out."""
     guess = f"a token is {bytes_per_token:g} bytes of text; " if bytes_per_token else ""
     stdout.print(
         f"\nSizes of {', '.join(dict.fromkeys(names))}; FLOPs of the costliest store.\nAssumed: {guess}a "
-        f"GPU reaches {utilization:.0%} of its peak, is kept busy and finds nothing in a prefix cache; its "
-        "price, which differs between providers.\nNot counted: CPUs, disks, network; the GPU that makes "
-        "dense vectors; room for peaks.",
+        f"GPU reaches {utilization:.0%} of its peak ({of_encoder:.0%} while it compresses), is kept busy and "
+        "finds nothing in a prefix cache; its price, which differs between providers.\nNot counted: CPUs, "
+        "disks, network; the GPU that makes dense vectors; room for peaks.",
         soft_wrap=True,
         markup=False,
     )

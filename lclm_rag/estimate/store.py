@@ -18,8 +18,10 @@ from lclm_rag.types import Document
 
 __all__ = [
     "BYTES_PER_TOKEN",
+    "COMPILED_AFTER",
     "CorpusSize",
     "StorePlan",
+    "encoder_utilization",
     "equal_passages",
     "measure_corpus",
     "plan_store",
@@ -38,6 +40,17 @@ _ROW_BYTES = 105
 
 Measured: 101 to 112 on stores of 170 to 1,200 passages. (A fragment of 64 MiB has 3 kB besides, which are
 left out.)
+"""
+
+
+COMPILED_AFTER = 40_000_000
+"""Tokens after which a build compiles the encoder by itself (`lclm_rag.compression.attention`)."""
+
+_UTILIZATION, _COMPILED = 0.3, 0.4
+"""Shares of a GPU's peak that the encoder reaches, before and after it is compiled.
+
+Computed from the bytes that its kernels move on an H100 and the rate of its matrix products there; not
+measured yet.
 """
 
 
@@ -164,6 +177,19 @@ def equal_passages(passages: int, passage_tokens: int, bytes_per_token: float) -
 
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def encoder_utilization(tokens: int) -> float:
+    """The share of a GPU's peak that a build reaches, on average.
+
+    Args:
+        tokens: The tokens that it reads, at least 1.
+
+    Returns:
+        0.3 for a short build, near 0.4 for a long one.
+    """
+    before = min(tokens, COMPILED_AFTER)
+    return tokens / (before / _UTILIZATION + (tokens - before) / _COMPILED)
 
 
 @dataclass(frozen=True)

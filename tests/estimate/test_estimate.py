@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checkpoint import Checkpoint, MaskType, ModelConfig, Pooling, Space
-from lclm_rag.compression import Compressor
+from lclm_rag.compression import Compressor, attention
 from lclm_rag.compression.windows import cut_windows
 from lclm_rag.connectors.corpora import read_corpus
 from lclm_rag.errors import CheckpointError
@@ -40,8 +40,10 @@ from lclm_rag.estimate.shapes import (
 )
 from lclm_rag.estimate.store import (
     BYTES_PER_TOKEN,
+    COMPILED_AFTER,
     CorpusSize,
     StorePlan,
+    encoder_utilization,
     equal_passages,
     measure_corpus,
     plan_store,
@@ -159,6 +161,14 @@ def test_the_tables_show_what_was_assumed(run: Run, corpus: list[Path]) -> None:
     assert ", counted" in out
     assert "bytes a token" not in out
     assert "bytes of text" not in out
+
+
+def test_a_build_is_faster_once_the_encoder_is_compiled() -> None:
+    assert COMPILED_AFTER == attention._COMPILED_AFTER
+    assert encoder_utilization(1) == encoder_utilization(COMPILED_AFTER) == pytest.approx(0.3)
+    # Three times as many: a third of them takes 1/0.3, the rest 1/0.4.
+    assert encoder_utilization(3 * COMPILED_AFTER) == pytest.approx(3 / (1 / 0.3 + 2 / 0.4))
+    assert encoder_utilization(10**12) == pytest.approx(0.4, rel=1e-3)
 
 
 def test_a_price_replaces_that_of_its_gpu_alone(run: Run, corpus: list[Path]) -> None:
