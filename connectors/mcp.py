@@ -338,7 +338,9 @@ class _Server(MCPServer[Any]):
         }
         if name in known and (alien := [each for each in arguments if each not in known[name]]):
             takes = f"takes {', '.join(known[name])}" if known[name] else "takes no arguments"
-            raise ToolError(f"{name} has no argument {', '.join(map(_short, alien))}; it {takes}.")
+            raise ToolError(
+                f"{name} has no argument {', '.join(map(_short, alien[:_WRONG]))}; it {takes}."
+            )
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -427,7 +429,7 @@ async def _progress(context: Context[Any, Any]) -> AsyncIterator[Callable[[str],
         while True:
             # Progress must grow from report to report, and no one knows how much is to come: the seconds.
             last = max(time.monotonic() - started, last + 1e-3)
-            await context.report_progress(round(last, 3), message=doing)
+            await context.report_progress(last, message=doing)
             # Not wait_for: before Python 3.12 it may swallow the cancellation at the end.
             with suppress(TimeoutError):
                 async with asyncio.timeout(_BEAT):
