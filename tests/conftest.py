@@ -6,6 +6,7 @@ Fixtures import what they need themselves: a test that needs no torch must not w
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process: (exit code, stdout, stderr)."""
     from lclm_rag.cli.main import _run
 
+    logger = logging.getLogger("lclm_rag")
+
     def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        code = _run([str(argument) for argument in arguments])
+        handlers, level = list(logger.handlers), logger.level
+        try:
+            code = _run([str(argument) for argument in arguments])
+        finally:
+            # A command writes the library's log lines to stderr, and its process ends. This one goes on:
+            # what a service of a later test logs between tests would be written into pytest's own output.
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
