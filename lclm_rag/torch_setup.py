@@ -126,14 +126,22 @@ def seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
+_NO_MEMORY = (
+    "can't allocate memory",  # On a CPU.
+    "not enough memory",
+    "CUDA error: out of memory",  # Of what torch's own allocator does not hand out, such as pinned memory.
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory; on a CPU only a RuntimeError's text shows it."""
+    """Whether torch ran out of memory; on a CPU, and in libraries of CUDA, only the text shows it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     message = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in message or "not enough memory" in message
-    )
+    return isinstance(error, RuntimeError) and any(words in message for words in _NO_MEMORY)
 
 
 def renew_thread_pool() -> None:

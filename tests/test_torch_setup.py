@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lclm_rag.torch_setup import seeded
+from lclm_rag.torch_setup import is_out_of_memory, seeded
 
 
 def test_numbers_drawn_with_a_seed_disturb_no_other_numbers(
@@ -26,3 +26,22 @@ def test_numbers_drawn_with_a_seed_disturb_no_other_numbers(
             drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
     assert torch.equal(torch.rand(4), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_a_want_of_memory_is_known_from_other_failures(error: Exception, is_it: bool) -> None:
+    assert is_out_of_memory(error) is is_it

@@ -302,6 +302,18 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
-def test_the_dtype_is_one_that_the_processor_is_fast_in() -> None:
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "dtype"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+    ],
+)
+def test_the_dtype_is_one_that_the_processor_is_fast_in(
+    avx512_bf16: bool, amx: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert compute_dtype(CPU) is dtype
     assert compute_dtype(torch.device("cuda")) is torch.bfloat16
-    assert compute_dtype(CPU) in (torch.float32, torch.bfloat16)
