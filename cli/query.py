@@ -115,8 +115,8 @@ def query(
         say(f"Nothing was found to answer from: {answer.reason}", err=True)
     else:
         if noise:
-            no_answer = {"text": "(no answer)", "grounding": Grounding()}
-            answer = replace(answer, **no_answer, rounds=answer.rounds[-1:])
+            last = answer.rounds[-1:]
+            answer = replace(answer, text="(no answer)", grounding=Grounding(), rounds=last)
         say("\n".join([answer.text, "", *(f"  {line}" for line in answer.details())]))
         if answer.reason:
             say(answer.reason, err=True)
