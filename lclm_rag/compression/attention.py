@@ -224,7 +224,8 @@ class PackedEncoder:
     @property
     def _parts(self) -> Iterable[Any]:
         """What is compiled: layer by layer, because all are alike and are compiled once for all."""
-        return getattr(self.model, "layers", [self.model])
+        parts: Iterable[Any] = getattr(self.model, "layers", [self.model])
+        return parts
 
     def _compile(self) -> None:
         for part in self._parts:
