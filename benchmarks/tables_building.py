@@ -39,7 +39,11 @@ MACHINE_MEMORY, REPLICAS = 64, 2
 def compressor() -> str:
     """Source tokens a second, for texts of several lengths."""
     found = results("compressor")
-    titles = {"plain": "the plain loop", "bare encoder": "the bare encoder"}
+    titles = {
+        "plain": "the plain loop",
+        "plain, sorted": "the plain loop, sorted",
+        "bare encoder": "the bare encoder",
+    }
     rows = [
         [
             run["lengths"],
@@ -73,7 +77,7 @@ def scale() -> str:
                 f"{times(run[rate] / one[rate])} ({run[rate]:,.0f})"
                 for rate in ("tokens_per_second", "bare_tokens_per_second")
             ),
-            duration(run["seconds"]),
+            f"{times(one['seconds'] / run['seconds'])} ({duration(run['seconds'])})",
             duration(run["seconds"] - run["tokens"] / run["tokens_per_second"]),
         ]
         for run in found
@@ -83,7 +87,10 @@ def scale() -> str:
         "on Ray: to one (tokens a second)",
         "bare processes: to one (tokens a second)",
     ]
-    columns += ["the whole `add` on Ray", "of it starting and committing"]
+    columns += [
+        "the whole `add` on Ray, by the clock: to one (time)",
+        "of it starting and committing",
+    ]
     notes = f"`{results('scale')['provenance']['command']}`: {one['tokens']:,} tokens. {source('scale')}"
     return markdown(columns, rows, notes)
 

@@ -69,14 +69,16 @@ class Passage:
 class Measured:
     """One way at one size and concurrency.
 
-    first_token: seconds, median. questions_per_second: over all. positions: of a prompt, mean. kv_blocks:
-    the most that were in use at once.
+    questions: asked. first_token: seconds, median; quartiles around it. questions_per_second: over all.
+    positions: of a prompt, mean. kv_blocks: the most that were in use at once.
     """
 
     way: str
     source_tokens: int
     concurrency: int
+    questions: int
     first_token: float
+    quartiles: tuple[float, float]
     questions_per_second: float
     positions: float
     kv_blocks: int
@@ -243,11 +245,14 @@ def measure(
         seconds = time.perf_counter() - started
         time.sleep(0.02)
         blocks = most_blocks()
+    low, median, high = statistics.quantiles([first for first, _ in asked], method="inclusive")
     return Measured(
         way=way,
         source_tokens=source_tokens,
         concurrency=concurrency,
-        first_token=statistics.median(first_token for first_token, _ in asked),
+        questions=len(asked),
+        first_token=median,
+        quartiles=(low, high),
         questions_per_second=len(asked) / seconds,
         positions=statistics.mean(positions for _, positions in asked),
         kv_blocks=blocks,
@@ -264,7 +269,13 @@ def measure(
 @click.option("--ratio", default=16, show_default=True, help="Compression ratio of a --shape.")
 @click.option("--source-tokens", default="1024,2048,4096,8192", show_default=True, callback=numbers)
 @click.option("--concurrency", default="1,8,32", show_default=True, callback=numbers)
-@click.option("--least-questions", default=4, show_default=True, help="At a low concurrency.")
+@click.option(
+    "--least-questions",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="At a low concurrency.",
+)
 @click.option("--max-tokens", default=8, show_default=True, help="Generated for a question.")
 @click.option("--engine-option", "engine_options", multiple=True, metavar="NAME=JSON")
 @click.option(
