@@ -125,25 +125,29 @@ def _kernel_works(
     """
     lengths = [7, 1, 5]
     random = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(1, n, sum(lengths), width, generator=random).to(device, dtype)
+    rows = [
+        torch.randn(1, n, sum(lengths), width, generator=random).to(dtype)
         for n in (heads, grouped, grouped)
-    )
-    ends = torch.tensor([0, 7, 8, 13], dtype=torch.int32).to(device)
+    ]
     own = torch.tensor(lengths)
-    expected = _window_by_window(query, key, value, None, None, (own, own), True).transpose(1, 2)
-    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-    try:
-        found = _flash(q, k, v, None, None, (ends, ends), (7, 7), True)[None]
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    else:
+    query, key, value = (row[0].transpose(0, 1).to(device) for row in rows)
+    ends = torch.tensor([0, 7, 8, 13], dtype=torch.int32).to(device)
+    reason = ""
+    for causal in (True, False):
+        q, k, v = (row.float() for row in rows)
+        expected = _window_by_window(q, k, v, None, None, (own, own), causal)[0].transpose(0, 1)
+        try:
+            found = _flash(query, key, value, None, None, (ends, ends), (7, 7), causal)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            break
         # Rounding is below 1%.
-        if (found.float() - expected.float()).norm() <= 0.02 * expected.float().norm():
-            return True
-        reason = "what it computes is wrong"
+        if not (found.float().cpu() - expected).norm() <= 0.02 * expected.norm():
+            reason = "what it computes is wrong"
+    if not reason:
+        return True
     _log.warning(
         "torch's flash attention does not work on %s (%s): windows are read one by one, which is slower.",
         device,

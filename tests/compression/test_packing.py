@@ -168,10 +168,11 @@ def test_a_kernel_that_is_not_there_or_wrong_is_not_used(
         "torch's flash attention does not work on cpu (Could not run 'aten::_flash" in caplog.text
     )
 
-    def right(q: Any, k: Any, v: Any, *_: Any) -> torch.Tensor:
+    def right(q: Any, k: Any, v: Any, *rest: Any) -> torch.Tensor:
         rows = [each.transpose(0, 1)[None] for each in (q, k, v)]
         own = torch.tensor([7, 1, 5])
-        return attention._window_by_window(*rows, None, None, (own, own), True)[0].transpose(0, 1)
+        out = attention._window_by_window(*rows, None, None, (own, own), rest[-1])
+        return out[0].transpose(0, 1)
 
     monkeypatch.setattr(attention, "_flash", right)
     assert works(*given)
