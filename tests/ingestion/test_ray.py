@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from lclm_rag import Document, KnowledgeBase, RayEngine
-from lclm_rag.errors import KnowledgeBaseError
+from lclm_rag.errors import KnowledgeBaseError, PassageIndexError
 from lclm_rag.indexing.points import ServerPoints
 from lclm_rag.ingestion.ray import engine as engine_module
 from lclm_rag.ingestion.ray import upserts
@@ -31,7 +31,7 @@ from lclm_rag.store.fragment import Fragment
 from lclm_rag.types import AddReport, DocumentParts, ReadablePart
 from lclm_rag.verify import verify
 from support.commands import Run
-from support.qdrant_server import serve
+from support.qdrant_server import Faults, serve
 from support.ray_parts import (
     LONG_PASSAGES,
     Changing,
@@ -199,7 +199,7 @@ import sys
 from lclm_rag import KnowledgeBase, RayEngine
 from lclm_rag.types import DocumentParts
 from moto.server import ThreadedMotoServer
-from support.qdrant_server import serve
+from support.qdrant_server import Faults, serve
 from support.ray_parts import Made
 parts = DocumentParts([Made(first, 10, pause=0.1) for first in range(0, 90, 10)])
 with KnowledgeBase.create(sys.argv[1], passage_tokens=200, codec="fp16", resume=True) as kb:
@@ -572,3 +572,51 @@ def test_workers_read_from_an_object_store_and_write_to_one_on_a_cluster_that_gr
         cluster.shutdown()
         S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+# --- the passage index on a server, whoever is let in -----------------------------------------------
+
+
+def test_an_index_is_made_anew_on_a_server_by_workers(tmp_path: Path, run: Run) -> None:
+    with new_kb(tmp_path / "kb") as kb:
+        for first in (0, 10):
+            kb.add(made_documents(first, 10))
+        passages = len(kb)
+    with serve() as url:
+        engine = ("--engine", "ray", "--index-writers", "2")
+        code, out, err = run("reindex", "--kb", tmp_path / "kb", "--qdrant-url", url, *engine)
+        assert code == 0, err
+        assert out == f"{tmp_path / 'kb'}: {passages:,} passages in the passage index at {url}.\n"
+        with KnowledgeBase.open(tmp_path / "kb") as kb:
+            assert kb.index.count() == passages
+            check_whole(kb)
+        # And once more, in the place of the one that is searched.
+        code, out, err = run("reindex", "--kb", tmp_path / "kb", *engine)
+        assert code == 0, err
+        with KnowledgeBase.open(tmp_path / "kb") as kb:
+            assert kb.index.count() == passages
+            check_whole(kb)
+
+
+@pytest.mark.parametrize("seen", ["before the work", "while passages are put there"])
+def test_a_key_that_the_server_does_not_take_from_a_worker_is_one_sentence_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    monkeypatch.setenv("QDRANT_API_KEY", "right")
+    faults = Faults()
+    with (
+        serve(faults, key="right") as url,
+        KnowledgeBase.create(
+            tmp_path / "kb", passage_tokens=200, qdrant_url=url, collection="c"
+        ) as kb,
+    ):
+        monkeypatch.setattr(upserts, "_environment", lambda: {"QDRANT_API_KEY": "wrong"})
+        if seen != "before the work":
+            monkeypatch.setattr(RayEngine, "reach", lambda self, url: None)
+        calls = len(faults.calls)
+        with pytest.raises(
+            PassageIndexError, match=r"does not let this process in \(401"
+        ) as raised:
+            kb.add(DocumentParts([Made(0, 10)]), engine=RayEngine())
+        assert "\n" not in str(raised.value)
+        assert len(faults.calls) - calls < 30

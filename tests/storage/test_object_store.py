@@ -407,6 +407,41 @@ def test_of_two_writers_one_commits_and_the_other_goes_on_from_where_it_was(url:
     assert (open_folder(url) / "uncommitted").files() == []
 
 
+def test_two_runs_of_the_same_documents_at_once_lose_nothing_and_have_nothing_twice(
+    url: str,
+) -> None:
+    LatentStore.create(url, LAYOUT)
+    with writing(url, "add", resumable=True) as first:
+        for row in rows("shared"):
+            first.add(row)
+        first._flush()
+        # The second finds the first's note, and takes what is finished.
+        with writing(url, "add", resumable=True) as second:
+            for row in rows("second's"):
+                second.add(row)
+            second._flush()
+            # What the first finishes from now on, the second does not see and leaves alone.
+            for row in rows("first's"):
+                first.add(row)
+            first._flush()
+            assert second.take_over("shared", b"shared".ljust(32)) == 16
+            assert second.take_over("first's", b"first's".ljust(32)) == 0
+            store = second.commit()
+        assert {key.document_id for key in keys(store)} == {"shared", "second's"}
+        with pytest.raises(StoreError, match="committed by another writer meanwhile; run the same"):
+            first.commit()
+    # The first's fragment is part of a version now, and stays, although its run has failed.
+    assert len(LatentStore.open(url).read(LatentStore.open(url).document_keys("shared"))) == 16
+    with writing(url, "add", resumable=True) as again:
+        assert again.base.document_hash("shared") == b"shared".ljust(32)
+        assert again.take_over("first's", b"first's".ljust(32)) == 16
+        store = again.commit()
+    assert sorted(row.passage.key.document_id for row in store.passages()) == sorted(
+        name for name in ("shared", "second's", "first's") for _ in range(16)
+    )
+    assert (open_folder(url) / "uncommitted").files() == []
+
+
 def test_many_writers_at_once(url: str) -> None:
     LatentStore.create(url, LAYOUT)
     ready = threading.Barrier(4)

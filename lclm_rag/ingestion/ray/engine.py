@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from lclm_rag import errors
 from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.ingestion.passages import Splitting
@@ -406,6 +407,10 @@ def _ray_errors(ray: Any) -> Iterator[None]:
         if own is not None:
             raise own from error
         reason = str(error).strip().splitlines()[-1]
+        # Of what an actor raised when it was made, Ray keeps only the traceback's text.
+        name, _, sentence = reason.removeprefix(f"{errors.__name__}.").partition(": ")
+        if name in errors.__all__ and sentence:
+            raise getattr(errors, name)(sentence) from error
         raise KnowledgeBaseError(f"The Ray job failed: {reason}") from error
 
 
