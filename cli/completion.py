@@ -22,12 +22,13 @@ _INSTALL = {
 def completion(context: click.Context, shell: str) -> None:
     """Print a script with which a SHELL completes commands, options and their values.
 
+    Install it once, and start a new shell; or, for this shell alone, eval it.
+
     \b
-    To install it, once, and then start a new shell:
+    Examples:
       lclm-rag completion bash >> ~/.bashrc
       lclm-rag completion zsh >> ~/.zshrc
       lclm-rag completion fish > ~/.config/fish/completions/lclm-rag.fish
-    For this shell alone:
       eval "$(lclm-rag completion bash)"
     """
     made = get_completion_class(shell)
