@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -251,7 +252,7 @@ def encoder_speed(day: Day) -> dict[str, Any]:
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
                 encoder(ids, positions, lengths)
                 wait()
-            table = seen.key_averages().table(sort_by="cuda_time_total", row_limit=15)
+            table = seen.key_averages().table(sort_by="device_time_total", row_limit=15)
             click.echo(table, err=True)
             figures[way]["profile"] = table.splitlines()
             figures[way]["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -287,7 +288,7 @@ def build(day: Day) -> dict[str, Any]:
 def _watched_gpu(day: Day) -> Iterator[list[float]]:
     """The shares of time that nvidia-smi reports while the context lasts, five a second."""
     shares: list[float] = []
-    if day.device != "cuda":
+    if day.device != "cuda" or shutil.which("nvidia-smi") is None:
         yield shares
         return
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
