@@ -1,5 +1,5 @@
 """What a point costs the passage index in bytes, for `lclm-rag estimate`: the constants of
-lclm_rag/estimate/index.py, by their names. And what a fragment and a passage cost whoever opens a store.
+lclm_rag/estimate/index.py, by their names.
 
 Each is a slope between two sizes, so that what does not grow with the size falls out. How long a search
 takes: index_scale.py.
@@ -8,11 +8,9 @@ takes: index_scale.py.
 from __future__ import annotations
 
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,17 +18,10 @@ import numpy as np
 
 from lclm_rag import PassageKey
 from lclm_rag.retrieval import Bm25Settings, EdgeIndex, IndexEntry
-from lclm_rag.storage import LocalFolder
-from lclm_rag.store import LatentStore, Layout
-from lclm_rag.store.fragment import keys_checksum
-from lclm_rag.store.manifest import FragmentEntry, Manifest, Totals, read_manifest, write_manifest
-from lclm_rag.store.store import FRAGMENTS
 
-LAYOUT = Layout("int4", "encoder", 1024, "f" * 16, 16)
 VOCABULARY = 50_000
 WEIGHTS = 1 / (100 + np.arange(1, VOCABULARY + 1))  # As in English, without its stop words.
 BATCH = 1_000
-ROWS = 1_024
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ def main(points: int, out: Path) -> None:
     """Example: python benchmarks/estimate_constants.py --points 20000"""
     from shared import machine, write_results
 
-    results = [*manifests(), *openings(), *indexes(points)]
+    results = list(indexes(points))
     for constant in results:
         click.echo(f"{constant.name:28}{constant.value:12.4g}  {constant.unit}")
     write_results(out, {"machine": machine(), "points": points}, results)
@@ -64,53 +55,6 @@ def main(points: int, out: Path) -> None:
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)
-
-
-def entries(count: int) -> tuple[FragmentEntry, ...]:
-    return tuple(
-        FragmentEntry(
-            f"{uuid.uuid4().hex}.arrow", ROWS, 32_768, 524_288, 19_300_000, "0" * 64, 128, "0" * 16
-        )
-        for _ in range(count)
-    )
-
-
-def manifests() -> Iterator[Constant]:
-    """Between 1,000 fragments and 50,000."""
-    sizes, seconds = [], []
-    for count in (1_000, 50_000):
-        with folder() as path:
-            there = LocalFolder(path)
-            write_manifest(there, Manifest(1, LAYOUT, entries(count), Totals(), "add", "now"))
-            sizes.append(there.files()[0].size)
-            started = time.perf_counter()
-            read_manifest(there, 1)
-            seconds.append(time.perf_counter() - started)
-    yield Constant("manifest bytes", (sizes[1] - sizes[0]) / 49_000, "bytes a fragment")
-    yield Constant("manifest", (seconds[1] - seconds[0]) / 49_000, "s a fragment")
-
-
-def openings() -> Iterator[Constant]:
-    """2,000 fragments of 1,024 rows, then 10 of a million: in one the files count, in the other the rows."""
-    hashes = np.random.default_rng(0)
-    found = []
-    for count, rows in ((2_000, ROWS), (10, 1_000_000)):
-        with folder() as path:
-            (path / FRAGMENTS).mkdir()
-            held = []
-            for entry in entries(count):
-                keys = hashes.integers(0, 2**63, rows, np.uint64).tobytes()
-                held.append(replace(entry, rows=rows, keys_checksum=keys_checksum(keys)))
-                (path / FRAGMENTS / entry.name).write_bytes(bytes(entry.keys_offset) + keys)
-            manifest = Manifest(1, LAYOUT, tuple(held), Totals(), "add", "now")
-            store = LatentStore(LocalFolder(path), manifest)
-            started = time.perf_counter()
-            store.key_hashes(manifest.fragments)
-            read = time.perf_counter() - started
-            _ = PassageKey("nobody", 0) in store
-            found.append((read, time.perf_counter() - started - read))
-    yield Constant("key hashes", found[0][0] / 2_000, "s a fragment")
-    yield Constant("sorting", found[1][1] / 10_000_000, "s a passage")
 
 
 def indexes(points: int) -> Iterator[Constant]:

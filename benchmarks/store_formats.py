@@ -429,7 +429,7 @@ def open_to_read(way: str, folder: Path, sizes: Sizes) -> Read:
 
         return by_key
     if way.startswith("pyarrow.dataset"):
-        names = [entry.name for entry in LatentStore.open(folder).manifest.fragments]
+        names = [entry.name for entry in LatentStore.open(folder).entries()]
         paths = [str(folder / "fragments" / name) for name in names]
         local = pa.fs.LocalFileSystem(use_mmap=True)
         arrow = ds.dataset(paths, format="ipc", filesystem=local)
@@ -468,7 +468,7 @@ def open_to_read(way: str, folder: Path, sizes: Sizes) -> Read:
 def _read_mapped_arrow(folder: Path) -> Read:
     """What stands below the store: memory maps and slices, with no keys and no checksums."""
     batches, starts = [], [0]
-    for entry in LatentStore.open(folder).manifest.fragments:
+    for entry in LatentStore.open(folder).entries():
         file = pa.ipc.open_file(pa.memory_map(str(folder / "fragments" / entry.name)))
         batches += [file.get_batch(i) for i in range(file.num_record_batches)]
     for batch in batches:
@@ -713,7 +713,7 @@ def _read_one(way: str, path: Path, sizes: Sizes) -> None:
 
 
 def _check_sha256(path: Path) -> None:
-    for entry in LatentStore.open(path).manifest.fragments:
+    for entry in LatentStore.open(path).entries():
         with (path / "fragments" / entry.name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                 raise ValueError(f"Fragment {entry.name} is damaged.")

@@ -189,29 +189,19 @@ def _decimal(count: float) -> str:
 
 
 def estimate_constants() -> str:
-    """What a point of the passage index takes, and what opening a store takes."""
+    """What a point of the passage index takes."""
     found = results("estimate_constants")
     titles = {
-        "manifest bytes": "manifest, size",
-        "manifest": "manifest, reading",
-        "key hashes": "key hashes, reading",
-        "sorting": "key hashes, sorting",
         "_INDEX_BYTES_PER_TERM": "inverted index",
         "_VECTOR_BYTES_PER_TERM": "sparse vectors",
         "_PAYLOAD_BYTES": "payload and the rest",
         "_ID_BYTES": "id and version",
     }
-    rows = []
-    for run in found["results"]:
-        seconds = run["unit"].startswith("s ")
-        value = f"{1e6 * run['value']:.2g} µs" if seconds else f"{run['value']:.3g} bytes"
-        rows.append([titles[run["name"]], value, run["unit"].split(" ", 1)[1]])
-    sorting = next(run["value"] for run in found["results"] if run["name"] == "sorting")
-    notes = (
-        f"{found['points']:,} points. A process that opens a store sorts the hashes of all its keys: "
-        f"{duration(1e6 * sorting)} at a million passages, {duration(1e8 * sorting)} at 100 million. "
-        f"{source('estimate_constants')}"
-    )
+    rows = [
+        [titles[run["name"]], f"{run['value']:.3g} bytes", run["unit"].split(" ", 1)[1]]
+        for run in found["results"]
+    ]
+    notes = f"{found['points']:,} points. {source('estimate_constants')}"
     return markdown(["part", "value", "for"], rows, notes)
 
 

@@ -81,28 +81,60 @@ def _answers(score: Run, codec: str) -> str:
 
 
 def store_scale() -> str:
-    """A store of a million passages: opening it, and reading from it."""
+    """Large stores: opening, looking up, reading, committing."""
     found = results("store_scale")
-    opening, *readings = found["results"]
-    before = f"{size(opening['resident_mib'])}, {size(opening['imports_mib'])} of it before opening"
+    runs = found["results"]
+    openings = [run for run in runs if "lookups_ms" in run]
     rows = [
-        ["passages", f"{opening['passages']:,} in {opening['fragments']:,} fragments"],
-        ["opening, to the first key found", duration(opening["seconds"])],
-        ["resident memory then", before],
+        [
+            f"{run['passages']:,} passages in {run['fragments']:,} fragments{_of_keys(run)}: opening, to the "
+            "first key found",
+            f"{duration(run['seconds'])}, {duration(run['cold_seconds'])} from an empty page cache",
+        ]
+        for run in openings
     ]
-    for run in readings:
-        cache = "in the page cache" if run["cached"] else "page cache emptied"
-        both = f"{duration(run['store_ms'] / 1e3)} to {duration(run['memmap_ms'] / 1e3)}"
-        rows.append([
-            f"64 random passages, {size(run['mib'])} of latents, {cache}: the store to `numpy.memmap`",
-            f"{times(run['ratio'])} ({both})",
-        ])  # fmt: skip
+    rows += [
+        [f"{run['passages']:,} passages: memory that this takes", size(run["mib"])]
+        for run in openings
+    ]
+    rows += [
+        [f"{run['passages']:,} passages: 64 random look-ups", duration(run["lookups_ms"] / 1e3)]
+        for run in openings
+    ]
+    for run in runs:
+        if "memmap_ms" in run:
+            cache = "in the page cache" if run["cached"] else "page cache emptied"
+            both = f"{duration(run['store_ms'] / 1e3)} to {duration(run['memmap_ms'] / 1e3)}"
+            rows.append([
+                f"64 random passages of {openings[0]['passages']:,}, {size(run['mib'])} of latents, {cache}: "
+                "the store to `numpy.memmap`",
+                f"{times(run['ratio'])} ({both})",
+            ])  # fmt: skip
+        if "kib" in run:
+            rows.append([
+                f"one document more in {run['passages']:,}, without the passage index",
+                f"{duration(run['seconds'])}, {run['kib']:,.0f} KiB beside its fragment",
+            ])  # fmt: skip
+        if "written" in run:
+            rows.append([
+                f"key records written for each key, {run['keys']:,} in {run['commits']:,} commits",
+                f"{run['written']:.1f}",
+            ])  # fmt: skip
+        if "first_passage" in run:
+            rows.append([
+                "requests to an object store: opening, the first passage, one more of the same fragment",
+                f"{run['opening']}, {run['first_passage']}, {run['next_passage']}",
+            ])  # fmt: skip
     sparse = f", {found['on_disk_gb']} GB of it on disk" if found["sparse"] else ""
     notes = (
         f"{found['latents_of_a_passage']} latents of {found['width']:,} a passage, {found['codec']}: "
-        f"{found['apparent_gb']} GB{sparse}. {source('store_scale')}"
+        f"{openings[0]['passages']:,} are {found['apparent_gb']} GB{sparse}. {source('store_scale')}"
     )
     return markdown(["measure", "result"], rows, notes)
+
+
+def _of_keys(run: Run) -> str:
+    return "" if run["whole"] else " (keys alone)"
 
 
 def store_formats_reading() -> str:

@@ -34,18 +34,16 @@ def compact(kb: str, keep_versions: bool, wait: float, as_json: bool) -> None:
     from lclm_rag.knowledge_base import KnowledgeBase
 
     with KnowledgeBase.open(kb, wait=wait) as knowledge_base:
-        before = len(knowledge_base.store.manifest.fragments)
+        before = knowledge_base.store.manifest.fragments
         with counting_bar("compacting") as on_row:
             knowledge_base.compact(on_row=on_row)
         vacuumed = None if keep_versions else knowledge_base.vacuum()
         manifest = knowledge_base.store.manifest
     if as_json:
         freed = vacuumed.bytes if vacuumed else 0
-        facts = {"version": manifest.version, "fragments": len(manifest.fragments), "freed": freed}
+        facts = {"version": manifest.version, "fragments": manifest.fragments, "freed": freed}
         say_json(facts)
     else:
-        say(
-            f"{kb}: {before} fragments became {len(manifest.fragments)}, version {manifest.version}."
-        )
+        say(f"{kb}: {before} fragments became {manifest.fragments}, version {manifest.version}.")
         if vacuumed:
             print_vacuumed(kb, vacuumed)

@@ -52,7 +52,7 @@ def _facts(kb: str) -> dict[str, Any]:
         "passages": len(store),
         "source_tokens": totals.tokens,
         "latents": totals.latents,
-        "fragments": len(store.manifest.fragments),
+        "fragments": store.manifest.fragments,
         "uncommitted_passages": sum(e.rows for e in uncommitted_entries(store.folder, layout)),
         "store_bytes": size,
         "bytes_per_source_token": round(size / totals.tokens, 1) if totals.tokens else None,

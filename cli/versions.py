@@ -38,7 +38,7 @@ def versions(kb: str, as_json: bool) -> None:
             "operation": m.operation,
             **asdict(m.totals),
             "codec": m.layout.codec,
-            "fragments": len(m.fragments),
+            "fragments": m.fragments,
             "bytes": m.bytes,
         }
         for m in read_versions(folder / "store")

@@ -9,7 +9,10 @@ from typing import Literal
 __all__ = ["Kind", "Problem", "damaged_documents", "nameless_passages", "sentences"]
 
 Kind = Literal[
-    "fragment",  # of the version that is checked
+    "list",  # of fragments of the version that is checked, which are lost with it
+    "deletions",  # of a fragment of that version: what it shows of it is lost
+    "keys",  # what that version's passages are looked up in, made anew from them
+    "fragment",  # of that version
     "passage",
     "document",
     "totals",
@@ -29,7 +32,8 @@ class Problem:
 
     Attributes:
         kind: What kind of thing has the problem.
-        where: Name of the file (a fragment, a manifest, a note on uncommitted work), or the passage index.
+        where: Name of the file (a fragment, a fragment list, a key run, a manifest, a note on uncommitted
+            work), or the passage index.
         sentence: The problem in words; empty if another problem's sentence covers it.
         document_id: The document of which something is damaged or lost; None if there is none, or if its id
             is lost as well.

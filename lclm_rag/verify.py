@@ -17,8 +17,8 @@ from lclm_rag.remotes import announce_remotes
 from lclm_rag.storage import Folder, LocalFolder, open_folder
 from lclm_rag.store import LatentStore
 from lclm_rag.store.locks import write_lock
+from lclm_rag.store.parts import FRAGMENTS
 from lclm_rag.store.repair import go_back_to_an_intact_manifest, repair_store
-from lclm_rag.store.store import FRAGMENTS
 from lclm_rag.store.verify import verify_store
 from lclm_rag.store.writer import named_fragments
 
@@ -94,7 +94,7 @@ def verify(
         repaired = go_back_to_an_intact_manifest(store_folder)
         with closing(LatentStore.open(store_folder)) as store:
             problems = list(_problems(folder, settings, store, on_bytes))
-        repaired += repair_store(store_folder, problems)
+        repaired += repair_store(store_folder, problems, undone=bool(repaired))
         with closing(LatentStore.open(store_folder)) as store:
             if any(map(_concerns_index, problems)):
                 rebuild_index(folder / "index", settings, store)

@@ -382,7 +382,7 @@ def write_with_children(folder: str) -> None:
 
     def documents(*numbers: int) -> Iterator[Document]:
         yield from map(town, numbers[:-2])
-        committed = {entry.name for entry in kb.store.manifest.fragments}
+        committed = {entry.name for entry in kb.store.entries()}
         assert {file.name for file in (path / "store/fragments").iterdir()} - committed
         ordinary_child()
         yield from map(town, numbers[-2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +39,8 @@ from lclm_rag.indexing.state import (
 from lclm_rag.retrieval import Bm25Settings
 from lclm_rag.storage import LocalFolder
 from lclm_rag.store import LatentStore
+from lclm_rag.store.manifest import pack_entry
+from lclm_rag.types import PassageKey
 from lclm_rag.verify import verify
 from support.commands import Run
 
@@ -98,32 +102,42 @@ def test_a_file_that_an_index_names_outside_of_it_is_not_touched(
     assert victim.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["../../../x.arrow", "/x.arrow", "..", "a\\b.arrow", "", 7, None])
-def test_a_fragment_that_a_manifest_names_elsewhere_is_damage(kb: Path, name: Any) -> None:
+@pytest.mark.parametrize("name", ["../../../x", "/x", "..", "a\\b", "", 7, None])
+@pytest.mark.parametrize("part", ["lists", "keys"])
+def test_a_file_that_a_manifest_names_elsewhere_is_damage(kb: Path, part: str, name: Any) -> None:
     manifest = _manifest(kb)
-    (entry,) = unseal(manifest.read_bytes())["fragments"]
-    os.mkfifo(kb.parent / "x.arrow")  # Opened, it would be waited for.
-    _rewrite(manifest, {"fragments": [{**entry, "name": name}]})
-    with pytest.raises(DamagedError, match=r"Manifest .* is damaged: .* is not the name of a frag"):
+    (entry,) = unseal(manifest.read_bytes())[part]
+    for ending in ("list", "run"):
+        os.mkfifo(kb.parent / f"x.{ending}")  # Opened, it would be waited for.
+    _rewrite(manifest, {part: [{**entry, "name": name}]})
+    with pytest.raises(DamagedError, match=r"Manifest .* is damaged: "):
         LatentStore.open(kb / "store")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"rows": -1},
-        {"rows": 1.5},
+        {"fragments": -1},
+        {"fragments": 1.5},
+        {"fragments": 2},
         {"bytes": None},
-        {"keys_offset": -8},
-        {"deleted": [[0, 10**12]]},
-        {"deleted": [[-1, 2]]},
-        {"deleted": 3},
+        {"next_fragment": 0},
+        {"next_fragment": 10**12},
+        {"lists": {"fragments": 0}},
+        {"lists": {"fragments": 10**12}},
+        {"lists": {"first": -1}},
+        {"lists": {"first": 7}},
+        {"keys": {"rows": 6}},
+        {"keys": {"rows": -1}},
+        {"keys": {"rows": 10**17}},
     ],
 )
 def test_numbers_of_a_manifest_that_cannot_be_are_damage(kb: Path, change: dict[str, Any]) -> None:
     manifest = _manifest(kb)
-    (entry,) = unseal(manifest.read_bytes())["fragments"]
-    _rewrite(manifest, {"fragments": [{**entry, **change}]})
+    content = unseal(manifest.read_bytes())
+    for part, value in change.items():
+        inner = isinstance(value, dict)
+        _rewrite(manifest, {part: [{**content[part][0], **value}] if inner else value})
     with pytest.raises(DamagedError, match=r"Manifest .* is damaged: "):
         LatentStore.open(kb / "store")
 
@@ -136,7 +150,7 @@ def test_a_layout_that_cannot_be_is_damage(kb: Path, change: dict[str, Any]) -> 
         LatentStore.open(kb / "store")
 
 
-@pytest.mark.parametrize("part", ["fragments", "layout", "totals", "created"])
+@pytest.mark.parametrize("part", ["lists", "keys", "layout", "totals", "created"])
 def test_a_manifest_that_lacks_a_part_is_damage(kb: Path, part: str) -> None:
     manifest = _manifest(kb)
     content = unseal(manifest.read_bytes())
@@ -149,7 +163,9 @@ def test_a_manifest_that_lacks_a_part_is_damage(kb: Path, part: str) -> None:
 def test_a_note_on_uncommitted_work_that_names_a_file_elsewhere_is_passed_over(
     kb: Path, tmp_path: Path
 ) -> None:
-    (entry,) = unseal(_manifest(kb).read_bytes())["fragments"]
+    store = LatentStore.open(kb / "store")
+    (entry,) = map(pack_entry, store.entries())
+    store.close()
     layout = unseal(_manifest(kb).read_bytes())["layout"]
     (tmp_path / "victim.arrow").write_bytes(b"precious")
     note = {"layout": layout, "entry": {**entry, "name": "../../../victim.arrow", "bytes": 8}}
@@ -261,11 +277,8 @@ def _flip(path: Path, offset: int) -> None:
 def test_a_bit_in_the_hashes_by_which_passages_are_looked_up_is_noticed_before_anything_is_changed(
     run: Run, kb: Path, tmp_path: Path
 ) -> None:
-    with KnowledgeBase.open(kb, device="cpu") as opened:
-        (entry,) = opened.store.manifest.fragments
-        place = opened.store.document_places("town-3")[0]
-    fragment = kb / "store" / "fragments" / entry.name
-    _flip(fragment, entry.keys_offset + 8 * place[1] + 3)
+    (run_there,) = (kb / "store" / "keys").iterdir()
+    _flip(run_there, 16 + 16 * 3 + 3)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(json.dumps({"id": "town-3", "text": "zq3w is a city."}) + "\n")
     for command in (
@@ -276,11 +289,12 @@ def test_a_bit_in_the_hashes_by_which_passages_are_looked_up_is_noticed_before_a
     ):
         code, out, err = run(command[0], "--kb", kb, *command[1:])
         assert (code, out) == (1, ""), command
-        assert "the keys of its passages are not what was written" in err
+        assert "The keys of the store are damaged" in err
+        assert "lclm-rag verify --repair makes them anew" in err
     code, out, _ = run("verify", "--kb", kb, "--repair", "--json")
-    assert (code, json.loads(out)["documents"]) == (3, 6)
+    assert (code, json.loads(out)["documents"]) == (0, 7)
     code, out, _ = run("add", changed, "--kb", kb, "--json")
-    assert (code, json.loads(out)["added"]) == (0, 1)
+    assert (code, json.loads(out)["updated"]) == (0, 1)
     code, out, _ = run("show", "--kb", kb, "town-3", "0")
     assert (code, out) == (0, "zq3w is a city.\n")
 
@@ -416,6 +430,53 @@ def test_whatever_a_manifest_says_is_read_or_is_damage(kb: Path, data: st.DataOb
             assert all(len(str(problem)) < 2000 for problem in verify(kb).problems)
     finally:
         manifest.write_bytes(original)
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("holed") / "kb"
+    with KnowledgeBase.create(path, device="cpu") as new:
+        new.add(TOWNS)
+        new.delete(["town-5"])
+    return path
+
+
+@_PROPERTY
+@given(data=st.data())
+def test_whatever_a_list_bitmaps_or_keys_say_is_read_or_is_damage(
+    holed: Path, data: st.DataObject
+) -> None:
+    """Of somebody who knows how they are sealed."""
+    store, manifest = holed / "store", _manifest(holed)
+    content = unseal(manifest.read_bytes())
+    path = store / data.draw(st.sampled_from([f"lists/{content['lists'][0]['name']}.list", "keys"]))
+    path = next(path.iterdir()) if path.is_dir() else path
+    originals = {file: file.read_bytes() for file in (path, manifest)}
+    changed = bytearray(originals[path])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(changed), 160) - 4))
+        value = data.draw(st.sampled_from([0, 1, 7, 8, 255, 2**31, 2**32 - 1]))
+        changed[at : at + 4] = value.to_bytes(4, "little")
+    if path.suffix == ".list":
+        sha256 = hashlib.sha256(changed).hexdigest()
+        _rewrite(manifest, {"lists": [{**content["lists"][0], "sha256": sha256}]})
+    else:
+        seed = int(path.name[:16], 16)
+        changed[:8] = xxhash.xxh3_64_intdigest(bytes(changed[8:]), seed).to_bytes(8, "little")
+    path.write_bytes(changed)
+    try:
+        with suppress(StoreError, KeyError):
+            opened = LatentStore.open(store)
+            keys = [PassageKey(town.id, 0) for town in TOWNS if town.id != "town-5"]
+            with suppress(StoreError):
+                list(opened.texts())
+            opened.read(keys)
+            opened.close()
+        with suppress(StoreError):
+            assert all(len(str(problem)) < 2000 for problem in verify(holed).problems)
+    finally:
+        for file, whole in originals.items():
+            file.write_bytes(whole)
 
 
 @_PROPERTY

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,7 +102,7 @@ def _flip(path: Path, offset: int, bit: int = 0) -> None:
 def _fragments(kb: Path) -> list[Path]:
     """Of the newest version, the larger first; then those of no version."""
     store = LatentStore.open(kb / "store")
-    names = [e.name for e in sorted(store.manifest.fragments, key=lambda entry: -entry.bytes)]
+    names = [e.name for e in sorted(store.entries(), key=lambda entry: -entry.bytes)]
     store.close()
     there = (kb / "store" / "fragments").glob("*.arrow")
     return [kb / "store" / "fragments" / name for name in names] + sorted(
@@ -126,9 +127,9 @@ def _flip_in_row(kb: Path, document_id: str, column: str, ordinal: int = 0) -> t
         "checksum": fragment._checksum(row).to_bytes(8, "little"),
     }[column]
     if column == "document_id":  # Ids lie one after the other; a text may name them, too.
-        first, _ = fragment._span("document_id", row, 1 << 40)
-        address = fragment._texts["document_id"].__array_interface__["data"][0]
-        offset = address - fragment._file.buffer.address + first
+        columns, at = fragment._at(row)
+        offset = columns.texts["document_id"].begin
+        offset += fragment._span(columns, at, "document_id", row)[0]
     else:
         offset = data.index(wanted) + (8 if column == "document_hash" else 0)
     store.close()
@@ -196,13 +197,14 @@ def test_a_flipped_bit_is_found_in_every_file_of_the_store(kb: Path) -> None:
     assert _findings(kb) == []
     for path in files:
         size = path.stat().st_size
+        few = path.parent.name in ("lists", "deletions", "keys")  # Every byte of them alike.
         ends = [0, 7, 8, size - 1, size - 7, size - 11]  # magic, lengths
         offsets = (
             [*ends, *random_.sample(range(size), 24), *random_.sample(range(1500), 12)]
             if size > 1500
-            else [*ends[:4], *random_.sample(range(size), 20)]
+            else [*(end for end in ends[:4] if end < size), *random_.choices(range(size), k=20)]
         )
-        for offset in offsets:
+        for offset in offsets[:12] if few else offsets:
             bit = random_.randrange(8)
             _flip(path, offset, bit)
             problems = _findings(kb)
@@ -219,6 +221,8 @@ def test_files_of_the_store_that_are_not_what_they_were(kb: Path, damage: str) -
         # That there was another version, or uncommitted work, nothing tells.
         files = _fragments(kb)[:2]
     for path in files:
+        if damage == "longer" and path.suffix in (".list", ".bits"):
+            continue  # Only the stretches that are named are read.
         kept = path.read_bytes()
         if damage == "missing":
             path.unlink()
@@ -372,13 +376,11 @@ def test_without_an_index_it_is_said_how_many_passages_have_no_name(
 ) -> None:
     shutil.rmtree(kb / "index")
     before, path = _latents(kb), _fragments(kb)[0]
-    entry = next(
-        e for e in LatentStore.open(kb / "store").manifest.fragments if e.name == path.name
-    )
+    entry = next(e for e in LatentStore.open(kb / "store").entries() if e.name == path.name)
     path.unlink()
     code, out, _ = run("verify", "--kb", kb, "--repair")
     assert code == 3
-    lost = entry.rows - len(entry.deleted)
+    lost = entry.rows - entry.deleted
     assert f"Damaged passages of unknown documents: {lost}" in out
     assert "add the whole corpus again" in out
     assert verify(kb).problems == []
@@ -421,9 +423,9 @@ def test_a_damaged_newest_manifest(
 def test_damage_that_costs_no_document_is_repaired_with_exit_code_0(run: Run, kb: Path) -> None:
     before = _latents(kb)
     store = LatentStore.open(kb / "store")
-    holed = next(entry for entry in store.manifest.fragments if entry.deleted)
+    holed = next(entry for entry in store.entries() if entry.deleted)
     fragment = store.fragment(holed.name)
-    gone = fragment.read(min(holed.deleted)).encoded.tobytes()
+    gone = fragment.read(int(np.argmin(store.table.visible(holed)))).encoded.tobytes()
     store.close()
     path = kb / "store" / "fragments" / holed.name
     _flip(path, path.read_bytes().index(gone))  # a deleted row
@@ -599,7 +601,7 @@ def test_every_error_of_a_damaged_fragment_is_one_of_ours(
     says of a file: a wrong one must never end the process."""
     LatentStore.create(tmp_path, LAYOUT)
     store = _written(tmp_path, two[0])
-    (entry,) = store.manifest.fragments
+    (entry,) = store.entries()
     path = tmp_path / "fragments" / entry.name
     kept = path.read_bytes()
     footer = len(kept) - 2500

@@ -103,5 +103,4 @@ class LatentCompressor(TransformComponent):
         A new store has a state that equals no other, so nothing is skipped for it.
         """
         manifest = self._kb.store.manifest
-        newest = manifest.fragments[-1].name if manifest.fragments else uuid4().hex
-        return f"{manifest.version}-{newest}"
+        return f"{manifest.version}-{manifest.digest if manifest.fragments else uuid4().hex}"

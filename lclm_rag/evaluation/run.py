@@ -195,8 +195,9 @@ def _server(decoder: Decoder) -> dict[str, str] | None:
 def _digest(kb: KnowledgeBase) -> str:
     """A digest that changes whenever the store's visible passages change."""
     digest = hashlib.sha256()
-    for entry in sorted(kb.store.manifest.fragments, key=lambda entry: entry.sha256):
-        digest.update(f"{entry.sha256} {sorted(entry.deleted)}\n".encode())
+    for entry in sorted(kb.store.entries(), key=lambda entry: entry.sha256):
+        deleted = entry.deletions.checksum if entry.deletions else 0
+        digest.update(f"{entry.sha256} {deleted}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from lclm_rag.retrieval import IndexEntry, PassageIndex
 from lclm_rag.store import LatentStore
 from lclm_rag.store.fragment import Fragment
-from lclm_rag.store.manifest import FragmentEntry
-from lclm_rag.store.store import visible_rows
+from lclm_rag.store.lists import FragmentEntry
 from lclm_rag.types import Passage
 
 __all__ = ["Changes", "entries_of"]
@@ -42,10 +41,12 @@ class Changes:
             indexed: The version that the index shows; None if the index is empty.
             store: The version that it is to show.
         """
-        before = {e.name: e for e in indexed.manifest.fragments} if indexed else {}
-        after = {e.name: e for e in store.manifest.fragments}
-        gone = _only_in(indexed, before, after) if indexed else []
-        new = _only_in(store, after, before)
+        # Without the lists that both versions have: a change to a large store is found without reading it
+        # all.
+        before = {e.name: e for e in indexed.entries_unlike(store)} if indexed else {}
+        after = {e.name: e for e in store.entries_unlike(indexed)}
+        gone = _only_in(indexed, before, store, after) if indexed else []
+        new = _only_in(store, after, indexed, before)
         moved = _identities(gone) & _identities(new) if gone and new else set()
         return cls(_without(gone, moved), _without(new, moved))
 
@@ -70,14 +71,17 @@ class Changes:
 
 
 def _only_in(
-    store: LatentStore, entries: dict[str, FragmentEntry], others: dict[str, FragmentEntry]
+    store: LatentStore,
+    entries: dict[str, FragmentEntry],
+    other: LatentStore | None,
+    others: dict[str, FragmentEntry],
 ) -> list[tuple[Fragment, np.ndarray]]:
     """The rows that one version shows and the other does not, judged by their places."""
     found = []
     for name, entry in entries.items():
-        shown = visible_rows(entry)
-        if name in others:
-            shown &= ~visible_rows(others[name])
+        shown = store.table.visible(entry)
+        if other is not None and name in others:
+            shown = shown & ~other.table.visible(others[name])
         if shown.any():
             found.append((store.fragment(name), np.flatnonzero(shown)))
     return found

@@ -9,7 +9,7 @@ from lclm_rag.indexing.versions import indexed_store
 from lclm_rag.storage import Folder
 from lclm_rag.store import LatentStore, newest_version
 from lclm_rag.store.manifest import committed_versions
-from lclm_rag.store.store import MANIFESTS
+from lclm_rag.store.parts import MANIFESTS
 
 if TYPE_CHECKING:
     from lclm_rag.retrieval.collections import Mark

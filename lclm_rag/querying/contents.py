@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lclm_rag.retrieval.points import field_of, metadata_fields
 from lclm_rag.store import LatentStore
-from lclm_rag.store.store import Place, visible_rows
+from lclm_rag.store.store import Place
 from lclm_rag.types import Document, MetadataField, Passage, PassageKey, StoredDocument
 
 if TYPE_CHECKING:
@@ -207,8 +207,7 @@ def _batch(
 
 def _all_places(store: LatentStore) -> Iterator[Place]:
     return chain.from_iterable(
-        ((entry.name, int(row)) for row in np.flatnonzero(visible_rows(entry)))
-        for entry in store.manifest.fragments
+        ((entry.name, row) for row in store.rows(entry)) for entry in store.entries()
     )
 
 

@@ -33,7 +33,7 @@ from lclm_rag.serving.ranking import RankingFields, ranking_of
 from lclm_rag.serving.uploads import Reading, Upload, json_documents, receive
 from lclm_rag.store import LatentStore
 from lclm_rag.store.manifest import committed_versions, read_manifest
-from lclm_rag.store.store import MANIFESTS
+from lclm_rag.store.parts import MANIFESTS
 from lclm_rag.types import DEFAULT_TOP_K, AddReport, Document, Passage, PassageKey
 
 __all__ = ["add_routes"]

@@ -143,8 +143,13 @@ class LocalFolder:
                 os.close(descriptor)
         return pieces
 
-    def map(self, name: str) -> MappedFile:
-        """Map a file into memory, for reading."""
+    def map(self, name: str, size: int | None = None) -> MappedFile:
+        """Map a file into memory, for reading.
+
+        Args:
+            name: The file's name.
+            size: Makes no difference here; see `ObjectFolder.map`.
+        """
         import pyarrow as pa  # Imported here, because corpora of plain text do not need it.
 
         # Not pyarrow's memory_map, which asks the system to read the whole file ahead.

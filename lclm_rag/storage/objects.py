@@ -166,10 +166,16 @@ class ObjectFolder:
             self._call("", fetch)
         return there
 
-    def map(self, name: str) -> MappedFile:
-        """An object as a buffer; its bytes are fetched as they are needed, and kept in the cache on disk."""
+    def map(self, name: str, size: int | None = None) -> MappedFile:
+        """An object as a buffer; its bytes are fetched as they are needed, and kept in the cache on disk.
+
+        Args:
+            name: The object's name.
+            size: Its size in bytes, if that is known; otherwise the store is asked.
+        """
         path = f"{self.root}/{name}"
-        size = int(self._call(name, lambda files: files.info(path)["size"]))
+        if size is None:
+            size = int(self._call(name, lambda files: files.info(path)["size"]))
 
         def fetch(start: int, stop: int) -> bytes:
             return self._call(name, lambda files: whole_range(files, path, start, stop))

@@ -108,14 +108,22 @@ class SoundPassages:
         self.totals = Totals()
         self._hashes, self._rows, self._fragments = array("Q"), array("i"), array("i")
         self._names: list[str] = []
+        self._numbers: list[int] = []
         self._open: list[tuple[Place, StoredPassage]] = []
         self._scattered: list[tuple[str, Place]] = []  # document id, place of the row
 
-    def add(self, place: Place, row: StoredPassage) -> None:
-        """Take the next sound row."""
+    def add(self, place: Place, number: int, row: StoredPassage) -> None:
+        """Take the next sound row.
+
+        Args:
+            place: Its place.
+            number: The number of its fragment.
+            row: The row.
+        """
         key = row.passage.key
         if self._names[-1:] != [place[0]]:
             self._names.append(place[0])
+            self._numbers.append(number)
         self._hashes.append(key_hash(key))
         self._rows.append(place[1])
         self._fragments.append(len(self._names) - 1)
@@ -131,6 +139,12 @@ class SoundPassages:
     def hashes(self) -> np.ndarray:
         """The key hashes of all rows added, uint64, sorted."""
         return np.sort(np.array(self._hashes, np.uint64))
+
+    def records(self) -> np.ndarray:
+        """What a key run holds of all rows added, uint64 [rows, 2]; see `SortedKeys`."""
+        numbers = np.array(self._numbers, np.uint64)[np.array(self._fragments, np.int64)]
+        places = (numbers << np.uint64(32)) + np.array(self._rows, np.uint64)
+        return np.stack([np.array(self._hashes, np.uint64), places], axis=1)
 
     def repeated(self, store: LatentStore) -> Iterator[Problem]:
         """A problem for each row whose passage an earlier row holds already."""

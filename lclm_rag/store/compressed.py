@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from lclm_rag.errors import DamagedError
 from lclm_rag.store.fragment import StoredPassage
-from lclm_rag.store.manifest import FragmentEntry
+from lclm_rag.store.lists import FragmentEntry
 from lclm_rag.store.store import LatentStore, Place
 from lclm_rag.types import PassageKey
 
@@ -28,7 +27,7 @@ class Compressed:
     def __init__(self, base: LatentStore, uncommitted: Sequence[FragmentEntry]) -> None:
         self.base = base
         sound = tuple(_sound(base, uncommitted))
-        self.uncommitted = LatentStore(base.folder, replace(base.manifest, fragments=sound))
+        self.uncommitted = LatentStore.of(base, sound)
         self._uncommitted_names = {entry.name for entry in sound}
 
     def finished(self, document_id: str, document_hash: bytes) -> list[Place]:
@@ -94,7 +93,7 @@ class Compressed:
         return None
 
     def _uncommitted_places(self, key: PassageKey) -> Iterator[Place]:
-        if self.uncommitted.manifest.fragments:
+        if self._uncommitted_names:
             with suppress(DamagedError):  # Left out, and so compressed again.
                 yield from self.uncommitted.places(key)
 

@@ -1,15 +1,20 @@
-"""Fragments: immutable, uncompressed Arrow IPC files, each with one record batch of passages."""
+"""Fragments: immutable, uncompressed Arrow IPC files of passages.
+
+A writer makes fragments of one record batch. Larger ones, which compaction makes, have several; all but the
+last have as many rows as the first, so that a row is found without looking at the others.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +43,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 4
+"""The version of the format of fragments; that of manifests is another."""
 
 # What is fetched from either end of a remote file: Arrow's schema, batch header and footer are there.
 # Metadata written by an earlier version may have NaN and infinity, which no JSON can hold: they are missing.
@@ -223,48 +229,81 @@ class WrittenFragment:
     """What a manifest says about a fragment's file.
 
     Attributes:
+        rows: The number of rows.
+        latents: The number of latents.
+        tokens: The number of source tokens.
         bytes: The file's size.
         sha256: The SHA-256 of the file, hexadecimal.
-        keys_offset: Where in the file the key hashes begin (uint64 for each row), in bytes.
+        keys_offset: Where in the file the key hashes begin (uint64 for each row), in bytes; 0 if there are
+            several batches, so that they do not lie together.
         keys_checksum: `keys_checksum` of the key hashes.
     """
 
+    rows: int
+    latents: int
+    tokens: int
     bytes: int
     sha256: str
     keys_offset: int
     keys_checksum: str
 
 
-def write_fragment(folder: Folder, name: str, rows: Sequence[StoredPassage]) -> WrittenFragment:
+def write_fragment(
+    folder: Folder, name: str, batches: Iterable[Sequence[StoredPassage]]
+) -> WrittenFragment:
     """Write rows to a new file, which is whole and durable before it gets its name.
 
-    If writing fails, nothing is left behind.
+    If writing fails, nothing is left behind. One batch at a time is held in memory.
 
     Args:
         folder: The folder of the store's fragments.
         name: The file's name.
-        rows: Rows of one layout, at least one.
+        batches: Rows of one layout, at least one: a record batch each. All but the last have as many as the
+            first.
 
     Returns:
         What a manifest says about the file.
     """
-    return folder.write(name, partial(_fill, _to_batch(rows)))
+    return folder.write(name, partial(_fill, batches))
 
 
-def _fill(batch: pa.RecordBatch, path: Path) -> WrittenFragment:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+def _fill(batches: Iterable[Sequence[StoredPassage]], path: Path) -> WrittenFragment:
+    lengths: list[int] = []
+    latents = tokens = 0
+    keys = xxhash.xxh3_64()
+    batches = iter(batches)
+    first = next(batches)
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, first[0].layout.schema()) as writer,
+    ):
+        for rows in chain([first], batches):
+            if lengths and lengths[-1] != lengths[0]:
+                raise ValueError(f"a batch of {lengths[-1]} rows after one of {lengths[0]}")
+            batch = _to_batch(rows)
+            writer.write_batch(batch)
+            keys.update(memoryview(batch.column("key_hash").buffers()[1])[: 8 * len(rows)])
+            lengths.append(len(rows))
+            latents += sum(len(row.encoded) for row in rows)
+            tokens += sum(row.tokens for row in rows)
     with path.open("rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
-    file = pa.memory_map(str(path)).read_buffer()
-    written = pa.ipc.open_file(pa.BufferReader(file)).get_batch(0)
-    keys = written.column("key_hash").buffers()[1]
     return WrittenFragment(
-        bytes=file.size,
+        rows=sum(lengths),
+        latents=latents,
+        tokens=tokens,
+        bytes=path.stat().st_size,
         sha256=digest,
-        keys_offset=keys.address - file.address,
-        keys_checksum=keys_checksum(memoryview(keys)[: 8 * batch.num_rows]),
+        keys_offset=_keys_offset(path) if len(lengths) == 1 else 0,
+        keys_checksum=keys.hexdigest(),
     )
+
+
+def _keys_offset(path: Path) -> int:
+    file = pa.memory_map(str(path)).read_buffer()
+    keys = pa.ipc.open_file(pa.BufferReader(file)).get_batch(0).column("key_hash").buffers()[1]
+    offset: int = keys.address - file.address
+    return offset
 
 
 def _to_batch(rows: Sequence[StoredPassage]) -> pa.RecordBatch:
@@ -295,17 +334,67 @@ def _to_batch(rows: Sequence[StoredPassage]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-_FIXED = {
-    "key_hash": np.uint64,
-    "checksum": np.uint64,
-    "ordinal": np.int32,
-    "last": np.uint8,
-    "start": np.int64,
-    "end": np.int64,
-    "tokens": np.int32,
-    "document_hash": np.dtype("V32"),
+# Columns of numbers, with their formats in struct's letters.
+Kind = Literal["Q", "q", "i", "B"]
+
+_FIXED: dict[str, Kind] = {
+    "key_hash": "Q",
+    "checksum": "Q",
+    "ordinal": "i",
+    "last": "B",
+    "start": "q",
+    "end": "q",
+    "tokens": "i",
 }
 _TEXTS = ("document_id", "header", "text", "metadata")
+_HASH_BYTES = 32
+
+
+@dataclass(frozen=True)
+class _View:
+    """A buffer of a column: its values, and where it begins in the file, in bytes."""
+
+    values: memoryview[int]
+    begin: int
+
+
+class _Columns:
+    """The columns of one record batch, as views of the mapped file.
+
+    Args:
+        batch: The batch.
+        file: The mapped file.
+        where: Its path or URL.
+        latent_bytes: The size of an encoded latent.
+    """
+
+    def __init__(
+        self, batch: pa.RecordBatch, file: pa.Buffer, where: str, latent_bytes: int
+    ) -> None:
+        def view(name: str, buffer: int, kind: Kind) -> _View:
+            """Empty if there is no such buffer."""
+            found = batch.column(name).buffers()[buffer]
+            if found is None or not found.size:
+                return _View(memoryview(b"").cast(kind), 0)
+            begin = found.address - file.address
+            if not 0 <= begin <= begin + found.size <= file.size:
+                raise DamagedError(f"Fragment {where} is damaged: {name} lies outside the file.")
+            size = struct.calcsize(kind)
+            values = memoryview(found)[: found.size - found.size % size]
+            return _View(values.cast("B").cast(kind), begin)
+
+        self.rows: int = batch.num_rows
+        self.fixed = {name: view(name, 1, kind) for name, kind in _FIXED.items()}
+        self.hashes = view("document_hash", 1, "B")
+        self.offsets = {name: view(name, 1, "q") for name in (*_TEXTS, "latents")}
+        self.texts = {name: view(name, 2, "B") for name in _TEXTS}
+        # The buffers of a list column: its validity, its offsets, then the validity and data of its values.
+        flat = view("latents", 3, "B")
+        self.latents_begin = flat.begin
+        latents = np.frombuffer(flat.values, np.uint8)
+        self.latents = latents[: len(latents) - len(latents) % latent_bytes].reshape(
+            -1, latent_bytes
+        )
 
 
 class Fragment:
@@ -317,50 +406,68 @@ class Fragment:
         file: The mapped file.
         where: The file's path or URL, for error messages; its last part is the fragment's name.
         layout: The layout that the file must have.
+        rows: The number of rows that it must have; None if that is not known.
 
     Raises:
-        DamagedError: If the file cannot be read or has another layout.
+        DamagedError: If the file cannot be read, or has another layout or another number of rows.
     """
 
-    def __init__(self, file: MappedFile, where: str, layout: Layout) -> None:
+    def __init__(
+        self, file: MappedFile, where: str, layout: Layout, rows: int | None = None
+    ) -> None:
         self._file = file
         self._where = where
         self._layout = layout
         self._whole = file.need is nothing_needed
+        self._columns: dict[int, _Columns] = {}
+        self._sound: set[int] = set()
         size = file.buffer.size
         file.need(0, min(size, _END_BYTES))
         file.need(max(0, size - _END_BYTES), size)
         try:
-            reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
-            # The schema is compared before the batch is read: the batch's bytes are only columns of the
+            self._reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
+            # The schema is compared before a batch is read: the batch's bytes are only columns of the
             # right types if it is this schema.
-            if not reader.schema.equals(layout.schema(), check_metadata=True):
+            if not self._reader.schema.equals(layout.schema(), check_metadata=True):
                 raise DamagedError(f"Fragment {where} does not have the layout of its store.")
-            batch = reader.get_batch(0)
-        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+            self._batches: int = self._reader.num_record_batches
+            self._blocks = _blocks(file.buffer) if self._batches > 1 and not self._whole else []
+            self._each = self._batch(0).rows
+            self.rows = self._count() if rows is None or self._whole else rows
+        except (OSError, ValueError, MemoryError, struct.error, pa.ArrowException) as error:
             file.forget()
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DamagedError(f"Fragment {where} cannot be read: {reason}.") from error
-        self.rows: int = batch.num_rows
-        self._fixed = {name: self._view(batch, name, 1, kind) for name, kind in _FIXED.items()}
-        self._offsets = {n: self._view(batch, n, 1, np.int64) for n in (*_TEXTS, "latents")}
-        self._texts = {name: self._view(batch, name, 2, np.uint8) for name in _TEXTS}
-        # The buffers of a list column: its validity, its offsets, then the validity and data of its values.
-        flat = self._view(batch, "latents", 3, np.uint8)
-        self._latents = flat[: len(flat) - len(flat) % layout.latent_bytes].reshape(
-            -1, layout.latent_bytes
-        )
-        self._sound: set[int] = set()
+        if rows not in (None, self.rows):
+            raise DamagedError(
+                f"Fragment {where} has {self.rows:,} rows, and the manifest says {rows:,}."
+            )
 
-    def _view(self, batch: pa.RecordBatch, name: str, buffer: int, kind: Any) -> np.ndarray:
-        """A buffer of a column as an array over the mapped file; empty if there is no such buffer."""
-        found = batch.column(name).buffers()[buffer]
-        if found is None or not found.size:
-            return np.empty(0, kind)
-        begin = found.address - self._file.buffer.address
-        if not 0 <= begin <= begin + found.size <= self._file.buffer.size:
-            raise DamagedError(f"Fragment {self._where} is damaged: {name} lies outside the file.")
-        return np.frombuffer(found, kind, found.size // np.dtype(kind).itemsize)
+    def _count(self) -> int:
+        return (self._batches - 1) * self._each + self._batch(self._batches - 1).rows
+
+    def _batch(self, number: int) -> _Columns:
+        found = self._columns.get(number)
+        if found is None:
+            if self._blocks:
+                self._file.need(*self._blocks[number])
+            batch = self._reader.get_batch(number)
+            found = self._columns[number] = _Columns(
+                batch, self._file.buffer, self._where, self._layout.latent_bytes
+            )
+        return found
+
+    def _at(self, row: int) -> tuple[_Columns, int]:
+        """The columns that hold a row, and its number in them."""
+        if self._batches == 1:
+            return self._columns[0], row
+        number, at = divmod(row, self._each) if self._each else (-1, 0)
+        if not 0 <= number < self._batches:
+            raise self.damaged(row, "it is not there")
+        try:
+            return self._batch(number), at
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+            raise self.damaged(row, "its batch cannot be read") from error
 
     def evicted(self) -> bool:
         """Whether the fragment should be opened again before more of it is read."""
@@ -368,11 +475,31 @@ class Fragment:
 
     def key(self, row: int) -> PassageKey:
         """The key of a row's passage."""
-        return PassageKey(self._text("document_id", row), int(self._number("ordinal", row)))
+        return PassageKey(self._text("document_id", row), self._number("ordinal", row))
 
     def key_hash(self, row: int) -> int:
         """The key hash that is noted for a row."""
-        return int(self._number("key_hash", row))
+        return self._number("key_hash", row)
+
+    def key_hashes(self) -> np.ndarray:
+        """The key hashes that are noted for all rows, uint64 [rows]."""
+        return self._all("key_hash", np.uint64)
+
+    def ordinals(self) -> np.ndarray:
+        """The positions of all rows' passages in their documents, int32 [rows]."""
+        return self._all("ordinal", np.int32)
+
+    def _all(self, name: str, kind: Any) -> np.ndarray:
+        found = []
+        for number in range(self._batches):
+            columns = self._at(number * self._each)[0]
+            view = columns.fixed[name]
+            self._need(view.begin, view.values.nbytes)
+            found.append(np.frombuffer(view.values, kind)[: columns.rows])
+        joined = np.concatenate(found)
+        if len(joined) < self.rows:
+            raise self.damaged(len(joined), f"its {name} is not there")
+        return joined
 
     @property
     def name(self) -> str:
@@ -380,36 +507,36 @@ class Fragment:
         return self._where.rpartition("/")[2]
 
     @property
-    def address(self) -> int:
-        """The address in this process's memory where the file begins."""
-        return int(self._file.buffer.address)
-
-    @property
     def keys_offset(self) -> int:
-        """Where in the file the key hashes begin, in bytes."""
-        address: int = self._fixed["key_hash"].__array_interface__["data"][0]
-        return address - self.address
+        """Where in the file the key hashes begin, in bytes; 0 if they do not lie together."""
+        return self._batch(0).fixed["key_hash"].begin if self._batches == 1 else 0
 
     @property
     def keys_checksum(self) -> str:
         """`keys_checksum` of the key hashes that the file holds."""
-        return keys_checksum(self._needed(self._fixed["key_hash"]).data)
+        return keys_checksum(self.key_hashes().data)
 
     def document_hash(self, row: int) -> bytes:
         """`Document.content_hash()` of the document of a row's passage."""
-        return bytes(self._number("document_hash", row))
+        columns, at = self._at(row)
+        start = _HASH_BYTES * at
+        self._need(columns.hashes.begin + start, _HASH_BYTES)
+        found = columns.hashes.values[start : start + _HASH_BYTES].tobytes()
+        if len(found) < _HASH_BYTES:
+            raise self.damaged(row, "its document_hash is not there")
+        return found
 
     def tokens(self, row: int) -> int:
         """The number of source tokens of a row's passage, including its header's."""
-        return int(self._number("tokens", row))
+        return self._number("tokens", row)
 
     def ordinal(self, row: int) -> int:
         """The position of a row's passage in its document."""
-        return int(self._number("ordinal", row))
+        return self._number("ordinal", row)
 
     def end(self, row: int) -> int:
         """Where a row's passage ends in the document's text (exclusive), in characters."""
-        return int(self._number("end", row))
+        return self._number("end", row)
 
     def metadata(self, row: int) -> Metadata:
         """The metadata of a row's passage, alone."""
@@ -425,7 +552,8 @@ class Fragment:
 
     def latent_count(self, row: int) -> int:
         """The number of latents in a row."""
-        first, stop = self._span("latents", row, len(self._latents))
+        columns, at = self._at(row)
+        first, stop = self._span(columns, at, "latents", row)
         return stop - first
 
     def read(self, row: int) -> StoredPassage:
@@ -454,7 +582,7 @@ class Fragment:
         texts = [self._text_bytes(name, row) for name in _TEXTS]
         encoded = self._encoded(row)
         names = ("ordinal", "start", "end", "tokens", "last")
-        numbers = [int(self._number(name, row)) for name in names]
+        numbers = [self._number(name, row) for name in names]
         document_hash = self.document_hash(row)
         if row not in self._sound:
             if _row_checksum(numbers, document_hash, texts, encoded) != self._checksum(row):
@@ -479,7 +607,7 @@ class Fragment:
                 JSON.
         """
         try:
-            ordinal, start, end = (int(self._number(n, row)) for n in ("ordinal", "start", "end"))
+            ordinal, start, end = (self._number(n, row) for n in ("ordinal", "start", "end"))
             document_id, header, text, metadata = (self._text(name, row) for name in _TEXTS)
             key = PassageKey(document_id, ordinal)
             return Passage(key, start, end, text, _read_metadata(metadata), header)
@@ -488,24 +616,27 @@ class Fragment:
 
     def where(self, row: int) -> list[tuple[int, int]]:
         """Where in the file a row's latents and its text begin and end, in bytes; neither is looked at."""
-        views = [self._latents, self._texts["text"]]
-        found = []
-        for name, view in zip(("latents", "text"), views, strict=True):
-            first, stop = self._span(name, row, len(view))
-            begin = view.__array_interface__["data"][0] - self.address
-            found.append((begin + first * view.strides[0], begin + stop * view.strides[0]))
-        return found
+        columns, at = self._at(row)
+        first, stop = self._span(columns, at, "latents", row)
+        size = self._layout.latent_bytes
+        latents = columns.latents_begin + first * size, columns.latents_begin + stop * size
+        first, stop = self._span(columns, at, "text", row)
+        begin = columns.texts["text"].begin
+        return [latents, (begin + first, begin + stop)]
 
     def read_all(self) -> Iterator[StoredPassage]:
         """All rows in order."""
         return map(self.read, range(self.rows))
 
     def _checksum(self, row: int) -> int:
-        return int(self._number("checksum", row))
+        return self._number("checksum", row)
 
     def _encoded(self, row: int) -> Bytes:
-        first, stop = self._span("latents", row, len(self._latents))
-        return self._needed(self._latents[first:stop])
+        columns, at = self._at(row)
+        first, stop = self._span(columns, at, "latents", row)
+        size = self._layout.latent_bytes
+        self._need(columns.latents_begin + first * size, (stop - first) * size)
+        return columns.latents[first:stop]
 
     def _text(self, name: str, row: int) -> str:
         try:
@@ -514,35 +645,42 @@ class Fragment:
             raise self.damaged(row, f"{name} is no text") from error
 
     def _text_bytes(self, name: str, row: int) -> bytes:
-        first, stop = self._span(name, row, len(self._texts[name]))
-        return self._needed(self._texts[name][first:stop]).tobytes()
+        columns, at = self._at(row)
+        first, stop = self._span(columns, at, name, row)
+        view = columns.texts[name]
+        self._need(view.begin + first, stop - first)
+        return view.values[first:stop].tobytes()
 
-    def _number(self, name: str, row: int) -> Any:
-        found = self._needed(self._fixed[name][row : row + 1])
-        if not len(found):
+    def _number(self, name: str, row: int) -> int:
+        columns, at = self._at(row)
+        view = columns.fixed[name]
+        if not 0 <= at < len(view.values):
             raise self.damaged(row, f"its {name} is not there")
-        return found[0]
+        if not self._whole:
+            self._need(view.begin + at * view.values.itemsize, view.values.itemsize)
+        found: int = view.values[at]
+        return found
 
-    def _span(self, name: str, row: int, size: int) -> tuple[int, int]:
+    def _span(self, columns: _Columns, at: int, name: str, row: int) -> tuple[int, int]:
         """Where a row's values begin and end in a column.
 
         The offsets are checked: nothing else keeps a damaged one from pointing outside the file.
         """
-        found = self._needed(self._offsets[name][row : row + 2])
-        if len(found) < 2:
+        view = columns.offsets[name]
+        if not 0 <= at < len(view.values) - 1:
             raise self.damaged(row, f"its {name} is not there")
-        first, stop = map(int, found)
+        if not self._whole:
+            self._need(view.begin + 8 * at, 16)
+        first, stop = view.values[at], view.values[at + 1]
+        size = len(columns.latents) if name == "latents" else len(columns.texts[name].values)
         if not 0 <= first <= stop <= size:
             raise self.damaged(row, f"{name} points outside the file")
         return first, stop
 
-    def _needed(self, view: np.ndarray) -> np.ndarray:
-        """The same view, after its bytes have been fetched."""
-        if self._whole:
-            return view
-        start = view.__array_interface__["data"][0] - self._file.buffer.address
-        self._file.need(start, start + view.nbytes)
-        return view
+    def _need(self, start: int, size: int) -> None:
+        """Fetch bytes of the file, if it is not all there."""
+        if not self._whole:
+            self._file.need(start, start + size)
 
     def damaged(self, row: int, what: str) -> DamagedError:
         """The error for a row that is not what was written.
@@ -555,3 +693,26 @@ class Fragment:
             f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
             "verify --repair makes room for adding it again."
         )
+
+
+def _blocks(file: pa.Buffer) -> list[tuple[int, int]]:
+    """Where the metadata of each record batch begin and end in a file, as its footer says.
+
+    pyarrow reads them, but does not say where they are, and what is not fetched cannot be read. The footer is
+    a FlatBuffers table (Arrow's File.fbs); its fourth field are the batches, a vector of structs of 24 bytes.
+    """
+    (length,) = struct.unpack_from("<i", file, file.size - 10)
+    footer = memoryview(file)[max(0, file.size - 10 - length) : file.size - 10]
+    (root,) = struct.unpack_from("<I", footer)
+    (back,) = struct.unpack_from("<i", footer, root)
+    (field,) = struct.unpack_from("<H", footer, root - back + 4 + 2 * 3)
+    (away,) = struct.unpack_from("<I", footer, root + field)
+    vector = root + field + away
+    (count,) = struct.unpack_from("<I", footer, vector)
+    blocks = []
+    for at in range(count):
+        begin, size = struct.unpack_from("<qi", footer, vector + 4 + 24 * at)
+        if not 0 <= begin <= begin + size <= file.size:
+            raise ValueError("a batch lies outside the file")
+        blocks.append((begin, begin + size))
+    return blocks

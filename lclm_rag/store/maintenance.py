@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,16 +13,28 @@ from lclm_rag.errors import StoreError
 from lclm_rag.storage import Folder, open_folder
 from lclm_rag.storage.local import TEMPORARY
 from lclm_rag.store.codecs import CodecName
-from lclm_rag.store.locks import reading, versions_read, write_lock
-from lclm_rag.store.manifest import (
+from lclm_rag.store.keys import run_name
+from lclm_rag.store.lists import (
     FragmentEntry,
-    committed_versions,
-    manifest_name,
-    read_manifest,
+    FragmentTable,
+    ListEntry,
+    deletions_name,
+    list_name,
 )
+from lclm_rag.store.locks import reading, versions_read, write_lock
+from lclm_rag.store.manifest import Manifest, committed_versions, manifest_name, read_manifest
 from lclm_rag.store.marks import LiveRun, live_runs
-from lclm_rag.store.store import FRAGMENTS, LEASES, MANIFESTS, UNCOMMITTED, LatentStore
-from lclm_rag.store.writer import FRAGMENT_BYTES, writing
+from lclm_rag.store.parts import (
+    DELETIONS,
+    FRAGMENTS,
+    KEYS,
+    LEASES,
+    LISTS,
+    MANIFESTS,
+    UNCOMMITTED,
+)
+from lclm_rag.store.store import LatentStore
+from lclm_rag.store.writer import MERGED_BYTES, writing
 
 __all__ = ["Vacuumed", "compact", "convert", "vacuum"]
 
@@ -57,10 +69,10 @@ def compact(
     wait: float = 0.0,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentStore:
-    """Rewrite fragments that are small, or of which at least a tenth is deleted.
+    """Rewrite fragments that are small, or of which at least a tenth is deleted, to some of about 1 GiB.
 
-    The old fragments stay on disk until no kept version needs them; see `vacuum`. Compaction holds one
-    fragment in memory.
+    The old fragments stay on disk until no kept version needs them; see `vacuum`. Compaction holds a batch of
+    passages in memory. It also makes one key run of all.
 
     Args:
         location: The store's folder.
@@ -76,9 +88,9 @@ def compact(
         DamagedError: If a row to be rewritten is damaged. The message names the row.
     """
     with writing(location, "compact", wait=wait) as writer:
-        chosen = _worth_it(writer.base.manifest.fragments)
+        chosen = _worth_it(writer.base.entries())
         writer.rewrite(chosen, _counted(chosen, on_row))
-        return writer.commit()
+        return writer.commit(merge_keys=True)
 
 
 def convert(
@@ -113,9 +125,9 @@ def convert(
     if layout == old.layout:
         raise StoreError(f"The latents in {old.folder} are {codec} already.")
     with writing(location, "convert", wait=wait, layout=layout) as writer:
-        entries = writer.base.manifest.fragments
+        entries = list(writer.base.entries())
         writer.rewrite(entries, _counted(entries, on_row))
-        return writer.commit()
+        return writer.commit(merge_keys=True)
 
 
 def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -> Vacuumed:
@@ -151,17 +163,13 @@ def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -
         runs, notes = _live_runs(folder)
         kept, removed, freed = _remove_versions(folder, keep, {run.version for run in runs})
         # 2. What the versions that are still there need.
-        needed = {
-            entry.name
-            for version in kept
-            for entry in read_manifest(folder / MANIFESTS, version).fragments
-        }
+        needed = _needed(folder, [read_manifest(folder / MANIFESTS, number) for number in kept])
         # 3. All other files; in the manifests' folder only temporary ones. A run that writes may take over
         #    whatever has a note.
         if runs:
             needed |= notes | {note.removesuffix(".json") for note in notes}
         since = min((run.began for run in runs), default=time.time()) - _UNSEEN_READERS_SECONDS
-        for part in (FRAGMENTS, UNCOMMITTED, MANIFESTS):
+        for part in (FRAGMENTS, LISTS, DELETIONS, KEYS, UNCOMMITTED, MANIFESTS):
             for facts in (folder / part).files():
                 if part == MANIFESTS and not facts.name.endswith(TEMPORARY):
                     continue
@@ -207,10 +215,26 @@ def _remove_versions(
     return [v for v in versions if v not in removed], removed, freed
 
 
-def _worth_it(entries: tuple[FragmentEntry, ...]) -> list[FragmentEntry]:
+def _needed(folder: Folder, manifests: Iterable[Manifest]) -> set[str]:
+    """The names of all files that versions need, besides their manifests."""
+    needed: set[str] = set()
+    lists: dict[str, ListEntry] = {}
+    for manifest in manifests:
+        needed |= {run_name(run.name) for run in manifest.keys}
+        lists |= {list_name(listed.name): listed for listed in manifest.lists}
+    for listed in lists.values():
+        for entry in FragmentTable(folder).read(listed):
+            needed.add(entry.name)
+            if entry.deletions is not None:
+                needed.add(deletions_name(entry.deletions.file))
+    return needed | lists.keys()
+
+
+def _worth_it(entries: Iterable[FragmentEntry]) -> list[FragmentEntry]:
     """The fragments to rewrite; none if that would change nothing."""
-    small = [e for e in entries if e.bytes * (1 - len(e.deleted) / e.rows) < FRAGMENT_BYTES / 2]
-    holed = [e for e in entries if len(e.deleted) >= _DELETED_SHARE * e.rows]
+    entries = list(entries)
+    small = [e for e in entries if e.bytes * (1 - e.deleted / e.rows) < MERGED_BYTES / 2]
+    holed = [e for e in entries if e.deleted >= _DELETED_SHARE * e.rows]
     if len(small) == 1 and not small[0].deleted:
         small = []
     chosen = {entry.name for entry in (*small, *holed)}
@@ -218,9 +242,9 @@ def _worth_it(entries: tuple[FragmentEntry, ...]) -> list[FragmentEntry]:
 
 
 def _counted(
-    entries: tuple[FragmentEntry, ...] | list[FragmentEntry], on_row: Callable[[int, int], None]
+    entries: Sequence[FragmentEntry], on_row: Callable[[int, int], None]
 ) -> Callable[[], None]:
-    total = sum(entry.rows - len(entry.deleted) for entry in entries)
+    total = sum(entry.rows - entry.deleted for entry in entries)
     done = 0
 
     def count() -> None:

@@ -1,28 +1,31 @@
 """Manifests: each is one version of the store, put in place atomically.
 
-What a version contains is decided by its manifest alone: a fragment that no manifest names is part of no
-version.
+A manifest is small: it names fragment lists (`lclm_rag.store.lists`) and key runs (`lclm_rag.store.keys`),
+which versions share where they do not differ. So a commit into a large store writes kilobytes, and opening
+reads the manifest alone. What a version contains is decided by its manifest: a file that no manifest names,
+directly or in a list, is part of no version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+import re
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 from lclm_rag.checksummed_json import digest, seal, unseal
 from lclm_rag.errors import DamagedError, StoreError
 from lclm_rag.storage import Folder
-from lclm_rag.storage.names import is_plain_name
 from lclm_rag.store.codecs import CODECS
-from lclm_rag.store.fragment import FORMAT_VERSION, Layout
-from lclm_rag.store.rows import Rows
+from lclm_rag.store.fragment import Layout
+from lclm_rag.store.keys import RunEntry
+from lclm_rag.store.lists import FragmentEntry, ListEntry
 from lclm_rag.typed_json import from_json
 
 __all__ = [
-    "FragmentEntry",
+    "FORMAT_VERSION",
     "Manifest",
     "Operation",
     "Totals",
@@ -35,43 +38,19 @@ __all__ = [
     "write_manifest",
 ]
 
+FORMAT_VERSION = 5
+
 _MOST = 1 << 53
 """No number in a manifest is larger; what is cannot be of this world."""
 
 _MOST_WIDE = 1 << 20
+_MOST_FRAGMENTS = 1 << 32  # Their numbers have 4 bytes in a key run.
+_MOST_LISTED = 1 << 16
+
+_ID, _HASH, _HALF = (re.compile(f"[0-9a-f]{{{digits}}}") for digits in (32, 64, 16))
+_PACKED = {field.name for field in fields(FragmentEntry)} - {"deletions", "number"}
 
 Operation = Literal["create", "add", "delete", "sync", "compact", "convert", "repair"]
-
-
-@dataclass(frozen=True)
-class FragmentEntry:
-    """One fragment of a version.
-
-    Attributes:
-        name: The file's name.
-        rows: The number of rows in the file, including deleted ones.
-        latents: The number of latents in the file, including those of deleted rows.
-        tokens: The number of source tokens in the file, including those of deleted rows.
-        bytes: See `WrittenFragment`.
-        sha256: See `WrittenFragment`.
-        keys_offset: See `WrittenFragment`.
-        keys_checksum: See `WrittenFragment`.
-        deleted: The rows that this version does not show.
-    """
-
-    name: str
-    rows: int
-    latents: int
-    tokens: int
-    bytes: int
-    sha256: str
-    keys_offset: int
-    keys_checksum: str
-    deleted: Rows = field(default_factory=Rows)
-
-    def without(self, rows: Iterable[int]) -> FragmentEntry:
-        """The same entry with more rows deleted."""
-        return replace(self, deleted=self.deleted.with_more(rows))
 
 
 @dataclass(frozen=True)
@@ -112,40 +91,42 @@ class Manifest:
     Attributes:
         version: The version's number; the first is 0.
         layout: What all of its fragments have in common.
-        fragments: The fragments that the version consists of, each with its deleted rows.
         totals: How much the version shows.
         operation: The operation that made the version.
         created: When it was made, in UTC, ISO 8601 with milliseconds.
+        fragments: The number of fragments that the version consists of.
+        bytes: The size of the fragments in bytes, including deleted rows.
+        next_fragment: The number that the next new fragment gets.
+        lists: The lists of the fragments, by their fragments' numbers.
+        keys: The key runs.
     """
 
     version: int
     layout: Layout
-    fragments: tuple[FragmentEntry, ...]
     totals: Totals
     operation: Operation
     created: str
+    fragments: int = 0
+    bytes: int = 0
+    next_fragment: int = 0
+    lists: tuple[ListEntry, ...] = ()
+    keys: tuple[RunEntry, ...] = ()
 
     @classmethod
     def first(cls, layout: Layout) -> Manifest:
         """Version 0, which is empty."""
-        return cls(0, layout, (), Totals(), "create", _now())
+        return cls(0, layout, Totals(), "create", _now())
 
-    def next(
-        self,
-        fragments: Iterable[FragmentEntry],
-        totals: Totals,
-        operation: Operation,
-        layout: Layout,
-    ) -> Manifest:
+    def next(self, operation: Operation, **changed: Any) -> Manifest:
         """The manifest of the version after this one, created now.
 
         Args:
-            fragments: See the class.
-            totals: See the class.
             operation: See the class.
-            layout: See the class.
+            **changed: The attributes that differ.
         """
-        return Manifest(self.version + 1, layout, tuple(fragments), totals, operation, _now())
+        return replace(
+            self, version=self.version + 1, operation=operation, created=_now(), **changed
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -155,11 +136,6 @@ class Manifest:
         number alone can belong to another version, if a manifest was lost or files of two copies were mixed.
         """
         return digest(_pack(self))
-
-    @property
-    def bytes(self) -> int:
-        """The size of the fragments in bytes, including deleted rows."""
-        return sum(entry.bytes for entry in self.fragments)
 
 
 def committed_versions(folder: Folder) -> list[int]:
@@ -186,9 +162,12 @@ def read_manifest(folder: Folder, version: int) -> Manifest:
         if not _is_count(format_version):
             raise ValueError("its format version is no number")
         if format_version != FORMAT_VERSION:
+            hint = "Use the version of lclm-rag that wrote it, or build it anew."
+            if format_version == FORMAT_VERSION - 1:
+                hint = "lclm-rag convert takes it over, with --kb and its folder."
             raise StoreError(
                 f"The store has format version {format_version}; this lclm-rag reads "
-                f"{FORMAT_VERSION}. Use the version of lclm-rag that wrote it, or build it anew."
+                f"{FORMAT_VERSION}. {hint}"
             )
         manifest = _unpack(body)
     except FileNotFoundError as error:
@@ -228,31 +207,40 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 
 def _pack(manifest: Manifest) -> dict[str, Any]:
     """A manifest as JSON."""
-    return {
-        "format_version": FORMAT_VERSION,
-        **{n: getattr(manifest, n) for n in ("version", "operation", "created")},
-        "layout": asdict(manifest.layout),
-        "totals": asdict(manifest.totals),
-        "fragments": [pack_entry(entry) for entry in manifest.fragments],
-    }
+    return {"format_version": FORMAT_VERSION, **asdict(manifest)}
 
 
 def _unpack(body: dict[str, Any]) -> Manifest:
     """The manifest in a JSON; ValueError, TypeError, KeyError or AttributeError if it is none."""
-    manifest = from_json(
-        _Packed, {name: part for name, part in body.items() if name != "format_version"}
-    )
-    entries = tuple(map(unpack_entry, manifest.fragments))
-    names = [entry.name for entry in entries]
-    if len(set(names)) < len(names):
-        raise ValueError("it names a fragment twice")
-    if not all(map(_is_count, (manifest.version, *vars(manifest.totals).values()))):
+    packed = {name: part for name, part in body.items() if name != "format_version"}
+    if missing := {field.name for field in fields(Manifest)} - packed.keys():
+        raise ValueError(f"{min(missing)!r} is missing")
+    layout = unpack_layout(packed["layout"])
+    manifest = from_json(Manifest, {**packed, "layout": layout})
+    numbers = (manifest.version, manifest.fragments, manifest.bytes, manifest.next_fragment)
+    if not all(map(_is_count, (*numbers, *vars(manifest.totals).values()))):
         raise ValueError("a number in it is none that counts")
     datetime.fromisoformat(manifest.created)
-    layout = unpack_layout(manifest.layout)
-    return Manifest(
-        manifest.version, layout, entries, manifest.totals, manifest.operation, manifest.created
-    )
+    names = [listed.name for listed in manifest.lists] + [run.name for run in manifest.keys]
+    for name in names:
+        if not _ID.fullmatch(name):
+            raise ValueError(f"{ascii(name)[:80]} is not the name of a list or a key run")
+    if len(set(names)) < len(names):
+        raise ValueError("it names a file twice")
+    if not all(0 < listed.fragments <= _MOST_LISTED for listed in manifest.lists):
+        raise ValueError("a list in it has an impossible number of fragments")
+    if not all(0 < run.rows <= _MOST for run in manifest.keys):
+        raise ValueError("a key run in it has an impossible number of rows")
+    if sum(run.rows for run in manifest.keys) < manifest.totals.passages:
+        raise ValueError("its key runs have fewer rows than it has passages")
+    firsts = [-1, *(listed.first for listed in manifest.lists), manifest.next_fragment]
+    if not all(a < b for a, b in pairwise(firsts[:-1])) or firsts[-1] > _MOST_FRAGMENTS:
+        raise ValueError("the lists in it are not in order")
+    if firsts[-2] >= firsts[-1]:
+        raise ValueError("a list in it begins after its last fragment")
+    if sum(listed.fragments for listed in manifest.lists) != manifest.fragments:
+        raise ValueError(f"its lists do not have {manifest.fragments} fragments")
+    return manifest
 
 
 def unpack_layout(packed: object) -> Layout:
@@ -266,8 +254,8 @@ def unpack_layout(packed: object) -> Layout:
 
 
 def pack_entry(entry: FragmentEntry) -> dict[str, Any]:
-    """A fragment's entry as JSON; deleted rows as sorted runs, each [first, one after the last]."""
-    return {**vars(entry), "deleted": [list(run) for run in entry.deleted.runs]}
+    """An uncommitted fragment's entry as JSON."""
+    return {name: value for name, value in vars(entry).items() if name in _PACKED}
 
 
 def unpack_entry(packed: object) -> FragmentEntry:
@@ -277,54 +265,23 @@ def unpack_entry(packed: object) -> FragmentEntry:
         packed: What `pack_entry` returned.
 
     Raises:
-        ValueError: If something is missing or of another type, the name is not that of a file, a number is no
-            count, the fragment has no room for its rows, or a deleted row is none of them.
+        ValueError: If something is missing or of another type, the name is not that of a fragment, a number
+            is no count, or the fragment has no room for its rows.
     """
-    if not isinstance(packed, dict):
+    if not isinstance(packed, dict) or not packed.keys() <= _PACKED:
         raise ValueError("a fragment in it is none")
-    if "name" in packed and not is_plain_name(packed["name"]):
-        raise ValueError(f"{ascii(packed['name'])[:80]} is not the name of a fragment")
-    entry = from_json(_PackedEntry, packed)
+    entry = from_json(FragmentEntry, packed)
+    if not entry.name.endswith(".arrow") or not _ID.fullmatch(entry.name.removesuffix(".arrow")):
+        raise ValueError(f"{ascii(entry.name)[:80]} is not the name of a fragment")
+    if not _HASH.fullmatch(entry.sha256) or not _HALF.fullmatch(entry.keys_checksum):
+        raise ValueError(f"a checksum of fragment {entry.name} is none")
     numbers = ("rows", "latents", "tokens", "bytes", "keys_offset")
     if wrong := [name for name in numbers if not _is_count(getattr(entry, name))]:
         raise ValueError(f"{wrong[0]} of fragment {entry.name} is {getattr(entry, wrong[0])}")
     # The hashes of the keys, 8 bytes each, are only a part of the fragment.
-    if not 0 < entry.rows <= (entry.bytes - entry.keys_offset) // 8:
+    if not 0 < entry.rows <= (entry.bytes - entry.keys_offset) // 8 or entry.rows >> 32:
         raise ValueError(f"fragment {entry.name} has no room for {entry.rows} rows")
-    try:
-        deleted = Rows(entry.deleted)
-    except ValueError as error:
-        raise ValueError(f"deleted rows of fragment {entry.name} are none: {error}") from error
-    if deleted.runs and deleted.runs[-1][1] > entry.rows:
-        raise ValueError(f"deleted rows of fragment {entry.name} are not among its rows")
-    return FragmentEntry(**{**vars(entry), "deleted": deleted})
-
-
-@dataclass(frozen=True)
-class _PackedEntry:
-    """A fragment's entry as it lies in JSON; see `FragmentEntry`."""
-
-    name: str
-    rows: int
-    latents: int
-    tokens: int
-    bytes: int
-    sha256: str
-    keys_offset: int
-    keys_checksum: str
-    deleted: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A manifest as it lies in JSON; see `Manifest`."""
-
-    version: int
-    operation: Operation
-    created: str
-    layout: dict[str, Any]
-    totals: Totals
-    fragments: tuple[dict[str, Any], ...]
+    return entry
 
 
 def _is_count(value: object) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lclm_rag.errors import StoreError
-from lclm_rag.storage import Folder
+from lclm_rag.storage import Folder, LocalFolder
 
-__all__ = ["no_store", "not_there"]
+__all__ = ["no_store", "not_there", "require_store"]
 
 
 def no_store(folder: Folder) -> StoreError:
@@ -26,3 +26,16 @@ def not_there(folder: Folder, error: FileNotFoundError) -> Exception:
     if folder.local is not None and not folder.local.exists():
         return no_store(folder)
     return error
+
+
+def require_store(part: Folder) -> None:
+    """Check, when a file is missing in a folder of a store, that the store itself is there.
+
+    Args:
+        part: The folder in which the file is missing.
+
+    Raises:
+        StoreError: If all of the store is gone.
+    """
+    if part.local is not None and not part.local.parent.exists():
+        raise no_store(LocalFolder(part.local.parent))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -13,9 +14,10 @@ from lclm_rag.errors import DamagedError
 from lclm_rag.forking import watch
 from lclm_rag.storage import Folder, open_folder
 from lclm_rag.store.fragment import Fragment, Layout, StoredPassage, key_hash, keys_checksum
+from lclm_rag.store.keys import KeyRun, SortedKeys
+from lclm_rag.store.lists import FragmentEntry, FragmentTable
 from lclm_rag.store.locks import Lease, reading
 from lclm_rag.store.manifest import (
-    FragmentEntry,
     Manifest,
     Totals,
     committed_versions,
@@ -23,23 +25,26 @@ from lclm_rag.store.manifest import (
     write_manifest,
 )
 from lclm_rag.store.missing import no_store, not_there
+from lclm_rag.store.parts import (
+    DELETIONS,
+    FRAGMENTS,
+    KEYS,
+    LEASES,
+    LISTS,
+    MANIFESTS,
+    UNCOMMITTED,
+)
 from lclm_rag.types import Passage, PassageKey
 
 __all__ = [
-    "FRAGMENTS",
-    "LEASES",
-    "MANIFESTS",
-    "UNCOMMITTED",
     "LatentStore",
     "Place",
+    "key_records",
     "newest_version",
     "read_versions",
     "row_totals",
     "totals_at",
-    "visible_rows",
 ]
-
-FRAGMENTS, MANIFESTS, LEASES, UNCOMMITTED = "fragments", "manifests", "readers", "uncommitted"
 
 _READS_AT_ONCE = 8
 
@@ -54,6 +59,8 @@ class LatentStore:
 
     - `manifests/<version>.json`: the versions; see `lclm_rag.store.manifest`.
     - `fragments/*.arrow`: passages and latents; see `lclm_rag.store.fragment`.
+    - `lists/*.list`, `deletions/*.bits`: what a version consists of; see `lclm_rag.store.lists`.
+    - `keys/*.run`: where the passage with a key lies; see `lclm_rag.store.keys`.
     - `uncommitted/<fragment>.json`: notes on fragments that a writer has finished and not committed.
     - `uncommitted/*.alive`: in an object store, which writers live; see `lclm_rag.store.marks`.
     - `readers/`: which versions are being read; see `lclm_rag.store.locks`.
@@ -63,17 +70,41 @@ class LatentStore:
         folder: The store's folder.
         manifest: The version.
         lease: Keeps `vacuum` from removing the version; None if nothing does.
+        given: Instead of those of the manifest: the fragments, which then are looked up in a table in memory.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, lease: Lease | None = None) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        lease: Lease | None = None,
+        given: Sequence[FragmentEntry] | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.table = FragmentTable(folder, manifest.lists, given)
         self._lease = lease
+        self._given = given
         self._fragments: dict[str, Fragment] = {}
-        self._rows = {entry.name: entry.rows for entry in manifest.fragments}
+        self._known = {entry.name: entry for entry in given or ()}
         self._opening: dict[str, Lock] = {}
-        self._lookup: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._keys: list[KeyRun | SortedKeys] | None = None
         watch(self)
+
+    @classmethod
+    def of(
+        cls, base: LatentStore, entries: Iterable[FragmentEntry], layout: Layout | None = None
+    ) -> LatentStore:
+        """Fragments, as if they made up a version.
+
+        Args:
+            base: The store.
+            entries: The fragments, committed or not.
+            layout: Their layout; None for that of `base`.
+        """
+        given = [replace(entry, number=at) for at, entry in enumerate(entries)]
+        manifest = replace(base.manifest, layout=layout or base.layout, lists=(), keys=())
+        return cls(base.folder, manifest, given=given)
 
     @classmethod
     def create(cls, location: str | Path | Folder, layout: Layout) -> LatentStore:
@@ -87,7 +118,7 @@ class LatentStore:
             StoreError: If there is a store already.
         """
         folder = open_folder(location)
-        for name in (FRAGMENTS, MANIFESTS, UNCOMMITTED, LEASES):
+        for name in (FRAGMENTS, LISTS, DELETIONS, KEYS, MANIFESTS, UNCOMMITTED, LEASES):
             (folder / name).make()
         write_manifest(folder / MANIFESTS, Manifest.first(layout))
         return cls.open(folder)
@@ -136,8 +167,8 @@ class LatentStore:
             self._lease.release()
 
     def after_fork(self) -> None:
-        """Forget open fragments and their locks: in the parent, another thread may have held one."""
-        self._fragments, self._opening = {}, {}
+        """Forget open files and their locks: in the parent, another thread may have held one."""
+        self._fragments, self._opening, self._keys = {}, {}, None
 
     @property
     def closed(self) -> bool:
@@ -180,8 +211,8 @@ class LatentStore:
         """
         if self.folder.local is not None:
             return [self._read(key) for key in keys]
-        # Read the key hashes once, before several threads need them.
-        self._sorted_hashes()
+        keys = list(keys)
+        self._runs()  # Opened once, before several threads need them.
         # In parallel, because each read waits for the object store.
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             return list(pool.map(self._read, keys))
@@ -227,15 +258,15 @@ class LatentStore:
 
     def passages(self) -> Iterator[StoredPassage]:
         """Every passage of this version, in the order of its fragments."""
-        for entry in self.manifest.fragments:
+        for entry in self.entries():
             fragment = self.fragment(entry.name)
-            yield from (fragment.read(int(row)) for row in np.flatnonzero(visible_rows(entry)))
+            yield from (fragment.read(row) for row in self.rows(entry))
 
     def texts(self) -> Iterator[Passage]:
         """Every passage of this version, without latents, which are not read."""
-        for entry in self.manifest.fragments:
+        for entry in self.entries():
             fragment = self.fragment(entry.name)
-            yield from (fragment.passage(int(row)) for row in np.flatnonzero(visible_rows(entry)))
+            yield from (fragment.passage(row) for row in self.rows(entry))
 
     def document_ids(self, except_hashes: np.ndarray) -> Iterator[str]:
         """The ids of all documents except some.
@@ -243,12 +274,42 @@ class LatentStore:
         Args:
             except_hashes: The key hashes (uint64) of the first passages of the documents to leave out.
         """
-        hashes, numbers, rows = self._sorted_hashes()
-        for at in np.flatnonzero(~np.isin(hashes, except_hashes)):
-            fragment = self.fragment(self.manifest.fragments[numbers[at]].name)
-            key = fragment.key(int(rows[at]))
-            if key.ordinal == 0:
-                yield key.document_id
+        for entry in self.entries():
+            (hashes,) = self.key_hashes([entry])
+            wanted = self.table.visible(entry) & ~np.isin(hashes, except_hashes)
+            if wanted.any():
+                fragment = self.fragment(entry.name)
+                wanted &= fragment.ordinals() == 0
+                yield from (
+                    fragment.key(row).document_id for row in np.flatnonzero(wanted).tolist()
+                )
+
+    def entries(self) -> Iterator[FragmentEntry]:
+        """All fragments of this version, in order."""
+        for entry in self.table:
+            self._known[entry.name] = entry
+            yield entry
+
+    def entries_unlike(self, other: LatentStore | None) -> Iterator[FragmentEntry]:
+        """The fragments of this version, except those of lists that another version has, too.
+
+        Args:
+            other: The other version; None for none.
+        """
+        shared = set() if other is None else {listed.name for listed in other.manifest.lists}
+        if self._given is not None or not shared:
+            yield from self.entries()
+            return
+        for listed in self.manifest.lists:
+            if listed.name not in shared:
+                for entry in self.table.read(listed):
+                    self._known[entry.name] = entry
+                    yield entry
+
+    def rows(self, entry: FragmentEntry) -> list[int]:
+        """The rows of a fragment that this version shows, ascending."""
+        found: list[int] = np.flatnonzero(self.table.visible(entry)).tolist()
+        return found
 
     def fragment(self, name: str) -> Fragment:
         """A fragment of this version, opened if it is not open yet.
@@ -262,19 +323,19 @@ class LatentStore:
         with self._opening.setdefault(name, Lock()):
             fragment = self._fragments.get(name)
             if fragment is None or fragment.evicted():
-                folder = self.folder / FRAGMENTS
+                folder, entry = self.folder / FRAGMENTS, self._known.get(name)
+                size, rows = (entry.bytes, entry.rows) if entry else (None, None)
                 try:
-                    mapped = folder.map(name)
+                    mapped = folder.map(name, size)
                 except FileNotFoundError as error:
                     raise not_there(self.folder, error) from error
-                fragment = Fragment(mapped, str(folder / name), self.layout)
-                if self._rows.get(name, fragment.rows) != fragment.rows:
-                    raise DamagedError(
-                        f"Fragment {folder / name} has {fragment.rows:,} rows, and the manifest says "
-                        f"{self._rows[name]:,}."
-                    )
+                fragment = Fragment(mapped, str(folder / name), self.layout, rows)
                 self._fragments[name] = fragment
             return fragment
+
+    def number_of(self, place: Place) -> int:
+        """The number of the fragment of a place that this version has named."""
+        return self._known[place[0]].number
 
     def place(self, key: PassageKey) -> Place | None:
         """The place of a passage; None if this version does not hold it."""
@@ -299,40 +360,50 @@ class LatentStore:
         Raises:
             DamagedError: If a row that has the key's hash holds a key with another hash.
         """
-        hashes, fragments, rows = self._sorted_hashes()
-        wanted = np.uint64(key_hash(key))
-        at = int(np.searchsorted(hashes, wanted))
-        while at < len(hashes) and hashes[at] == wanted:
-            name, row = self.manifest.fragments[fragments[at]].name, int(rows[at])
-            found = self.fragment(name).key(row)
+        wanted = key_hash(key)
+        for entry, row in self.noted(wanted):
+            fragment = self.fragment(entry.name)
+            found = fragment.key(row)
             if found == key:
-                yield name, row
+                yield entry.name, row
             elif key_hash(found) != wanted:
                 # No collision of two keys but damage: if this row were skipped, the key would seem missing.
-                raise self.fragment(name).damaged(row, "its key is not that of its hash")
-            at += 1
+                raise fragment.damaged(row, "its key is not that of its hash")
 
-    def _sorted_hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The hashes of all visible keys, sorted, and for each the number of its fragment and its row.
+    def noted(self, wanted: int) -> Iterator[tuple[FragmentEntry, int]]:
+        """The fragments and rows that the key runs name for a hash, and that this version shows.
 
-        They are read as one stretch of each fragment, and not through its memory map, where neighboring
-        pages would count as this process's memory.
+        Args:
+            wanted: The hash of a key.
+
+        Raises:
+            DamagedError: If a key run, a list or a bitmap is damaged.
         """
-        if self._lookup is None:
-            entries = self.manifest.fragments
-            hashes = np.concatenate([np.empty(0, np.uint64), *self.key_hashes(entries)])
-            numbers = np.repeat(np.arange(len(entries), dtype=np.int32), [e.rows for e in entries])
-            rows = np.concatenate(
-                [np.empty(0, np.int32), *(np.arange(e.rows, dtype=np.int32) for e in entries)]
-            )
-            visible = np.concatenate([np.empty(0, bool), *map(visible_rows, entries)])
-            order = np.argsort(hashes, kind="stable")
-            order = order[visible[order]]
-            self._lookup = hashes[order], numbers[order], rows[order]
-        return self._lookup
+        for run in self._runs():
+            for number, row in run.find(wanted):
+                entry = self.table.get(number)
+                # Runs also hold what other versions show.
+                if entry is not None and self.table.shows(entry, row):
+                    self._known[entry.name] = entry
+                    yield entry, row
 
-    def key_hashes(self, entries: Iterable[FragmentEntry]) -> list[np.ndarray]:
-        """Read the key hashes of fragments, and check them against the manifest's checksums.
+    def _runs(self) -> list[KeyRun | SortedKeys]:
+        """What keys are looked up in, the largest first: most passages are there."""
+        if self._keys is None:
+            if self._given is not None:
+                hashes = zip(self._given, self.key_hashes(self._given), strict=True)
+                records = [key_records(entry, found) for entry, found in hashes]
+                self._keys = [SortedKeys(np.concatenate(records))] if records else []
+            else:
+                runs = sorted(self.manifest.keys, key=lambda run: -run.rows)
+                self._keys = [KeyRun(self.folder / KEYS, run) for run in runs]
+        for at, run in enumerate(self._keys):
+            if isinstance(run, KeyRun) and run.evicted():
+                self._keys[at] = KeyRun(self.folder / KEYS, run.entry)
+        return self._keys
+
+    def key_hashes(self, entries: Sequence[FragmentEntry]) -> list[np.ndarray]:
+        """Read the key hashes of fragments, and check them against their checksums.
 
         Args:
             entries: The fragments.
@@ -344,32 +415,44 @@ class LatentStore:
             DamagedError: If they are not what was written. A passage with a wrong hash would seem missing,
                 and would be added a second time.
         """
-        entries = list(entries)
-        fragments = self.folder / FRAGMENTS
-        ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in entries]
+        together = [entry for entry in entries if entry.keys_offset]
+        ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in together]
+        folder = self.folder / FRAGMENTS
         try:
-            pieces = fragments.read_ranges(ranges)
+            pieces = dict(zip(ranges, folder.read_ranges(ranges), strict=True))
         except FileNotFoundError as error:
             raise not_there(self.folder, error) from error
-        for i, entry in enumerate(entries):
-            if keys_checksum(pieces[i]) != entry.keys_checksum and fragments.local is None:
-                # The object may have been repaired since the cache fetched it.
-                (pieces[i],) = fragments.read_ranges([ranges[i]], anew=True)
-            if keys_checksum(pieces[i]) != entry.keys_checksum:
+        found = []
+        for entry in entries:
+            if not entry.keys_offset:
+                self._known[entry.name] = entry
+                hashes = self.fragment(entry.name).key_hashes()
+            else:
+                wanted = (entry.name, entry.keys_offset, entry.keys_offset + 8 * entry.rows)
+                piece = pieces[wanted]
+                if keys_checksum(piece) != entry.keys_checksum and folder.local is None:
+                    # The object may have been repaired since the cache fetched it.
+                    (piece,) = folder.read_ranges([wanted], anew=True)
+                hashes = np.frombuffer(piece[: len(piece) - len(piece) % 8], np.uint64)
+            if len(hashes) != entry.rows or keys_checksum(hashes.data) != entry.keys_checksum:
                 raise DamagedError(
-                    f"Fragment {fragments / entry.name} is damaged: the keys of its passages are not what "
-                    "was written. lclm-rag verify lists what is, and verify --repair makes room for adding "
-                    "it again."
+                    f"Fragment {folder / entry.name} is damaged: the keys of its passages are not what was "
+                    "written. lclm-rag verify lists what is, and verify --repair makes room for adding it "
+                    "again."
                 )
-        return [np.frombuffer(piece, np.uint64) for piece in pieces]
+            found.append(hashes)
+        return found
 
 
-def visible_rows(entry: FragmentEntry) -> np.ndarray:
-    """Which rows of a fragment are not deleted, bool [rows]."""
-    visible = np.ones(entry.rows, bool)
-    for first, stop in entry.deleted.runs:
-        visible[first:stop] = False
-    return visible
+def key_records(entry: FragmentEntry, hashes: np.ndarray) -> np.ndarray:
+    """The records of a key run for all rows of a fragment; see `SortedKeys`.
+
+    Args:
+        entry: The fragment, with its number.
+        hashes: The hashes of its rows' keys, uint64 [rows].
+    """
+    places = np.arange(len(hashes), dtype=np.uint64) + np.uint64(entry.number << 32)
+    return np.stack([hashes, places], axis=1)
 
 
 def row_totals(row: StoredPassage) -> Totals:

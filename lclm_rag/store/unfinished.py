@@ -9,11 +9,19 @@ from lclm_rag.storage import TEMPORARY, Folder, LocalFolder
 from lclm_rag.store.locks import reading, versions_read
 from lclm_rag.store.manifest import manifest_name
 from lclm_rag.store.marks import ALIVE
-from lclm_rag.store.store import FRAGMENTS, LEASES, MANIFESTS, UNCOMMITTED
+from lclm_rag.store.parts import (
+    DELETIONS,
+    FRAGMENTS,
+    KEYS,
+    LEASES,
+    LISTS,
+    MANIFESTS,
+    UNCOMMITTED,
+)
 
 __all__ = ["discard_unfinished", "is_open", "is_unfinished"]
 
-_FILES = (FRAGMENTS, MANIFESTS, UNCOMMITTED)
+_FILES = (FRAGMENTS, LISTS, DELETIONS, KEYS, MANIFESTS, UNCOMMITTED)
 _PARTS = (*_FILES, LEASES)
 _LOCKS = ("lock", "gate", "writer-*", "0-*-*")
 # Endings of files that writers leave if they are killed before they have finished anything.

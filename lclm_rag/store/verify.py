@@ -15,23 +15,26 @@ import pyarrow as pa
 
 from lclm_rag.checksummed_json import unseal
 from lclm_rag.errors import DamagedError, StoreError
-from lclm_rag.problem import Problem
+from lclm_rag.problem import Kind, Problem
 from lclm_rag.storage import Folder, MappedFile
 from lclm_rag.store.checks import SoundPassages, checked_rows, surviving_id
 from lclm_rag.store.fragment import Fragment, Layout
+from lclm_rag.store.keys import KeyRun, RunEntry
+from lclm_rag.store.lists import FragmentEntry, FragmentTable, read_visible
 from lclm_rag.store.manifest import (
-    FragmentEntry,
     Manifest,
     committed_versions,
     manifest_name,
     read_manifest,
     unpack_entry,
 )
-from lclm_rag.store.store import FRAGMENTS, MANIFESTS, UNCOMMITTED, LatentStore, visible_rows
+from lclm_rag.store.parts import FRAGMENTS, KEYS, MANIFESTS, UNCOMMITTED
+from lclm_rag.store.store import LatentStore
 
 __all__ = ["Contents", "open_fragment", "verify_store"]
 
 _NO_HASHES = np.empty(0, np.uint64)
+_RECORDS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,10 @@ def verify_store(
 ) -> Generator[Problem, None, Contents]:
     """Check every file in the store's folder, and every row that a version shows.
 
-    Of the manifests and fragments of all versions, and of uncommitted work, checksums and sizes are checked.
-    Of the version given, also: row counts and keys; that latents are finite, and as many as the tokens need;
-    that spans match the text; that documents are whole and match their hashes.
+    Of the manifests, fragment lists, deletions, key runs and fragments of all versions, and of uncommitted
+    work, checksums and sizes are checked. Of the version given, also: row counts and keys; that its key runs
+    name all of its rows; that latents are finite, and as many as the tokens need; that spans match the text;
+    that documents are whole and match their hashes.
 
     Args:
         store: The version whose rows are checked.
@@ -71,42 +75,70 @@ def verify_store(
     """
     passages = SoundPassages()
     documents, files = set(), set()  # ids and names of what is damaged
-    for problem in _version_problems(store, passages, on_bytes):
+    entries, lost = [], False
+    for listed in store.manifest.lists:
+        try:
+            entries += store.table.read(listed)
+        except DamagedError as error:
+            lost = True
+            yield Problem("list", listed.name, str(error))
+    readable = []
+    for entry in entries:
+        try:
+            store.table.visible(entry)
+            readable.append(entry)
+        except DamagedError as error:
+            lost = True
+            yield from _bitmap_problems(store, entry, str(error))
+    for problem in _version_problems(store, readable, passages, on_bytes):
         if problem.kind == "fragment":
             files.add(problem.where)
         # A document with a damaged passage is reported already; that it is not whole follows from that.
         if problem.kind != "document" or problem.document_id not in documents:
             documents.add(problem.document_id)
             yield problem
-    shown = sum(entry.rows - len(entry.deleted) for entry in store.manifest.fragments)
+    shown = sum(entry.rows - entry.deleted for entry in readable)
+    if lost:
+        shown = max(shown, store.manifest.totals.passages)
     damaged = shown - passages.totals.passages
-    if not damaged and passages.totals != store.manifest.totals:
+    if not damaged and not lost and passages.totals != store.manifest.totals:
         sentence = (
             f"Version {store.version} says that it has {vars(store.manifest.totals)}, but there are "
             f"{vars(passages.totals)}."
         )
         yield Problem("totals", manifest_name(store.version), sentence)
+    yield from _key_problems(store, passages)
     manifests = yield from _manifest_problems(store.folder / MANIFESTS)
-    for problem in _other_versions_problems(store, manifests, on_bytes):
+    others = yield from _other_entries(store, manifests)
+    for problem in _other_versions_problems(store, manifests, others, on_bytes):
         files.add(problem.where)
         yield problem
-    yield from _uncommitted_problems(store.folder, manifests)
-    hidden = _hidden_hashes(store, manifests, files) if damaged else _NO_HASHES
+    yield from _uncommitted_problems(store.folder, {*others, *(e.name for e in entries)})
+    hidden = _hidden_hashes(store, readable, others, files) if damaged else _NO_HASHES
     return Contents(passages.hashes(), damaged, hidden)
 
 
+Others = dict[str, tuple[FragmentEntry, Manifest]]
+"""Fragments that only other versions show, by their names, each with the last version that does."""
+
+
 def _hidden_hashes(
-    store: LatentStore, manifests: Sequence[Manifest], damaged_files: Collection[str]
+    store: LatentStore,
+    shown: Sequence[FragmentEntry],
+    others: Others,
+    damaged_files: Collection[str],
 ) -> np.ndarray:
     """The key hashes of stored passages that `store` does not show: deleted, or in other versions; sorted."""
-    shown = {entry.name: entry for entry in store.manifest.fragments}
-    entries = {entry.name: entry for manifest in manifests for entry in manifest.fragments} | shown
     hidden = [_NO_HASHES]
-    for name, entry in entries.items():
+    for entry in shown:
+        if entry.name not in damaged_files and entry.deleted:
+            with suppress(DamagedError, FileNotFoundError):
+                (hashes,) = store.key_hashes([entry])
+                hidden.append(hashes[~store.table.visible(entry)])
+    for name, (entry, manifest) in others.items():
         if name not in damaged_files:
             with suppress(DamagedError, FileNotFoundError):  # Vacuum may just have removed it.
-                (hashes,) = store.key_hashes([entry])
-                hidden.append(hashes[~visible_rows(entry)] if name in shown else hashes)
+                hidden += LatentStore.of(store, (), manifest.layout).key_hashes([entry])
     return np.sort(np.concatenate(hidden))
 
 
@@ -152,9 +184,12 @@ def _damage(file: MappedFile, entry: FragmentEntry) -> str | None:
 
 
 def _version_problems(
-    store: LatentStore, passages: SoundPassages, on_bytes: Callable[[int], None]
+    store: LatentStore,
+    entries: Sequence[FragmentEntry],
+    passages: SoundPassages,
+    on_bytes: Callable[[int], None],
 ) -> Iterator[Problem]:
-    for entry in store.manifest.fragments:
+    for entry in entries:
         yield from _fragment_problems(store, entry, passages)
         on_bytes(entry.bytes)
     yield from passages.repeated(store)
@@ -166,7 +201,7 @@ def _fragment_problems(
 ) -> Iterator[Problem]:
     """The problems of a file and of its visible rows; sound rows are added to `passages`."""
     where = store.folder / FRAGMENTS / entry.name
-    rows = np.flatnonzero(visible_rows(entry)).tolist()
+    rows = store.rows(entry)
     try:
         file, fragment = open_fragment(store.folder / FRAGMENTS, entry.name, store.layout)
         if (fragment.rows, fragment.keys_offset) != (entry.rows, entry.keys_offset):
@@ -179,11 +214,58 @@ def _fragment_problems(
         yield Problem("fragment", entry.name, f"Fragment {where} is damaged: {damage}.")
     for row, stored, wrong in checked_rows(fragment, rows):
         if stored is not None and wrong is None:
-            passages.add((entry.name, row), stored)
+            passages.add((entry.name, row), entry.number, stored)
             continue
         document_id = stored.passage.key.document_id if stored else surviving_id(fragment, row)
         sentence = f"Row {row} of fragment {where}: {wrong}." if damage is None else ""
         yield Problem("passage", entry.name, sentence, document_id, (row,))
+
+
+def _bitmap_problems(store: LatentStore, entry: FragmentEntry, sentence: str) -> Iterator[Problem]:
+    """The problems of a fragment whose deletions are lost: all of its documents are damaged."""
+    yield Problem("deletions", entry.name, sentence)
+    with suppress(DamagedError):
+        fragment = open_fragment(store.folder / FRAGMENTS, entry.name, store.layout)[1]
+        for document_id in {surviving_id(fragment, row) for row in range(fragment.rows)}:
+            yield Problem("deletions", entry.name, "", document_id)
+
+
+def _key_problems(store: LatentStore, passages: SoundPassages) -> Iterator[Problem]:
+    """The problems of the key runs of the version: every sound row must be named, under its hash."""
+    expected = passages.records()
+    expected = expected[np.argsort(expected[:, 1], kind="stable")]
+    found = np.zeros(len(expected), bool)
+    wrong = 0
+    for entry in store.manifest.keys:
+        try:
+            for records in _run_records(store.folder, entry):
+                at = np.searchsorted(expected[:, 1], records[:, 1])
+                at[at == len(expected)] = 0
+                known = expected[at, 1] == records[:, 1] if len(expected) else at < 0
+                right = expected[at[known], 0] == records[known, 0]
+                found[at[known][right]] = True
+                wrong += int(np.count_nonzero(~right))
+        except DamagedError as error:
+            yield Problem("keys", entry.name, str(error))
+            return
+    if wrong or not found.all():
+        sentence = (
+            f"The keys of version {store.version} lack {np.count_nonzero(~found):,} of its passages, and "
+            f"have {wrong:,} that are not theirs; --repair makes them anew."
+        )
+        yield Problem("keys", manifest_name(store.version), sentence)
+
+
+def _run_records(folder: Folder, entry: RunEntry) -> Iterator[np.ndarray]:
+    """All records of a key run, in pieces; DamagedError if they are not in order."""
+    run, last = KeyRun(folder / KEYS, entry), 0
+    for start in range(0, entry.rows, _RECORDS_AT_ONCE):
+        records = run.records(start, min(entry.rows, start + _RECORDS_AT_ONCE))
+        hashes = records[:, 0]
+        if int(hashes[0]) < last or (hashes[1:] < hashes[:-1]).any():
+            raise DamagedError(f"Key run {entry.name} in {folder / KEYS} is not in order.")
+        last = int(hashes[-1])
+        yield records
 
 
 # --- everything else ------------------------------------------------------------------------------------
@@ -208,37 +290,86 @@ def _manifest_problems(folder: Folder) -> Generator[Problem, None, list[Manifest
     return manifests
 
 
+def _other_entries(
+    store: LatentStore, manifests: Sequence[Manifest]
+) -> Generator[Problem, None, Others]:
+    """The problems of what only other versions need besides fragments; returns their fragments."""
+    own_lists, own_runs = set(store.manifest.lists), set(store.manifest.keys)
+    lists = {each.name: (each, m) for m in manifests for each in m.lists if each not in own_lists}
+    runs = {each.name: (each, m) for m in manifests for each in m.keys if each not in own_runs}
+    kind = _kinds(manifests)
+    entries: dict[str, tuple[FragmentEntry, Manifest]] = {}
+    bitmaps = set()
+    for listed, manifest in lists.values():
+        try:
+            for entry in FragmentTable(store.folder).read(listed):
+                if (before := entries.get(entry.name)) is None or before[
+                    1
+                ].version < manifest.version:
+                    entries[entry.name] = entry, manifest
+                if entry.deletions is not None and entry.deletions not in bitmaps:
+                    bitmaps.add(entry.deletions)
+                    read_visible(store.folder, entry)
+        except DamagedError as error:
+            if manifest.version in committed_versions(store.folder / MANIFESTS):
+                yield Problem(kind(manifest), listed.name, _only_needed(str(error), manifest))
+    for run, manifest in runs.values():
+        try:
+            for _ in _run_records(store.folder, run):
+                pass
+        except DamagedError as error:
+            if manifest.version in committed_versions(store.folder / MANIFESTS):
+                yield Problem(kind(manifest), run.name, _only_needed(str(error), manifest))
+    current = {entry.name for entry in _readable(store)}
+    return {name: found for name, found in entries.items() if name not in current}
+
+
+def _readable(store: LatentStore) -> Iterator[FragmentEntry]:
+    for listed in store.manifest.lists:
+        with suppress(DamagedError):
+            yield from store.table.read(listed)
+
+
+def _kinds(manifests: Sequence[Manifest]) -> Callable[[Manifest], Kind]:
+    """Whether what only other versions need is a problem: not if these are from before a repair."""
+    repaired = max((m.version for m in manifests if m.operation == "repair"), default=0)
+    return lambda manifest: "earlier version" if manifest.version < repaired else "other version"
+
+
+def _only_needed(sentence: str, manifest: Manifest) -> str:
+    return f"{sentence} Only versions up to {manifest.version} need it; lclm-rag vacuum removes it with them."
+
+
 def _other_versions_problems(
-    store: LatentStore, manifests: Sequence[Manifest], on_bytes: Callable[[int], None]
+    store: LatentStore,
+    manifests: Sequence[Manifest],
+    others: Others,
+    on_bytes: Callable[[int], None],
 ) -> Iterator[Problem]:
     """The problems of fragments that only other versions show."""
-    folder = store.folder / FRAGMENTS
-    shown = {entry.name for entry in store.manifest.fragments}
-    others = {e.name: (e, m.version) for m in manifests for e in m.fragments if e.name not in shown}
-    repaired = max((m.version for m in manifests if m.operation == "repair"), default=0)
-    for name, (entry, version) in others.items():
+    folder, kind = store.folder / FRAGMENTS, _kinds(manifests)
+    for name, (entry, manifest) in others.items():
         try:
             damage = _damage(_map_file(folder, name), entry)
         except FileNotFoundError:
             # If no version needs it any longer, vacuum has just removed it.
-            is_needed = version in committed_versions(store.folder / MANIFESTS)
+            is_needed = manifest.version in committed_versions(store.folder / MANIFESTS)
             damage = "it is not there" if is_needed else None
         except (OSError, ValueError) as error:
             damage = f"it cannot be read ({error})"
         if damage is not None:
-            sentence = (
-                f"Fragment {folder / name} is damaged: {damage}. Only versions up to {version} need it; "
-                "lclm-rag vacuum removes it with them."
-            )
-            yield Problem(
-                "earlier version" if version < repaired else "other version", name, sentence
-            )
+            sentence = _only_needed(f"Fragment {folder / name} is damaged: {damage}.", manifest)
+            yield Problem(kind(manifest), name, sentence)
         on_bytes(entry.bytes)
 
 
-def _uncommitted_problems(folder: Folder, manifests: Sequence[Manifest]) -> Iterator[Problem]:
-    """The problems of uncommitted work, which belongs to no version."""
-    named = {entry.name for manifest in manifests for entry in manifest.fragments}
+def _uncommitted_problems(folder: Folder, named: Collection[str]) -> Iterator[Problem]:
+    """The problems of uncommitted work, which belongs to no version.
+
+    Args:
+        folder: The store's folder.
+        named: The fragments of versions.
+    """
     for name in [facts.name for facts in (folder / UNCOMMITTED).files()]:
         if not name.endswith(".json"):
             continue

@@ -5,10 +5,11 @@ does:
 
 1. Fragments, each synced under a temporary name and then renamed (`LocalFolder.write`).
 2. With a writer that can be resumed, a note on each fragment, in `uncommitted/`.
-3. The manifest, put in place whole under a name that must be new (`LocalFolder.create`). This is the commit.
-4. Only then the notes are removed, and after them the fragments that no version needs.
+3. Bitmaps of deleted rows, fragment lists and key runs, in the same way (`lclm_rag.store.next_version`).
+4. The manifest, put in place whole under a name that must be new (`LocalFolder.create`). This is the commit.
+5. Only then the notes are removed, and after them the fragments that no version needs.
 
-A writer that is killed before step 3 leaves the previous version as the newest, and files that no version
+A writer that is killed before step 4 leaves the previous version as the newest, and files that no version
 names.
 """
 
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,9 @@ from lclm_rag.forking import this_process
 from lclm_rag.storage import Folder, disk_full_as, open_folder
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.fragment import Layout, StoredPassage, write_fragment
+from lclm_rag.store.lists import FragmentEntry, FragmentTable, ListEntry
 from lclm_rag.store.locks import write_lock
 from lclm_rag.store.manifest import (
-    FragmentEntry,
     Operation,
     Totals,
     committed_versions,
@@ -44,21 +46,14 @@ from lclm_rag.store.manifest import (
     write_manifest,
 )
 from lclm_rag.store.marks import marked
-from lclm_rag.store.store import (
-    FRAGMENTS,
-    MANIFESTS,
-    UNCOMMITTED,
-    LatentStore,
-    Place,
-    newest_version,
-    row_totals,
-    totals_at,
-    visible_rows,
-)
+from lclm_rag.store.next_version import Added, draft_version
+from lclm_rag.store.parts import FRAGMENTS, MANIFESTS, UNCOMMITTED, StoreFile
+from lclm_rag.store.store import LatentStore, Place, newest_version, row_totals, totals_at
 
 __all__ = [
     "FRAGMENT_BYTES",
     "FRAGMENT_TOKENS",
+    "MERGED_BYTES",
     "StoreWriter",
     "named_fragments",
     "note_uncommitted",
@@ -76,10 +71,18 @@ FRAGMENT_TOKENS = 2**19
 If the writer is killed, only the passages it holds have to be compressed again.
 """
 
-# A commit that finds this many fragments below this size merges them into one. Otherwise each insert of a
-# document would leave a file, and an entry in every later manifest.
+MERGED_BYTES = 2**30
+"""The size that compaction brings fragments to, and a bulk load those that it has finished."""
+
+# The batches of such a fragment are a part of this of what a writer holds: what a reader in an object store
+# needs of a passage besides its text and latents lies together.
+_BATCHES = 4
+
+# A commit that finds this many fragments below this size, among those that were written last, merges them
+# into one. Otherwise each insert of a document would leave a file.
 _SMALL_BYTES = FRAGMENT_BYTES // 16
 _SMALL_FRAGMENTS = 64
+_LAST_LISTS = 2
 
 _READS_AT_ONCE = 16
 
@@ -174,9 +177,12 @@ class StoreWriter:
         self._bytes = 0
         self._tokens = 0
         self._new: dict[str, FragmentEntry] = {}
-        self._deleted: dict[str, set[int]] = {}
-        self._replaced: set[str] = set()
+        self._dropped: dict[str, set[int]] = {}
+        self._deleted: dict[int, set[int]] = {}
+        self._replaced: set[int] = set()
         self._merged_into: list[str] = []
+        self._loaded: list[FragmentEntry] = []
+        self._files: list[StoreFile] = []  # For the manifest, which names them.
         self._totals = base.manifest.totals
         self._done = False
         self._process = this_process()
@@ -204,7 +210,7 @@ class StoreWriter:
         """
         gone = 0
         for place in self.base.document_places(document_id):
-            rows = self._deleted.setdefault(place[0], set())
+            rows = self._deleted.setdefault(self.base.number_of(place), set())
             if place[1] not in rows:
                 rows.add(place[1])
                 gone += 1
@@ -243,12 +249,9 @@ class StoreWriter:
         Args:
             places: The rows' places.
         """
-        gone: dict[str, set[int]] = {}
         for name, row in places:
-            gone.setdefault(name, set()).add(row)
+            self._dropped.setdefault(name, set()).add(row)
             self._totals -= totals_at(self.base, (name, row))
-        for name, rows in gone.items():
-            self._new[name] = self._new[name].without(rows)
 
     def rewrite(
         self,
@@ -265,15 +268,27 @@ class StoreWriter:
             DamagedError: If a row is damaged. The message names the row.
             StoreError: If the codec of the writer's layout cannot hold a row's latents.
         """
-        for entry in entries:
-            fragment = self.base.fragment(entry.name)
-            for row in np.flatnonzero(visible_rows(entry)):
-                self._append(_in_layout(fragment.read(int(row)), self.layout))
-                on_row()
-            self._replaced.add(entry.name)
+        self._refuse_in_child()
+        entries = list(entries)
+        if not entries:
+            return
 
-    def commit(self) -> LatentStore:
+        def rows() -> Iterator[StoredPassage]:
+            for entry in entries:
+                fragment = self.base.fragment(entry.name)
+                for row in self.base.rows(entry):
+                    yield _in_layout(fragment.read(row), self.layout)
+                    on_row()
+
+        for new in _packed(self._folder, rows(), entries, self.layout, noted=False):
+            self._new[new.name] = new
+        self._replaced |= {entry.number for entry in entries}
+
+    def commit(self, *, merge_keys: bool = False) -> LatentStore:
         """Make the changes the newest version, atomically.
+
+        Args:
+            merge_keys: Whether to make one key run of all.
 
         Returns:
             The newest version, opened. Without changes it is the one before.
@@ -281,37 +296,52 @@ class StoreWriter:
         Raises:
             StoreError: If the writer belongs to the process that this one was forked from; in an object store
                 also if another writer was faster, or a vacuum has removed files of this writer.
+            DamagedError: If what the store notes about its fragments or keys is damaged.
             OSError: If a file cannot be written. `writing` turns the error of a full disk into a StoreError.
         """
         self._refuse_in_child()
         # 1. The last rows become a fragment. From here on every fragment of this writer is synced and has its
-        #    name, so a power cut cannot damage or remove what the manifest below names.
+        #    name, so a power cut cannot damage or remove what a list below names.
         self._flush()
         # 2. The new version's fragments: those of the previous version without what was deleted, those taken
         #    over from an earlier writer without what was not asked for, and this writer's own.
-        base = self.base.manifest
-        kept = [
-            entry.without(self._deleted.get(entry.name, ()))
-            for entry in base.fragments
-            if entry.name not in self._replaced
-        ]
-        taken = [
-            entry.without(set(range(entry.rows)) - self._taken_over[entry.name])
-            for entry in self.compressed.uncommitted.manifest.fragments
+        visible = {number: self._left(number) for number in {*self._deleted, *self._replaced}}
+        added: list[Added] = [
+            (entry, _only(entry, self._taken_over[entry.name]))
+            for entry in self.compressed.uncommitted.table
             if entry.name in self._taken_over
         ]
-        entries = [e for e in (*kept, *taken, *self._new.values()) if len(e.deleted) < e.rows]
-        if entries == list(base.fragments) and self.layout == base.layout:
+        for entry in self._new.values():
+            added.append((entry, ~_only(entry, self._dropped.get(entry.name, ()))))
+        added = [(entry, shown) for entry, shown in added if shown.any()]
+        merge_keys = merge_keys and (bool(visible) or len(self.base.manifest.keys) > 1)
+        if not (visible or added or merge_keys) and self.layout == self.base.layout:
             self._finish(set())
             return LatentStore.open(self._folder)
-        # 3. Small fragments are merged before the manifest is written, because it must name the new one.
-        entries = self._merged(entries)
-        # 4. Checked right before the manifest is written, to leave a vacuum by another process as little
-        #    time as possible to remove a fragment in between.
-        self._check_there(entries)
-        # 5. The manifest, whole and under a new number. Before this step readers see the old version, after
+        # 3. Small fragments are merged before the lists are written, because these must name the new one.
+        added = self._merged(visible, added)
+        # 4. Lists, bitmaps and keys: what the manifest names must be there before it is.
+        try:
+            manifest = draft_version(
+                self.base,
+                self._operation,
+                visible=visible,
+                added=added,
+                totals=self._totals,
+                layout=self.layout,
+                keys="merge" if merge_keys else "add",
+                files=self._files,
+            )
+            # 5. Checked right before the manifest is written, to leave a vacuum by another process as little
+            #    time as possible to remove a fragment in between.
+            self._check_there([entry for entry, _ in added])
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"Another process has vacuumed {self._folder} meanwhile, and removed what was not "
+                "committed; run the same command again."
+            ) from error
+        # 6. The manifest, whole and under a new number. Before this step readers see the old version, after
         #    it the new one, and there is nothing in between.
-        manifest = base.next(entries, self._totals, self._operation, self.layout)
         try:
             write_manifest(self._folder / MANIFESTS, manifest)
         except OSError:
@@ -319,9 +349,9 @@ class StoreWriter:
             # not remove the fragments.
             self._done = self._folder.local is None
             raise
-        # 6. Cleaning comes last: until the commit, a next writer would need notes and unused fragments to
+        # 7. Cleaning comes last: until the commit, a next writer would need notes and unused fragments to
         #    resume. If this process is killed here, only files that no version needs are left over.
-        self._finish({entry.name for entry in entries})
+        self._finish({entry.name for entry, _ in added})
         return LatentStore.open(self._folder)
 
     def abandon(self) -> None:
@@ -341,6 +371,8 @@ class StoreWriter:
             # If the disk is full, or the codec cannot hold what was computed, the last rows are lost.
             with suppress(OSError, StoreError):
                 self._flush()
+        for part, name in self._files:
+            (self._folder / part).remove(name)
         for name in (*self._merged_into, *(() if self.resumable else self._new)):
             (self._folder / FRAGMENTS).remove(name)
 
@@ -366,39 +398,87 @@ class StoreWriter:
         entry = write_uncommitted(self._folder, self._rows, noted=self.resumable)
         self._new[entry.name] = entry
         self._rows, self._bytes, self._tokens = [], 0, 0
+        if self.resumable:
+            self._loaded.append(entry)
+            if sum(loaded.bytes for loaded in self._loaded) >= MERGED_BYTES:
+                self._pack_loaded()
 
-    def _merged(self, entries: list[FragmentEntry]) -> list[FragmentEntry]:
-        """Fragments with the same rows; if many are small, these are merged."""
-        small = [entry for entry in entries if entry.bytes < _SMALL_BYTES]
-        if len(small) < _SMALL_FRAGMENTS:
-            return entries
-        manifest = replace(self.base.manifest, fragments=tuple(small), layout=self.layout)
-        view = LatentStore(self._folder, manifest)
+    def _pack_loaded(self) -> None:
+        """Make one fragment of those that this writer has finished. At any moment, all rows have a note."""
+        small, self._loaded = self._loaded, []
+        view = LatentStore.of(self.base, small, self.layout)
+        packed: list[FragmentEntry] = []
         try:
-            rows = list(view.passages())
+            packed += _packed(self._folder, view.passages(), small, self.layout, noted=True)
+        except DamagedError:
+            return  # They stay as they are: the damage shows when the row is read, or by verify.
+        self._new |= {entry.name: entry for entry in packed}
+        # Notes before fragments: as long as a note is there, another process may look for its fragment.
+        for part, ending in ((UNCOMMITTED, ".json"), (FRAGMENTS, "")):
+            for entry in small:
+                (self._folder / part).remove(f"{entry.name}{ending}")
+        for entry in small:
+            del self._new[entry.name]
+
+    def _left(self, number: int) -> np.ndarray:
+        """Which rows of a fragment of the previous version the next one shows, bool [rows]."""
+        entry = self.base.table.get(number)
+        assert entry is not None
+        if number in self._replaced:
+            return np.zeros(entry.rows, bool)
+        left: np.ndarray = self.base.table.visible(entry) & ~_only(entry, self._deleted[number])
+        return left
+
+    def _merged(self, visible: dict[int, np.ndarray], added: list[Added]) -> list[Added]:
+        """The added fragments; if many of the last ones are small, these are merged into new ones.
+
+        Args:
+            visible: The rows that the next version shows of fragments of the previous one, by their numbers.
+                For those that are merged it becomes none.
+            added: The fragments that come to it.
+        """
+        table = self.base.table
+        last = chain.from_iterable(map(table.read, table.lists[-_LAST_LISTS:]))
+        there = [(e, visible.get(e.number, table.visible(e))) for e in last if _is_small(e)]
+        there = [(entry, shown) for entry, shown in there if shown.any()]
+        new = [(entry, shown) for entry, shown in added if _is_small(entry)]
+        if len(there) + len(new) < _SMALL_FRAGMENTS:
+            return added
+        view = LatentStore.of(self.base, (), self.layout)
+        try:
+            rows = [
+                view.fragment(entry.name).read(row)
+                for entry, shown in (*there, *new)
+                for row in np.flatnonzero(shown).tolist()
+            ]
         except DamagedError:
             # No reason to refuse this commit: the damage shows when the row is read, or by verify.
-            return entries
-        kept = [entry for entry in entries if entry.bytes >= _SMALL_BYTES]
+            return added
+        kept = [(entry, shown) for entry, shown in added if not _is_small(entry)]
         for part in _parts(rows):
-            kept.append(_write(self._folder, part))
-            self._merged_into.append(kept[-1].name)
+            entry = _write(self._folder, [part])
+            kept.append((entry, np.ones(entry.rows, bool)))
+            self._merged_into.append(entry.name)
+        visible |= {entry.number: np.zeros(entry.rows, bool) for entry, _ in there}
         return kept
 
     def _check_there(self, entries: list[FragmentEntry]) -> None:
-        """StoreError if fragments are missing.
+        """FileNotFoundError if fragments are missing.
 
         In an object store, where nothing locks it out, `vacuum` may have removed uncommitted fragments that
         are older than a day.
         """
-        if self._folder.local is not None:
+        if self._folder.local is not None or not entries:
             return
-        there = {facts.name for facts in (self._folder / FRAGMENTS).files()}
-        if any(entry.name not in there for entry in entries):
-            raise StoreError(
-                f"Another process has vacuumed {self._folder} meanwhile, and removed what was not "
-                "committed; run the same command again."
-            )
+        fragments = self._folder / FRAGMENTS
+        if len(entries) > _SMALL_FRAGMENTS:
+            missing = {entry.name for entry in entries} - {
+                facts.name for facts in fragments.files()
+            }
+            if missing:
+                raise FileNotFoundError(str(fragments / min(missing)))
+        else:
+            fragments.read_ranges([(entry.name, 0, 8) for entry in entries], anew=True)
 
     def _finish(self, committed: set[str]) -> None:
         """Remove, after a commit, finished fragments that the version does not name, and all notes.
@@ -406,7 +486,7 @@ class StoreWriter:
         In an object store, what another writer may still need is left to `vacuum`.
 
         Args:
-            committed: The fragments that the new version names.
+            committed: The fragments that came to the new version.
         """
         self._done = True
         self.base.close()
@@ -415,7 +495,7 @@ class StoreWriter:
             notes = [facts.name for facts in (self._folder / UNCOMMITTED).files()]
             if self._folder.local is None:
                 finished |= self._taken_over.keys()
-            else:
+            elif {f"{name}.json" for name in self._new} < set(notes):
                 # Also what killed writers left, and what workers wrote that were killed and started again.
                 finished |= {entry.name for entry in uncommitted_entries(self._folder)}
             # Notes before fragments: as long as a note is there, another process may look for its fragment.
@@ -439,7 +519,7 @@ def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool)
         The fragment's entry for a manifest.
     """
     # The fragment first: a note must name a file that is whole.
-    entry = _write(folder, rows)
+    entry = _write(folder, [rows])
     if noted:
         note_uncommitted(folder, entry, rows[0].layout)
     return entry
@@ -472,6 +552,8 @@ def uncommitted_entries(folder: Folder, layout: Layout | None = None) -> list[Fr
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         read = list(pool.map(partial(_noted, folder / UNCOMMITTED), notes))
     found = [note for note in read if note is not None]
+    if not found:
+        return []
     entries = [entry for entry, noted in found if layout is None or noted == layout]
     # A writer that is killed just after its commit leaves notes on fragments that a version needs.
     named = named_fragments(folder) if entries else set()
@@ -490,29 +572,77 @@ def _noted(folder: Folder, name: str) -> tuple[FragmentEntry, Layout] | None:
 
 
 def named_fragments(folder: Folder) -> set[str]:
-    """The names of the fragments of all versions, except versions with unreadable manifests.
+    """The names of the fragments of all versions, except those of unreadable manifests and lists.
 
     Args:
         folder: The store's folder.
     """
-    named = set()
+    lists: dict[str, ListEntry] = {}
     for version in committed_versions(folder / MANIFESTS):
         with suppress(StoreError):
             manifest = read_manifest(folder / MANIFESTS, version)
-            named |= {entry.name for entry in manifest.fragments}
+            lists |= {listed.name: listed for listed in manifest.lists}
+    named = set()
+    for listed in lists.values():
+        with suppress(DamagedError):
+            named |= {entry.name for entry in FragmentTable(folder).read(listed)}
     return named
 
 
-def _write(folder: Folder, rows: list[StoredPassage]) -> FragmentEntry:
+def _write(folder: Folder, batches: Iterable[Sequence[StoredPassage]]) -> FragmentEntry:
     name = f"{uuid.uuid4().hex}.arrow"
-    written = write_fragment(folder / FRAGMENTS, name, rows)
-    return FragmentEntry(
-        name=name,
-        rows=len(rows),
-        latents=sum(len(row.encoded) for row in rows),
-        tokens=sum(row.tokens for row in rows),
-        **vars(written),
-    )
+    return FragmentEntry(name, **vars(write_fragment(folder / FRAGMENTS, name, batches)))
+
+
+def _packed(
+    folder: Folder,
+    rows: Iterator[StoredPassage],
+    of: Sequence[FragmentEntry],
+    layout: Layout,
+    *,
+    noted: bool,
+) -> Iterator[FragmentEntry]:
+    """Write rows to new fragments of about `MERGED_BYTES`.
+
+    Args:
+        folder: The store's folder.
+        rows: The rows.
+        of: The fragments that they are from.
+        layout: The rows' layout.
+        noted: See `write_uncommitted`.
+
+    Yields:
+        The fragments.
+    """
+    each = sum(entry.bytes for entry in of) // sum(entry.rows for entry in of)
+    batches = iter(lambda: list(islice(rows, max(1, FRAGMENT_BYTES // _BATCHES // each))), [])
+    for first in batches:
+        entry = _write(folder, _up_to(MERGED_BYTES, first, batches))
+        if noted:
+            note_uncommitted(folder, entry, layout)
+        yield entry
+
+
+def _up_to(
+    size: int, first: list[StoredPassage], others: Iterator[list[StoredPassage]]
+) -> Iterator[list[StoredPassage]]:
+    """Batches until they reach a size in bytes."""
+    batch: list[StoredPassage] | None = first
+    while batch is not None:
+        yield batch
+        size -= sum(row.bytes for row in batch)
+        batch = next(others, None) if size > 0 else None
+
+
+def _only(entry: FragmentEntry, rows: Iterable[int]) -> np.ndarray:
+    """Which rows of a fragment are among these, bool [rows]."""
+    found = np.zeros(entry.rows, bool)
+    found[list(rows)] = True
+    return found
+
+
+def _is_small(entry: FragmentEntry) -> bool:
+    return entry.bytes < _SMALL_BYTES
 
 
 def _parts(rows: list[StoredPassage]) -> Iterator[list[StoredPassage]]:

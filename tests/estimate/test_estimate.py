@@ -108,7 +108,7 @@ def test_an_estimate_is_what_a_build_takes(
     ) as kb:
         kb.compressor = compressor
         built = kb.add(read_corpus(corpus))
-        stored = sum(entry.bytes for entry in kb.store.manifest.fragments)
+        stored = sum(entry.bytes for entry in kb.store.entries())
 
     options = ["--passage-tokens", str(passage_tokens)] if passage_tokens else []
     options += ["--contextual-headers"] if headers else []

@@ -546,7 +546,7 @@ def test_a_knowledge_base_from_before_there_were_ids_is_read_and_written(
     index = retrieval.ServerIndex.connect(url, "early", bm25=Bm25Settings(), create=True)
     index.close()
     manifest = first.manifest
-    rows = ((manifest.fragments[0].name, np.arange(2)),)
+    rows = ((next(first.entries()).name, np.arange(2)),)
     where = str(base.folder / "store")
     put_there(ServerPoints(where, 1, rows, url, "early", Bm25Settings(), None, CollectionSetup()))
     early: dict[str, object] = {"version": 1, "manifest": manifest.digest, "embedder": None}

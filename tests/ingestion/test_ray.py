@@ -243,12 +243,12 @@ def test_the_driver_is_killed_and_the_next_run_neither_compresses_again_nor_read
         # What was cut off in the middle of a document is compressed again, and no more than that.
         assert report.reused >= kept - 10
         # What was finished stays where it is.
-        assert noted <= {entry.name for entry in kb.store.manifest.fragments}
+        assert noted <= {entry.name for entry in kb.store.entries()}
         assert contents(kb) == expected
         check_whole(kb)
         # Orphans: a fragment that an actor was about to note when it was killed.
         kb.vacuum()
-        named = {entry.name for entry in kb.store.manifest.fragments}
+        named = {entry.name for entry in kb.store.entries()}
         assert {p.name for p in (tmp_path / "kb/store/fragments").iterdir()} == named
 
 
@@ -497,7 +497,7 @@ def test_few_actors_with_an_embedder_put_them_there_each_with_rows_of_its_own(
         monkeypatch.setenv("QDRANT_API_KEY", "secret")
         parts = DocumentParts([Made(first, 3) for first in (0, 3, 6)])
         kb.add(parts, engine=RayEngine(index_writers=1))
-        fragments = len(kb.store.manifest.fragments)
+        fragments = kb.store.manifest.fragments
         assert kb.retrieve("railway timetable", 1)[0].key.document_id in ("t1", "t2")
         assert kb.index.count() == len(kb)
     lines = log.read_text().splitlines()

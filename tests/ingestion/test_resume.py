@@ -76,7 +76,7 @@ def test_what_a_resumed_run_reads_does_not_grow_with_the_latents(
     assert len(store) == 3 * len(DOCUMENTS)
     assert there > 40 * 3 * latents * LAYOUT.latent_bytes
     # Two blocks of each fragment, where its columns lie and where it ends.
-    fragments = len(store.manifest.fragments)
+    fragments = store.manifest.fragments
     assert sum(fetched) < (2 * fragments + 1) * 2**18
 
 

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def finished_passages(kb: Path) -> int:
     with KnowledgeBase.open(kb) as opened:
         store = opened.store
         entries = uncommitted_entries(store.folder, store.layout)
-        finished = LatentStore(store.folder, replace(store.manifest, fragments=tuple(entries)))
+        finished = LatentStore.of(store, entries)
         # What a document began in one run is written once more by the next, with the rest of it.
         return len({row.passage.key for row in finished.passages()})
 

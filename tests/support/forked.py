@@ -24,6 +24,7 @@ from typing import Any
 
 # Small, so that a small knowledge base has several of each.
 FRAGMENT_BYTES = 12_000
+MERGED_BYTES = 30_000
 PASSAGE_TOKENS = 48
 PASSAGES_AT_ONCE = 6
 
@@ -285,7 +286,8 @@ def _main(address: str) -> None:
     lclm_rag.ingestion.passages._PASSAGES_AT_ONCE = PASSAGES_AT_ONCE
     lclm_rag.ingestion.passages._DOCUMENTS_AT_ONCE = PASSAGES_AT_ONCE
     lclm_rag.store.writer.FRAGMENT_BYTES = FRAGMENT_BYTES
-    lclm_rag.store.maintenance.FRAGMENT_BYTES = FRAGMENT_BYTES
+    lclm_rag.store.writer.MERGED_BYTES = MERGED_BYTES
+    lclm_rag.store.maintenance.MERGED_BYTES = MERGED_BYTES
     _compressor().compress(["Once, so that nothing is left to be loaded."])
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)

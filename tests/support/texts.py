@@ -54,14 +54,22 @@ def _words(text: str) -> list[str]:
 def check_nothing_is_left_over(kb: Path) -> None:
     """After a vacuum: no file but those that the newest version needs."""
     store = LatentStore.open(kb / "store")
-    needed = {entry.name for entry in store.manifest.fragments}
+    entries = list(store.entries())
+    needed = {entry.name for entry in entries}
+    lists = {f"{listed.name}.list" for listed in store.manifest.lists}
+    bitmaps = {f"{entry.deletions.file}.bits" for entry in entries if entry.deletions}
+    runs = {f"{run.name}.run" for run in store.manifest.keys}
     manifest = f"{store.version:010d}.json"
     store.close()
     assert names(kb / "store" / "fragments") == needed
+    assert names(kb / "store" / "lists") == lists
+    assert names(kb / "store" / "deletions") == bitmaps
+    assert names(kb / "store" / "keys") == runs
     assert names(kb / "store" / "manifests") == {manifest}
     assert names(kb / "store" / "uncommitted") == set()
     assert names(kb / "store" / "readers") == {"gate"}
-    assert names(kb / "store") == {"fragments", "manifests", "uncommitted", "readers", "lock"}
+    parts = {"fragments", "lists", "deletions", "keys", "manifests", "uncommitted", "readers"}
+    assert names(kb / "store") == {*parts, "lock"}
     assert names(kb / "index" / "private") <= {"gate"}
     assert len(names(kb / "index" / "published")) == 1
     assert not list(kb.rglob("*.tmp"))

@@ -207,7 +207,7 @@ def add_documents_on_ray(
     job = Job(
         store=str(folder if folder.local is None else folder.local.resolve()),
         version=writer.base.version,
-        uncommitted=ray.put(list(writer.compressed.uncommitted.manifest.fragments)),
+        uncommitted=ray.put(list(writer.compressed.uncommitted.entries())),
         layout=writer.layout,
         checkpoint=checkpoint.name if checkpoint.name == BUNDLED else _everywhere(checkpoint),
         splitting=splitting,

@@ -38,7 +38,8 @@ from lclm_rag.ingestion.ray.work_rows import Kind, Source, WorkRow, from_table, 
 from lclm_rag.storage import open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
 from lclm_rag.store.compressed import Compressed
-from lclm_rag.store.manifest import FragmentEntry, pack_entry
+from lclm_rag.store.lists import FragmentEntry
+from lclm_rag.store.manifest import pack_entry
 from lclm_rag.store.store import Place, row_totals
 from lclm_rag.store.writer import FRAGMENT_BYTES, write_uncommitted
 from lclm_rag.types import Document, ReadablePart
