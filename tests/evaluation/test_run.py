@@ -21,7 +21,9 @@ import pytest
 from lclm_rag import Document, KnowledgeBase
 from lclm_rag.checkpoint import MEMORY_END, MEMORY_START
 from lclm_rag.decoding import Sampling, all_answered
+from lclm_rag.decoding.server import ServerDecoder
 from lclm_rag.errors import EvaluationError
+from lclm_rag.evaluation import run as evaluation_run
 from lclm_rag.evaluation.contexts import in_frames, parse_context
 from lclm_rag.evaluation.datasets.exact_strings import (
     RECORD_ID,
@@ -422,6 +424,44 @@ def test_runs_with_other_settings_are_never_mixed(
     with pytest.raises(EvaluationError, match="begun with set"):
         ask(replace(eval_set, name="other"))
     assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+def test_the_code_the_decoders_options_and_the_server_are_part_of_a_run(
+    tmp_path: Path,
+    knowledge_base: KnowledgeBase,
+    eval_set: EvalSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = replace(eval_set, questions=eval_set.questions[:2])
+
+    def ask() -> dict[str, Any]:
+        contexts = _contexts("closed-book")
+        return evaluate(knowledge_base, few, contexts, tmp_path, alone=0)["settings"]
+
+    settings = ask()
+    assert settings["versions"]["transformers"]
+    assert settings["server"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_run, "_commit", lambda: "0" * 40)
+        with pytest.raises(EvaluationError, match="begun with commit"):
+            ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_run, "_versions", lambda: {"transformers": "1.0"})
+        with pytest.raises(EvaluationError, match="begun with versions"):
+            ask()
+    options = {"max_num_seqs": 4, "api_key": "secret"}
+    with monkeypatch.context() as patch:
+        patch.setattr(knowledge_base, "_decoder_options", options)
+        expected = 'begun with decoder_options {}, not .*"max_num_seqs": 4'
+        with pytest.raises(EvaluationError, match=expected) as refused:
+            ask()
+    assert "secret" not in str(refused.value)
+
+
+def test_a_servers_url_is_noted_without_its_password() -> None:
+    server = object.__new__(ServerDecoder)
+    server.url, server.model = "http://me:secret@host:8000/v1", "lclm"
+    assert evaluation_run._server(server) == {"url": "http://host:8000/v1", "model": "lclm"}
 
 
 def test_another_checkpoint_does_not_go_on_with_a_run(
