@@ -42,6 +42,9 @@ Measured: 101 to 112 on stores of 170 to 1,200 passages. (A fragment of 64 MiB h
 left out.)
 """
 
+_KEY_BYTES = 16
+"""The record of a passage in the key runs, in bytes."""
+
 
 COMPILED_AFTER = 40_000_000
 """Tokens after which a build compiles the encoder by itself (`lclm_rag.compression.attention`)."""
@@ -249,7 +252,7 @@ def plan_store(
         flops += shape.adapter_flops(latents, latent_pairs)
     width = shape.encoder_width if space == "encoder" else shape.decoder_width
     hours = {gpu: gpu.hours(flops, utilization) for gpu in gpus}
-    rows = size.text_bytes + size.beside_bytes + size.passages * _ROW_BYTES
+    rows = size.text_bytes + size.beside_bytes + size.passages * (_ROW_BYTES + _KEY_BYTES)
     return StorePlan(
         checkpoint=shape.name,
         compression_ratio=config.compression_ratio,
