@@ -44,8 +44,11 @@ OF_THE_CHECKPOINT = (
 )
 """Benchmarks of the bundled checkpoint: its weights and its tokenizer are part of what they measure."""
 
-BY_COMMAND = {"evaluation.py": EVALUATION / "run.py", "passage_order.py": EVALUATION / "run.py"}
-"""What these run by `lclm-rag eval`, and so do not import."""
+BY_COMMAND = ("evaluation.py", "passage_order.py")
+ASKED_AND_SCORED = [
+    EVALUATION / name for name in ("datasets/sets.py", "measures.py", "runners.py", "report.py")
+]
+"""What the former run by `lclm-rag eval` and so do not import: questions, how they are asked, and scores."""
 
 
 def numbers(context: click.Context, option: click.Parameter, value: str) -> list[int]:
@@ -96,7 +99,7 @@ def code_digest(benchmark: str, root: Path = ROOT) -> str | None:
     """
     waiting = [root / "benchmarks" / benchmark]
     if benchmark in BY_COMMAND:
-        waiting.append(root / BY_COMMAND[benchmark])
+        waiting += [root / path for path in ASKED_AND_SCORED]
     files: set[Path] = set()
     while waiting:
         file = waiting.pop()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tables_answers
 import tables_building
+import tables_evaluation
 import tables_index
 import tables_retrieval
 import tables_store
@@ -25,7 +26,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 TABLES: dict[str, Callable[[], str]] = {
     name: getattr(module, name)
-    for module in (tables_answers, tables_store, tables_index, tables_retrieval, tables_building)
+    for module in (
+        *(tables_answers, tables_evaluation, tables_store),
+        *(tables_index, tables_retrieval, tables_building),
+    )
     for name in module.__all__
 }
 

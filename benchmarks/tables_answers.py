@@ -6,19 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tables_evaluation import CONTEXTS
 from tables_markdown import MODEL, duration, markdown, percent, results, size, source, times
 
 __all__ = [
     "bundled_checkpoint",
     "conversation",
-    "exact_strings_kinds",
-    "exact_strings_top4",
-    "exact_strings_top8",
     "expansion_rules",
     "grounding",
-    "others",
     "passage_order",
-    "ruler_4k",
     "serving_bears",
     "serving_load",
     "transformers_context",
@@ -42,14 +38,6 @@ ORDERS = {
     "best_last": "best last (`best_last`)",
 }
 
-CONTEXTS = {
-    "text": "pasted text",
-    "latents": "latents",
-    "latents+expand": "latents, expanded",
-    "latents+expand:model": "latents, expanded by the decoder's choice",
-    "closed-book": "closed book",
-}
-"""How a table names the contexts of `lclm-rag eval`; presses are named as one gives them to `--context`."""
 
 INPUTS = {
     "text": "pasted text",
@@ -61,21 +49,6 @@ INPUTS = {
     "items, warm": "latent items, second question",
 }
 """How a table names what benchmarks/vllm_inputs.py measures, in the order of its rows."""
-
-
-def exact_strings_top4() -> str:
-    """Four passages: accuracy, positions, KV cache and time for each context."""
-    return _evaluation("eval_exact_strings_top4", "exact match")
-
-
-def exact_strings_top8() -> str:
-    """Eight passages: accuracy, positions, KV cache and time for each context."""
-    return _evaluation("eval_exact_strings_top8", "exact match")
-
-
-def others() -> str:
-    """KV-cache compression, at the positions that latents take."""
-    return _evaluation("eval_others", "exact match")
 
 
 def grounding() -> str:
@@ -191,86 +164,6 @@ def _precision_and_recall(run: dict[str, Any]) -> list[str]:
             (run["answers_rightly_reported"], run["answers_false"]),
         )
     ]
-
-
-def ruler_4k() -> str:
-    """RULER's needle tasks."""
-    return _evaluation("eval_ruler_4k", "score")
-
-
-def exact_strings_kinds() -> str:
-    """Exact match by kind of fact, for four passages and for eight."""
-    names = ("eval_exact_strings_top4", "eval_exact_strings_top8")
-    found = [results(name) for name in names]
-    kinds = {"registry code": "codes", "record id": "UUIDs", "other facts": "other facts"}
-    columns = ["context"]
-    columns += [f"{title}, top {f['settings']['top_k']}" for f in found for title in kinds.values()]
-    rows = [
-        [
-            _context(mode),
-            *(percent(f["categories"][kind]["modes"][mode]) for f in found for kind in kinds),
-        ]
-        for mode in found[0]["modes"]
-    ]
-    counts = [f"{found[0]['categories'][kind]['questions']} {kinds[kind]}" for kind in kinds]
-    return markdown(columns, rows, f"Questions: {', '.join(counts)}. {source(*names)}")
-
-
-def _evaluation(name: str, measure: str) -> str:
-    """Lays out a report of `lclm-rag eval`.
-
-    Args:
-        name: Of the result.
-        measure: What its score is.
-    """
-    found = results(name)
-    columns = ["context", measure, "95% interval", "to pasted text, points", "prompt positions"]
-    columns += ["computed positions", "KV cache at its peak", "time to first token"]
-    rows = [
-        [
-            _context(mode),
-            percent(figures["score"]["mean"]),
-            f"{100 * figures['score']['low']:.1f}–{100 * figures['score']['high']:.1f}",
-            _difference(found["differences"].get(mode)),
-            f"{figures['positions']:,.0f}",
-            f"{figures['computed_positions']:,.0f}",
-            f"{figures['kv_bytes'] / 2**20:.2f} MiB",
-            duration(figures["first_token"]),
-        ]
-        for mode, figures in found["modes"].items()
-    ]
-    settings = found["settings"]
-    of = settings["questions"]
-    if "documents" in of:
-        subject = f"about {of['documents']} fact sheets"
-    else:
-        lengths = ", ".join(f"{length:,}" for length in of["context_lengths"])
-        subject = f"of {len(of['tasks'])} tasks at {lengths} tokens"
-    passages = f"top {settings['top_k']}" if settings["top_k"] else "every passage of a text"
-    model = MODEL.get(settings["checkpoint"], settings["checkpoint"])
-    timed = next(iter(found["modes"].values()))["timed"]
-    notes = (
-        f"{found['questions']} questions {subject}, {passages}; {model}, {settings['codec']} latents, "
-        f"decoded by transformers in {settings['dtype']}; times are medians of {timed} questions."
-    )
-    return markdown(columns, rows, f"{notes} {source(name)}")
-
-
-def _context(mode: str) -> str:
-    return CONTEXTS.get(mode, f"`{mode}`")
-
-
-def _difference(paired: dict[str, Any] | None) -> str:
-    """Shows a paired difference with its interval; a dash for pasted text itself."""
-    if paired is None:
-        return "–"
-    mean, low, high = (_signed(100 * paired[key]) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-def _signed(points: float) -> str:
-    shown = f"{points:+.1f}".replace("-", "−")
-    return "0.0" if shown[1:] == "0.0" else shown
 
 
 def expansion_rules() -> str:

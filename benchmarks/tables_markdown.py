@@ -114,8 +114,9 @@ def _outrun(names: Sequence[str]) -> list[str]:
     said = []
     for (commit, date, changed), of_it in by_commit.items():
         which = "" if len(of_it) == len(names) else f"{', '.join(of_it)}: "
-        said.append(f"{which}of commit {commit} ({date}); since then {changed} changed.")
-    return [sentence[0].upper() + sentence[1:] for sentence in said]
+        of = f"{which}of commit" if which else "Of commit"
+        said.append(f"{of} {commit} ({date}); since then {changed} changed.")
+    return said
 
 
 def percent(share: float, digits: int = 1) -> str:

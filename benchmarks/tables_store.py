@@ -7,9 +7,12 @@ from typing import Any
 
 from tables_markdown import duration, markdown, percent, results, size, source, times
 
+from lclm_rag.evaluation.intervals import wilson_interval
+
 __all__ = [
     "codecs",
     "codecs_accuracy",
+    "codecs_strings",
     "store_formats_crashes",
     "store_formats_reading",
     "store_scale",
@@ -78,6 +81,35 @@ def codecs_accuracy() -> str:
 def _answers(score: Run, codec: str) -> str:
     changed = "" if codec == "bf16" else f" (−{score['lost']} +{score['won']})"
     return percent(score["exact_match"]) + changed
+
+
+def codecs_strings() -> str:
+    """What each codec changes, by kind of fact: codes and UUIDs apart from what latents keep."""
+    found = results("codecs_strings")
+    kinds = {"registry code": "codes", "record id": "UUIDs", "other facts": "other facts"}
+    rows = []
+    for kind, title in kinds.items():
+        for run in found["results"]:
+            (score,) = (a for a in run["accuracy"] if a["kind"] == kind)
+            of = score["questions"]
+            right = round(score["exact_match"] * of)
+            low, high = wilson_interval(right, of)
+            cells = [f"{percent(right / of)} ({100 * low:.1f}–{100 * high:.1f})"]
+            if run["codec"] == "bf16":
+                cells += ["–"] * 3
+            else:
+                changed = f"{score['changed']} ({percent(score['changed'] / of, 0)})"
+                cells += [changed, f"{score['won']}, {score['lost']}", f"{score['p']:.3f}"]
+            rows.append([title, run["space"], run["codec"], f"{of}", *cells])
+    columns = ["asked for", "space", "codec", "n", "exact match (95% interval)", "answers changed"]
+    columns += ["won, lost", "p"]
+    notes = (
+        f"{found['count']} questions to choose on, about {found['documents']} fact sheets, top "
+        f"{found['results'][0]['accuracy'][0]['top_k']}, latents alone, nothing expanded; the bundled "
+        "checkpoint. Changed, won and lost are against bf16 in the same space; p is that of McNemar's exact "
+        f"test. {source('codecs_strings')}"
+    )
+    return markdown(columns, rows, notes, left=3)
 
 
 def store_scale() -> str:

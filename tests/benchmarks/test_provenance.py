@@ -31,6 +31,8 @@ MADE_NOW = """
 import json, pathlib, shared
 for path in pathlib.Path("results").glob("*.json"):
     found = json.loads(path.read_text())
+    if path.name.startswith("eval_") and "part" not in found["settings"]["questions"]:
+        continue  # Of before there were parts: must not pass for new.
     made = found["provenance"]
     made["code"] = shared.code_digest(made["benchmark"])
     made["checkpoint"] = shared.checkpoint_digest()
@@ -40,14 +42,13 @@ for path in pathlib.Path("results").glob("*.json"):
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """What the tables and the page are made from, as if every result were made by this very code."""
+    """What the tables and the page are made from, as if the results were made by this very code."""
     example = "examples/train_tiny_lclm"
     checkpoint = "lclm_rag/checkpoints/tiny-lclm-4x"
     for folder in ("benchmarks", "docs", "lclm_rag/evaluation", checkpoint, example):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
     subprocess.run([sys.executable, "-c", MADE_NOW], cwd=tmp_path / "benchmarks", check=True)
     assert tables(tmp_path).returncode == 0
-    assert "since then" not in (tmp_path / "docs" / "benchmarks.md").read_text("utf-8")
     return tmp_path
 
 
