@@ -189,7 +189,9 @@ def piped(kb: Path, request: pytest.FixtureRequest) -> Path:
     return kb
 
 
-@pytest.mark.parametrize("piped", ["kb.json", "manifests", "fragments"], indirect=True)
+@pytest.mark.parametrize(
+    "piped", ["kb.json", "manifests", "lists", "keys", "fragments"], indirect=True
+)
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Run, piped: Path) -> None:
     code, out, err = run("query", "--kb", piped, "zq3w", "--max-tokens", "2")
     assert (code in (1, 3), out) == (True, "")

@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import uuid
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -151,7 +152,7 @@ class FragmentTable:
         self.lists = tuple(lists)
         self._firsts = [each.first for each in lists]
         self._given = None if given is None else {entry.number: entry for entry in given}
-        self._read: dict[str, dict[int, tuple[object, ...]]] = {}
+        self._read: dict[str, dict[int, Any]] = {}
         self._entries: dict[int, FragmentEntry] = {}
         self._visible: dict[int, np.ndarray] = {}
 
@@ -354,7 +355,7 @@ def _write(folder: Folder, entries: Iterable[FragmentEntry], files: list[StoreFi
     return ListEntry(name, _sha256(data), len(records), int(records[0]["number"]))
 
 
-def _record(entry: FragmentEntry) -> tuple[object, ...]:
+def _record(entry: FragmentEntry) -> tuple[Any, ...]:
     found = entry.deletions
     return (
         entry.number,
@@ -373,25 +374,30 @@ def _record(entry: FragmentEntry) -> tuple[object, ...]:
     )
 
 
-def _entry(record: tuple[object, ...]) -> FragmentEntry:
-    number, rows, name, latents, tokens, size, sha256, checksum, keys, deleted, *deletions = record
-    file, offset, bits_checksum = deletions
+def _entry(record: Any) -> FragmentEntry:
+    number, rows, name, latents, tokens, size, sha256, keys_checksum, keys_offset, *rest = record
+    deleted, file, offset, checksum = rest
     return FragmentEntry(
-        f"{name.hex()}.arrow",  # type: ignore[attr-defined]
-        rows,  # type: ignore[arg-type]
-        latents,  # type: ignore[arg-type]
-        tokens,  # type: ignore[arg-type]
-        size,  # type: ignore[arg-type]
-        sha256.hex(),  # type: ignore[attr-defined]
-        keys,  # type: ignore[arg-type]
-        f"{checksum:016x}",
-        Deletions(file.hex(), offset, bits_checksum, deleted) if deleted else None,  # type: ignore
-        number,  # type: ignore[arg-type]
+        name=f"{name.hex()}.arrow",
+        rows=rows,
+        latents=latents,
+        tokens=tokens,
+        bytes=size,
+        sha256=sha256.hex(),
+        keys_offset=keys_offset,
+        keys_checksum=f"{keys_checksum:016x}",
+        deletions=Deletions(file.hex(), offset, checksum, deleted) if deleted else None,
+        number=number,
     )
 
 
 def _read(
-    folder: Folder, name: str, start: int, stop: int, checksum: object, expected: object
+    folder: Folder,
+    name: str,
+    start: int,
+    stop: int,
+    checksum: Callable[[bytes], str | int],
+    expected: str | int,
 ) -> bytes | None:
     """A stretch of a file; None if it is not what was written."""
     for anew in (False, True):
@@ -401,7 +407,7 @@ def _read(
         except (FileNotFoundError, IsADirectoryError):
             require_store(folder)
             return None
-        if len(piece) == stop - start and checksum(piece) == expected:  # type: ignore[operator]
+        if len(piece) == stop - start and checksum(piece) == expected:
             return piece
         if folder.local is not None:
             return None
