@@ -152,7 +152,7 @@ class FragmentTable:
         self.lists = tuple(lists)
         self._firsts = [each.first for each in lists]
         self._given = None if given is None else {entry.number: entry for entry in given}
-        self._read: dict[str, dict[int, Any]] = {}
+        self._read: dict[str, np.ndarray] = {}
         self._entries: dict[int, FragmentEntry] = {}
         self._visible: dict[int, np.ndarray] = {}
 
@@ -184,13 +184,13 @@ class FragmentTable:
             if at < 0:
                 return None
             listed = self.lists[at]
-            if listed.name not in self._read:
-                records = self._records(listed).tolist()
-                self._read[listed.name] = {record[0]: record for record in records}
-            record = self._read[listed.name].get(number)
-            if record is None:
+            records = self._read.get(listed.name)
+            if records is None:
+                records = self._read[listed.name] = self._records(listed)
+            at = int(np.searchsorted(records["number"], number))
+            if at == len(records) or records["number"][at] != number:
                 return None
-            found = self._entries[number] = _entry(record)
+            found = self._entries[number] = _entry(records[at].item())
         return found
 
     def visible(self, entry: FragmentEntry) -> np.ndarray:

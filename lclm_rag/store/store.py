@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _READS_AT_ONCE = 8
+_FRAGMENTS_AT_ONCE = 256
 
 Place = tuple[str, int]
 """A fragment's name and the number of a row in it."""
@@ -274,15 +276,17 @@ class LatentStore:
         Args:
             except_hashes: The key hashes (uint64) of the first passages of the documents to leave out.
         """
-        for entry in self.entries():
-            (hashes,) = self.key_hashes([entry])
-            wanted = self.table.visible(entry) & ~np.isin(hashes, except_hashes)
-            if wanted.any():
-                fragment = self.fragment(entry.name)
-                wanted &= fragment.ordinals() == 0
-                yield from (
-                    fragment.key(row).document_id for row in np.flatnonzero(wanted).tolist()
-                )
+        entries = self.entries()
+        # Many at once, because each may be a request to an object store.
+        while some := list(islice(entries, _FRAGMENTS_AT_ONCE)):
+            for entry, hashes in zip(some, self.key_hashes(some), strict=True):
+                wanted = self.table.visible(entry) & ~np.isin(hashes, except_hashes)
+                if wanted.any():
+                    fragment = self.fragment(entry.name)
+                    wanted &= fragment.ordinals() == 0
+                    yield from (
+                        fragment.key(row).document_id for row in np.flatnonzero(wanted).tolist()
+                    )
 
     def entries(self) -> Iterator[FragmentEntry]:
         """All fragments of this version, in order."""
