@@ -129,7 +129,11 @@ def test_names_in_tables_and_bars_are_only_text(
         "store": {"source_tokens": 0},
         "unfinished": [name],
         "categories": {
-            category: {"questions": 3, "modes": {name: {"mean": 0.5, "low": 0.1, "high": 0.9}}}
+            category: {
+                "questions": 3,
+                "modes": {name: {"mean": 0.5, "low": 0.1, "high": 0.9}},
+                "differences": {},
+            }
             for category in (name, "other")
         },
     }
