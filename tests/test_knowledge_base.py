@@ -522,11 +522,6 @@ def test_several_processes_search_one_knowledge_base(
     assert found == [f"{sheet.document.id}#0" for sheet in sheets[:3]]
 
 
-def test_exact_match_forgives_case_space_and_a_full_stop_only() -> None:
-    assert exact_match(" The  Red\n house. ", "the red house")
-    assert not exact_match("red house", "the red house")
-
-
 def test_prompt_latents_are_what_the_compressor_gives(
     small_kb: KnowledgeBase, sheets: list[FactSheet]
 ) -> None:

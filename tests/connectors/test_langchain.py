@@ -131,9 +131,11 @@ def test_the_first_piece_comes_before_the_generation_ends(
         chain = LatentAnswer(knowledge_base=kb) | StrOutputParser()
 
         async def first(whole: bool) -> list[str]:
+            watched.go.clear()
             pieces = chain.astream(question)
             found = [await anext(pieces)]
             assert watched.writing
+            watched.go.set()
             if whole:
                 found += [piece async for piece in pieces]
             await pieces.aclose()  # type: ignore[attr-defined]

@@ -249,7 +249,7 @@ def test_what_is_no_cross_encoder_is_refused(kb: KnowledgeBase, tmp_path: Path) 
     two = save_cross_encoder(tmp_path / "two", CHAPTERS, num_labels=2)
     with pytest.raises(CheckpointError, match=r"gives 2 scores"):
         kb.retrieve("x", rerank=str(two))
-    with pytest.raises(CheckpointError, match=r"^The reranker .*nowhere cannot be loaded: .*\.$"):
+    with pytest.raises(CheckpointError, match=r"^The reranker .*nowhere' cannot be loaded: .*\.$"):
         kb.retrieve("x", rerank=str(tmp_path / "nowhere"))
 
 

@@ -67,7 +67,7 @@ def test_a_gate_that_a_stopped_process_holds_ends_a_command_with_its_pid_and_wha
     with stopped_holder(kb / name) as pid:
         code, out, err = run("search", "zqaw", "--kb", kb)
         assert (code, out) == (4, "")
-        said = f"by another process (pid {pid}), python, which is stopped: kill -CONT {pid} lets it"
+        said = f"by another process (pid {pid}), {_program(pid)}, which is stopped: kill -CONT {pid} lets it"
         assert f"{kb / name}, which nobody needs for longer than a moment, has been locked" in err
         assert said in err
         assert "secret" not in err
@@ -79,8 +79,14 @@ def test_a_gate_that_a_stopped_process_holds_ends_a_command_with_its_pid_and_wha
 def test_a_writer_that_is_stopped_is_named(kb: Path, run: Run) -> None:
     with stopped_holder(kb / "store/lock") as pid:
         code, _, err = run("delete", "town", "--kb", kb)
+        program = _program(pid)
     assert code == 4
-    assert f"being written by another process (pid {pid}), python, which is stopped: kill" in err
+    assert f"being written by another process (pid {pid}), {program}, which is stopped: kill" in err
+
+
+def _program(pid: int) -> str:
+    """The name of a process's program: python, or python3.11 by the link that it was started by."""
+    return Path(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()).name
 
 
 def test_a_gate_that_is_free_again_after_a_while_is_passed(

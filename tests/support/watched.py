@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 
 from lclm_rag import Completion, PromptError, Sampling, SoftPrompt
@@ -13,13 +14,20 @@ __all__ = ["WatchedDecoder", "of_several_words"]
 
 
 class WatchedDecoder(Decoder):
-    """A real decoder, watched. writing: whether a stream is neither at its end nor closed."""
+    """A real decoder, watched.
+
+    Attributes:
+        writing: Whether a stream is neither at its end nor closed.
+        go: While it is not set, a stream waits after each piece.
+    """
 
     def __init__(self, watched: Decoder) -> None:
         self.checkpoint = watched.checkpoint
         self.context_length = watched.context_length
         self.takes_encoder_space = watched.takes_encoder_space
         self.writing = False
+        self.go = threading.Event()
+        self.go.set()
         self._watched = watched
 
     def complete(
@@ -32,7 +40,9 @@ class WatchedDecoder(Decoder):
     ) -> Generator[str]:
         self.writing = True
         try:
-            yield from self._watched.stream(prompt, sampling, finished)
+            for piece in self._watched.stream(prompt, sampling, finished):
+                yield piece
+                self.go.wait(60)
         finally:
             self.writing = False
 
