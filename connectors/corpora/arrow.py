@@ -30,6 +30,9 @@ __all__ = ["batch_documents", "columns_not_read", "count_rows", "read_arrow", "r
 
 # Few rows, because one of them may hold a whole book.
 _BATCH_ROWS = 256
+# A value that a dictionary holds once is there once for each row when it is decoded: a few megabytes of file
+# could ask for more than the memory holds. A batch has fewer rows where it might need more than this.
+_BATCH_BYTES = 1 << 30
 # Column chunks are read in pieces of this size; without it, each chunk of a row group is loaded whole.
 _BUFFER_BYTES = 1 << 20
 # What is fetched from an object store at once: a request takes about as long as this many bytes.
@@ -57,10 +60,24 @@ def read_parquet(file: CorpusFile, columns: Columns) -> Iterator[Item]:
         ):
             needed = needed_columns(opened.schema_arrow, columns, printable(file.path), partition)
             yield from columns_not_read(opened.schema_arrow, columns, printable(file.path))
-            yield from opened.iter_batches(batch_size=_BATCH_ROWS, columns=needed)
+            for group in range(opened.num_row_groups):
+                rows = _batch_rows(opened.metadata.row_group(group), needed)
+                yield from opened.iter_batches(rows, row_groups=[group], columns=needed)
 
     partition = _partition(file.name)
     return _file_documents(batches(), file, columns, partition, "Parquet")
+
+
+def _batch_rows(group: pq.RowGroupMetaData, needed: Sequence[str]) -> int:
+    """How many rows of a row group to read at once, by what its columns may decode to."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    wanted = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in needed]
+    a_row = sum(
+        chunk.total_uncompressed_size * max(1, chunk.num_values // max(1, group.num_rows))
+        for chunk in wanted
+        if chunk.has_dictionary_page
+    )
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, a_row)))
 
 
 def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -20,6 +22,7 @@ from lclm_rag.cli import cli
 from lclm_rag.cli.corpus import LIMITS, corpus_limits
 from lclm_rag.connectors.corpora import (
     ReadingLimits,
+    arrow,
     converting,
     corpus_parts,
     count_documents,
@@ -213,3 +216,22 @@ def test_the_command_line_sets_each_limit(tmp_path: Path) -> None:
     assert isinstance(done.exception, CorpusError)
     assert "line 1: longer than 1 MiB" in str(done.exception)
     assert not (tmp_path / "kb").exists()
+
+
+def test_a_value_that_parquet_holds_once_for_many_rows_is_not_decoded_for_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = "x" * MIB
+    table = pa.table({"text": pa.array([large] * 400), "tags": pa.array([["a", large]] * 400)})
+    pq.write_table(
+        table, tmp_path / "c.parquet", dictionary_pagesize_limit=4 * MIB, compression="zstd"
+    )
+    assert (tmp_path / "c.parquet").stat().st_size < MIB
+    monkeypatch.setattr(arrow, "_BATCH_BYTES", 16 * MIB)
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for document in read_corpus([tmp_path / "c.parquet"]):
+        count += 1
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert document.text == large
+    assert count == 400
+    assert most < 64 * MIB
