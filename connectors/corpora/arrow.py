@@ -72,12 +72,13 @@ def _batch_rows(group: pq.RowGroupMetaData, needed: Sequence[str]) -> int:
     """How many rows of a row group to read at once, by what its columns may decode to."""
     chunks = [group.column(i) for i in range(group.num_columns)]
     wanted = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in needed]
-    a_row = sum(
+    a_row: int = sum(
         chunk.total_uncompressed_size * max(1, chunk.num_values // max(1, group.num_rows))
         for chunk in wanted
         if chunk.has_dictionary_page
     )
-    return min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, a_row)))
+    rows: int = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, a_row)))
+    return rows
 
 
 def read_arrow(file: CorpusFile, columns: Columns) -> Iterator[Item]:
