@@ -32,6 +32,7 @@ __all__ = [
     "Passage",
     "PassageKey",
     "Round",
+    "RowPlace",
     "StoredDocument",
     "Timings",
     "Usage",
@@ -70,6 +71,18 @@ class PassageKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.document_id}#{self.ordinal}"
+
+
+class RowPlace(NamedTuple):
+    """Where a latent store has a passage.
+
+    Attributes:
+        fragment: The number of the fragment.
+        row: The row, from 0.
+    """
+
+    fragment: int
+    row: int
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from lclm_rag.retrieval import IndexEntry, PassageIndex
 from lclm_rag.store import LatentStore
 from lclm_rag.store.fragment import Fragment
 from lclm_rag.store.lists import FragmentEntry
-from lclm_rag.types import Passage
+from lclm_rag.types import RowPlace
 
 __all__ = ["Changes", "entries_of"]
 
@@ -66,7 +66,7 @@ class Changes:
         # afterwards would remove them.
         self.delete(index)
         for fragment, rows in self.new:
-            index.upsert(entries_of(map(fragment.passage, rows.tolist())))
+            index.upsert(entries_of(fragment, rows))
         index.flush()
 
 
@@ -107,6 +107,17 @@ def _without(
     ]
 
 
-def entries_of(passages: Iterable[Passage]) -> Iterator[IndexEntry]:
-    """Passages as entries of an index."""
-    return (IndexEntry(p.key, p.content, p.metadata) for p in passages)
+def entries_of(fragment: Fragment, rows: np.ndarray) -> Iterator[IndexEntry]:
+    """Rows of a fragment as entries of an index.
+
+    Args:
+        fragment: The fragment.
+        rows: Their numbers.
+
+    Yields:
+        The entries, each with its place if the fragment's number is known.
+    """
+    for row in rows.tolist():
+        passage = fragment.passage(row)
+        place = None if fragment.number is None else RowPlace(fragment.number, row)
+        yield IndexEntry(passage.key, passage.content, passage.metadata, place)

@@ -65,4 +65,4 @@ PutPoints = Callable[[ServerPoints, OnPut], None]
 
 def put_rows(index: PassageIndex, store: LatentStore, fragment: str, rows: np.ndarray) -> None:
     """Put rows of a fragment into an index. Doing so again does no harm."""
-    index.upsert(entries_of(map(store.fragment(fragment).passage, rows.tolist())))
+    index.upsert(entries_of(store.fragment(fragment), rows))

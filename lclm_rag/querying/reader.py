@@ -218,7 +218,9 @@ class Reader:
         if first.mmr is not None:
             found = [_diverse(index, hits, first.top_k, first.mmr) for hits in found]
         chosen = [stretches(store, hits[: first.top_k], first.neighbours) for hits in found]
-        rows = iter(store.read(key for each in chosen for part in each for key in part.keys))
+        places = {hit.key: hit.place for hits in found for hit in hits if hit.place is not None}
+        wanted = [key for each in chosen for part in each for key in part.keys]
+        rows = iter(store.read(wanted, places))
         results = []
         for parts in chosen:
             whole = [joined(part.best.key, [next(rows) for _ in part.keys]) for part in parts]
@@ -236,9 +238,11 @@ class Reader:
         store: LatentStore,
     ) -> list[list[ScoredKey]]:
         keys = [[hit.key for hit in hits] for hits in found]
+        places = {hit.key: hit.place for hits in found for hit in hits}
         texts = [[passage.content for passage in store.read_texts(each)] for each in keys]
         scores = self.reranker(model).scores(questions, texts)
-        return [by_score(each, of_each) for each, of_each in zip(keys, scores, strict=True)]
+        ranked = [by_score(each, of_each) for each, of_each in zip(keys, scores, strict=True)]
+        return [[hit._replace(place=places[hit.key]) for hit in hits] for hits in ranked]
 
     def share_rerankers(self, other: Reader) -> None:
         """Let another reader use the cross-encoders that this one has loaded, or will load."""

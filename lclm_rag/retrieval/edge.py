@@ -26,7 +26,7 @@ from lclm_rag.retrieval.bm25 import Bm25Settings
 from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filters import Filter
 from lclm_rag.retrieval.index import ScoredKey
-from lclm_rag.retrieval.points import passage_key, translate
+from lclm_rag.retrieval.points import passage_key, scored_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
     DENSE,
@@ -241,7 +241,7 @@ class EdgeIndex(QdrantIndex):
         for request in requests:  # Threads take turns after each, and not after all.
             with self._open_shard() as shard:
                 found.append(shard.query(request))
-        return [[ScoredKey(passage_key(p.payload), p.score) for p in points] for points in found]
+        return [[scored_key(p.payload, p.score) for p in points] for points in found]
 
     def _dense(self, ids: list[str]) -> dict[str, list[float]]:
         with self._open_shard() as shard:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lclm_rag.retrieval.filters import Filter, Kind
-from lclm_rag.types import Metadata, PassageKey
+from lclm_rag.types import Metadata, PassageKey, RowPlace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +23,13 @@ class IndexEntry:
         key: The key that a search returns.
         text: The text to search, header included; the index does not keep it.
         metadata: The metadata to filter on.
+        place: Where the store has the passage, kept with it as a hint; None to keep none.
     """
 
     key: PassageKey
     text: str
     metadata: Metadata = field(default_factory=dict)
+    place: RowPlace | None = None
 
 
 class ScoredKey(NamedTuple):
@@ -36,10 +38,13 @@ class ScoredKey(NamedTuple):
     Attributes:
         key: The passage.
         score: Higher is better; comparable only with other hits of the same search.
+        place: Where the store had the passage when it was put into the index; None if that was not kept. It
+            may have moved since.
     """
 
     key: PassageKey
     score: float
+    place: RowPlace | None = None
 
 
 class PassageIndex(Protocol):

@@ -2,10 +2,13 @@
 
 A point's id is a uuid5 of the passage key. Its payload is
 
-    {"document_id": "a", "ordinal": 0,
+    {"document_id": "a", "ordinal": 0, "place": [7, 1200],
      "metadata": {"string": {"lang": "en", "tags": ["a", "B"], "day": "2024-05-01"},
                   "number": {"year": 2000}, "boolean": {"draft": "true"},
                   "date": {"day": "2024-05-01T00:00:00.000000Z"}, "folded": {"tags": ["b"]}}}
+
+`place` is where the store had the passage when the point was written: the number of its fragment, and the
+row. It is a hint, which `compact` does not renew.
 
 Metadata are grouped by kind because a Qdrant payload index has a single type. A key that holds a number in
 one passage and a string in another gets an index for each kind, and a condition cannot match the other kind
@@ -42,7 +45,8 @@ from lclm_rag.retrieval.filters import (
     ordered_kind,
     value_kind,
 )
-from lclm_rag.types import Metadata, MetadataScalar, PassageKey
+from lclm_rag.retrieval.index import ScoredKey
+from lclm_rag.types import Metadata, MetadataScalar, PassageKey, RowPlace
 
 __all__ = [
     "field_of",
@@ -51,6 +55,7 @@ __all__ = [
     "passage_key",
     "payload",
     "point_id",
+    "scored_key",
     "translate",
 ]
 
@@ -65,7 +70,7 @@ def point_id(key: PassageKey) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{key.ordinal}:{key.document_id}"))
 
 
-def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
+def payload(key: PassageKey, metadata: Metadata, place: RowPlace | None = None) -> dict[str, Any]:
     """The payload of a passage's point.
 
     Raises:
@@ -89,7 +94,8 @@ def payload(key: PassageKey, metadata: Metadata) -> dict[str, Any]:
                 of_kind.setdefault(escaped, []).append(held)
             else:
                 of_kind[escaped] = held
-    return {"document_id": key.document_id, "ordinal": key.ordinal, "metadata": fields}
+    there = {} if place is None else {"place": [*place]}
+    return {"document_id": key.document_id, "ordinal": key.ordinal, **there, "metadata": fields}
 
 
 def passage_key(payload: dict[str, Any] | None) -> PassageKey:
@@ -100,6 +106,19 @@ def passage_key(payload: dict[str, Any] | None) -> PassageKey:
     """
     found = payload or {}
     return PassageKey(found["document_id"], found["ordinal"])
+
+
+def scored_key(payload: dict[str, Any] | None, score: float) -> ScoredKey:
+    """A hit of a search.
+
+    Raises:
+        KeyError: When the point is not a passage.
+    """
+    place: RowPlace | None = None
+    match (payload or {}).get("place"):
+        case [int(number), int(row)] if number >= 0 and row >= 0:
+            place = RowPlace(number, row)
+    return ScoredKey(passage_key(payload), score, place)
 
 
 def metadata_fields(metadata: Metadata) -> set[tuple[str, str]]:

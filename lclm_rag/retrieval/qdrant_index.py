@@ -37,8 +37,8 @@ __all__ = [
 BM25 = "bm25"
 DENSE = "dense"
 
-# The fields of the payload that a search needs: the passage key.
-PAYLOAD_KEYS = ["document_id", "ordinal"]
+# The fields of the payload that a search needs: the passage key, and where the passage was.
+PAYLOAD_KEYS = ["document_id", "ordinal", "place"]
 
 # Reciprocal rank fusion adds up 1 / (k + rank), with ranks from 0. Every Qdrant server's default for k is 2.
 RRF_K = 2
@@ -251,7 +251,9 @@ class QdrantIndex(ABC):
             _check_vectors(self._embedder, dense, len(batch))
         points = []
         for entry, text, vector in zip(batch, texts, dense, strict=True):
-            fields = payload(entry.key, entry.metadata)  # first: its error names a bad passage
+            fields = payload(
+                entry.key, entry.metadata, entry.place
+            )  # first: its error names a bad passage
             words = self._bm25.embed_document(text)
             points.append(
                 PointData(

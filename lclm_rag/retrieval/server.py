@@ -18,7 +18,7 @@ from lclm_rag.retrieval.embedders import Embedder
 from lclm_rag.retrieval.filter_check import filter_keys
 from lclm_rag.retrieval.filters import Filter, Kind
 from lclm_rag.retrieval.index import ScoredKey
-from lclm_rag.retrieval.points import metadata_path, passage_key, translate
+from lclm_rag.retrieval.points import metadata_path, scored_key, translate
 from lclm_rag.retrieval.qdrant_index import (
     BM25,
     DENSE,
@@ -243,7 +243,7 @@ class ServerIndex(QdrantIndex):
         requests = [_request(each, limit, condition) for each in vectors]
         answers = self._call(lambda: self._client.query_batch_points(self._collection, requests))
         return [
-            [ScoredKey(passage_key(point.payload), point.score) for point in answer.points]
+            [scored_key(point.payload, point.score) for point in answer.points]
             for answer in answers
         ]
 

@@ -407,14 +407,21 @@ class Fragment:
         where: The file's path or URL, for error messages; its last part is the fragment's name.
         layout: The layout that the file must have.
         rows: The number of rows that it must have; None if that is not known.
+        number: The number by which key runs name it; None if that is not known.
 
     Raises:
         DamagedError: If the file cannot be read, or has another layout or another number of rows.
     """
 
     def __init__(
-        self, file: MappedFile, where: str, layout: Layout, rows: int | None = None
+        self,
+        file: MappedFile,
+        where: str,
+        layout: Layout,
+        rows: int | None = None,
+        number: int | None = None,
     ) -> None:
+        self.number = number
         self._file = file
         self._where = where
         self._layout = layout

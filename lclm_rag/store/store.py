@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -35,7 +35,7 @@ from lclm_rag.store.parts import (
     MANIFESTS,
     UNCOMMITTED,
 )
-from lclm_rag.types import Passage, PassageKey
+from lclm_rag.types import Passage, PassageKey, RowPlace
 
 __all__ = [
     "LatentStore",
@@ -198,11 +198,14 @@ class LatentStore:
     def __contains__(self, key: PassageKey) -> bool:
         return self.place(key) is not None
 
-    def read(self, keys: Iterable[PassageKey]) -> list[StoredPassage]:
+    def read(
+        self, keys: Iterable[PassageKey], hints: Mapping[PassageKey, RowPlace] | None = None
+    ) -> list[StoredPassage]:
         """Read passages with their latents.
 
         Args:
             keys: The passages' keys.
+            hints: Where passages were once. A passage that is still there is not looked up.
 
         Returns:
             The passages in the order of `keys`.
@@ -212,16 +215,26 @@ class LatentStore:
             DamagedError: If a row is damaged. The message names the row.
         """
         if self.folder.local is not None:
-            return [self._read(key) for key in keys]
+            return [self._read(key, hints) for key in keys]
         keys = list(keys)
-        self._runs()  # Opened once, before several threads need them.
+        if not all(key in (hints or {}) for key in keys):
+            self._runs()  # Opened once, before several threads need them.
         # In parallel, because each read waits for the object store.
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            return list(pool.map(self._read, keys))
+            return list(pool.map(lambda key: self._read(key, hints), keys))
 
-    def _read(self, key: PassageKey) -> StoredPassage:
-        name, row = self.required_place(key)
-        return self.fragment(name).read(row)
+    def _read(self, key: PassageKey, hints: Mapping[PassageKey, RowPlace] | None) -> StoredPassage:
+        hint = hints.get(key) if hints else None
+        place = (hint and self._still_at(key, hint)) or self.required_place(key)
+        return self.fragment(place[0]).read(place[1])
+
+    def _still_at(self, key: PassageKey, hint: RowPlace) -> Place | None:
+        """The place that a hint names, if this version shows the passage there."""
+        entry = self.table.get(hint.fragment)
+        if entry is None or not self.table.shows(entry, hint.row):
+            return None
+        self._known[entry.name] = entry
+        return (entry.name, hint.row) if self.fragment(entry.name).key(hint.row) == key else None
 
     def read_texts(self, keys: Iterable[PassageKey]) -> list[Passage]:
         """Read passages without their latents; see `Fragment.passage`.
@@ -329,11 +342,12 @@ class LatentStore:
             if fragment is None or fragment.evicted():
                 folder, entry = self.folder / FRAGMENTS, self._known.get(name)
                 size, rows = (entry.bytes, entry.rows) if entry else (None, None)
+                number = entry.number if entry and self._given is None else None
                 try:
                     mapped = folder.map(name, size)
                 except FileNotFoundError as error:
                     raise not_there(self.folder, error) from error
-                fragment = Fragment(mapped, str(folder / name), self.layout, rows)
+                fragment = Fragment(mapped, str(folder / name), self.layout, rows, number)
                 self._fragments[name] = fragment
             return fragment
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,8 @@ class PutFragments:
             torch.set_num_threads(threads)
         self._index = points.connect(device)
         self._store = LatentStore.open_for_worker(points.store, points.version)
+        # Fragments come by name; points carry their numbers, which the version's lists know.
+        deque(self._store.entries(), maxlen=0)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Put some fragments' rows there. Doing so again does no harm.
