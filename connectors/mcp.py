@@ -381,8 +381,9 @@ def _follow(kb: KnowledgeBase) -> None:
     try:
         kb.follow()
     except (LclmRagError, OSError) as error:
-        # The version before goes on being served; the next look may succeed.
-        _log.warning("The server stays at version %d: %s", kb.store.version, error)
+        # The version before goes on being served; the next look may succeed. Closed, it is at its end.
+        if not kb.reader.closed:
+            _log.warning("The server stays at version %d: %s", kb.store.version, error)
 
 
 def _instructions(kb: KnowledgeBase, name: str, about: str) -> str:
