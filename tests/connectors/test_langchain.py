@@ -11,7 +11,9 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
+from langchain_tests.integration_tests import RetrieversIntegrationTests
 
 from lclm_rag import KnowledgeBase, Sampling, field
 from lclm_rag.connectors.langchain import LatentAnswer, LatentRetriever, to_documents
@@ -217,3 +219,31 @@ def test_the_example_runs(
     answer, keys = capsys.readouterr().out.splitlines()
     assert answer
     assert f"{sheets[2].document.id}#0" in keys
+
+
+@pytest.mark.anyio
+class TestLangChainsOwnTestsOfRetrievers(RetrieversIntegrationTests):
+    """The standard tests of langchain-tests, with their defaults."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture(autouse=True)
+    def _over_the_fact_sheets(
+        self, knowledge_base: KnowledgeBase, questions: list[FactQuestion]
+    ) -> None:
+        self.knowledge_base = knowledge_base
+        self.question = questions[0].question
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        return LatentRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"knowledge_base": self.knowledge_base}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return self.question

@@ -18,7 +18,7 @@ class WatchedDecoder(Decoder):
 
     Attributes:
         writing: Whether a stream is neither at its end nor closed.
-        go: While it is not set, a stream waits after each piece.
+        go: While it is not set, no stream ends.
     """
 
     def __init__(self, watched: Decoder) -> None:
@@ -40,9 +40,8 @@ class WatchedDecoder(Decoder):
     ) -> Generator[str]:
         self.writing = True
         try:
-            for piece in self._watched.stream(prompt, sampling, finished):
-                yield piece
-                self.go.wait(60)
+            yield from self._watched.stream(prompt, sampling, finished)
+            self.go.wait(60)
         finally:
             self.writing = False
 
