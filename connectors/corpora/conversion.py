@@ -15,10 +15,13 @@ from typing import Any, BinaryIO
 
 from lclm_rag.connectors.corpora.visible import visible_docx, visible_html
 
-__all__ = ["serve"]
+__all__ = ["memory_taken", "serve"]
 
 _DEPTH = 5_000
 """How deeply the elements of a page may be nested, about; Python's own limit is soon reached."""
+
+_SPARE_MEMORY = 32 << 20
+"""Bytes above the limit that a process may take until its parent sees it."""
 
 _KEPT_MEMORY = 256 << 20
 """Bytes that may stay taken after a file; beyond that, the process is replaced."""
@@ -43,7 +46,7 @@ def serve() -> None:
         _reply(replies, problem=str(error), kind="missing", last=True)
         return
     _reply(replies)
-    at_start = _memory_taken()
+    at_start = memory_taken()
     while line := requests.readline():
         request = json.loads(line)
         data = requests.read(request["size"])
@@ -54,7 +57,7 @@ def serve() -> None:
             reply = {"kind": "memory"}
         del data
         _limit(None, None)
-        last = reply.get("kind") == "memory" or _memory_taken() - at_start > _KEPT_MEMORY
+        last = reply.get("kind") == "memory" or memory_taken() - at_start > _KEPT_MEMORY
         _reply(replies, **reply, last=last)
         if last:
             return
@@ -103,12 +106,12 @@ def _convert(data: bytes, suffix: str) -> tuple[str, str | None]:
     return result.markdown, result.title
 
 
-def _memory_taken() -> int:
-    """Bytes of memory of its own that this process has asked for; 0 where the system does not say."""
+def memory_taken(process: int | str = "self") -> int:
+    """Bytes of memory of its own that a process has asked for; 0 where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[5])
         return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):
         return 0
 
 
@@ -131,6 +134,7 @@ def _limit(memory: int | None, seconds: float | None) -> None:
     # The processor's time counts if the parent is gone; while it is there, it ends this process first.
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit(resource.RLIMIT_CPU, used.ru_utime + used.ru_stime + 1, seconds)
-    if taken := _memory_taken():
-        # Not the address space: where the stack cannot grow, a process crashes instead of saying why.
-        limit(resource.RLIMIT_DATA, taken, memory)
+    if taken := memory_taken():
+        # The parent ends this process at the limit; this is for one whose parent is gone, and for what is too
+        # large at once. Not the address space: where the stack cannot grow, a process crashes.
+        limit(resource.RLIMIT_DATA, taken, None if memory is None else 1.5 * memory + _SPARE_MEMORY)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import Any, BinaryIO, cast
 
+from lclm_rag.connectors.corpora.conversion import memory_taken
 from lclm_rag.connectors.corpora.limits import ReadingLimits, size
 from lclm_rag.connectors.corpora.messages import first_line
 from lclm_rag.errors import CorpusError
@@ -24,6 +27,9 @@ _SERVE = (
 )
 _NO_MEMORY = 127
 """With this code, glibc ends a process for which it cannot allocate thread-local data."""
+
+_LOOK_AGAIN = 0.05
+"""Seconds between two looks at a process that converts."""
 
 _START_SECONDS = 300.0
 """How long importing the converters may take, on a machine that is busy."""
@@ -120,7 +126,7 @@ class _Child:
             "size": len(data),
         }
         head = json.dumps(request).encode() + b"\n"
-        return self._reply(limits.seconds, head, data)
+        return self._reply(limits.seconds, head, data, memory=limits.memory)
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -132,17 +138,30 @@ class _Child:
                 cast(BinaryIO, stream).close()
         self._process.wait()
 
-    def _reply(self, seconds: float, *request: bytes) -> tuple[dict[str, Any], str]:
-        """The next reply, or one for a process that gave none: it is killed if it takes too long."""
-        late = threading.Event()
+    def _reply(
+        self, seconds: float, *request: bytes, memory: float = math.inf
+    ) -> tuple[dict[str, Any], str]:
+        """The next reply, or one for a process that gave none: it is killed if it takes too much."""
+        came = threading.Event()
+        killed = ""
+        most = memory_taken(self._process.pid) + memory
+        end = time.monotonic() + seconds
 
-        def kill() -> None:
-            late.set()
-            self._process.kill()
+        def watch() -> None:
+            # From here, because a Python that gets no memory at all may spin instead of saying so.
+            nonlocal killed
+            while not came.wait(min(_LOOK_AGAIN, max(0.0, end - time.monotonic()))):
+                if time.monotonic() >= end:
+                    killed = "late"
+                elif memory_taken(self._process.pid) > most:
+                    killed = "memory"
+                else:
+                    continue
+                self._process.kill()
+                return
 
-        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), kill)
-        timer.daemon = True
-        timer.start()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
         replies = cast(BinaryIO, self._process.stdout)
         try:
             for piece in request:
@@ -154,11 +173,12 @@ class _Child:
         except OSError:  # The child is gone, and with it the pipe.
             reply, markdown = None, b""
         finally:
-            timer.cancel()
+            came.set()
+            watcher.join()
         if reply is None or len(markdown) < reply["size"]:
             code = self._process.wait()
             problem = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            kind = "late" if late.is_set() else "memory" if code == _NO_MEMORY else "crashed"
+            kind = killed or ("memory" if code == _NO_MEMORY else "crashed")
             return {"kind": kind, "problem": problem, "last": True}, ""
         return reply, markdown.decode()
 
