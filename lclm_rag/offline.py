@@ -6,7 +6,14 @@ import os
 
 from lclm_rag.errors import OfflineError
 
-__all__ = ["OFFLINE", "go_offline", "is_offline", "offline_error", "require_online"]
+__all__ = [
+    "OFFLINE",
+    "OFFLINE_VARIABLES",
+    "go_offline",
+    "is_offline",
+    "offline_error",
+    "require_online",
+]
 
 OFFLINE = "LCLM_RAG_OFFLINE"
 
@@ -17,6 +24,9 @@ _LIBRARIES = {
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+OFFLINE_VARIABLES = (OFFLINE, *_LIBRARIES)
+"""The environment variables that `go_offline` sets."""
 
 
 def is_offline() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,11 +45,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process: (exit code, stdout, stderr)."""
     from lclm_rag.cli.main import _run
+    from lclm_rag.offline import OFFLINE_VARIABLES
 
     logger = logging.getLogger("lclm_rag")
 
     def run_command(*arguments: str | Path) -> tuple[int, str, str]:
         handlers, level = list(logger.handlers), logger.level
+        before = {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
         try:
             code = _run([str(argument) for argument in arguments])
         finally:
@@ -56,6 +59,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
             # what a service of a later test logs between tests would be written into pytest's own output.
             logger.handlers[:] = handlers
             logger.setLevel(level)
+            # --offline holds for its process, and would for the tests after it.
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

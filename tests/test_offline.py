@@ -20,6 +20,7 @@ from lclm_rag.connectors.corpora import read_corpus
 from lclm_rag.decoding import load_decoder
 from lclm_rag.decoding.transformers import TransformersDecoder
 from lclm_rag.hub import sizes
+from lclm_rag.offline import OFFLINE_VARIABLES, go_offline, is_offline
 from lclm_rag.retrieval import SentenceTransformerEmbedder
 from lclm_rag.retrieval.collections import open_client
 from lclm_rag.retrieval.reranker import CrossEncoderReranker
@@ -171,8 +172,16 @@ def test_an_offline_command_answers_where_nobody_is_needed(
     code, out, _ = run(*(["--offline", *asked] if before else [*asked, "--offline"]))
     assert code == 0
     assert "Gedul Gizel" in out
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert not connections
+
+
+def test_libraries_are_told_to_contact_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OFFLINE_VARIABLES:
+        monkeypatch.setenv(name, "")  # So that it is put back.
+    assert not is_offline()
+    go_offline()
+    assert is_offline()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize(
