@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from support.forked import Forks
 
 VLLM_FIXTURES = {"items_decoder", "mixed_decoder", "server_decoder", "server_url"}
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as usual: a shell starts what runs in its background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
