@@ -19,8 +19,9 @@ from lclm_rag.store.quantization import LEVELS
 
 QUANTIZED: tuple[CodecName, ...] = ("int8", "int4")
 
-# The largest error of a latent, as a share of its norm.
-WORST_ERROR = {"bf16": 2**-8, "fp16": 2**-11, "int8": 0.02, "int4": 0.2}
+# The largest error of a latent, as a share of its norm. int4: of 6,000 Gaussian latents of width 48, the
+# worst loses 0.23, those of other widths less.
+WORST_ERROR = {"bf16": 2**-8, "fp16": 2**-11, "int8": 0.02, "int4": 0.27}
 # Its square's mean over many latents of width 32 and more: for int4, a Gaussian's 0.0095.
 MEAN_SQUARED_ERROR = {"bf16": 4e-6, "fp16": 3e-7, "int8": 1e-4, "int4": 0.011}
 
