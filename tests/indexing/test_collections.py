@@ -117,7 +117,7 @@ def put_there(points: ServerPoints, on_put: OnPut = lambda name: None) -> None:
 
 
 def ids(session: SharedIndex) -> list[str]:
-    return sorted(key.document_id for key, _ in session.index.search("common", 50))
+    return sorted(key.document_id for key, *_ in session.index.search("common", 50))
 
 
 @pytest.fixture
