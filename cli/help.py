@@ -25,10 +25,8 @@ def help_(context: click.Context, command: tuple[str, ...]) -> None:
         group = asked.command
         found = group.get_command(asked, name) if isinstance(group, click.Group) else None
         if found is None:
-            whole, above = (
-                " ".join(command[: number + 1]),
-                " ".join(["lclm-rag", *command[:number]]),
-            )
+            whole = " ".join(command[: number + 1])
+            above = " ".join(["lclm-rag", *command[:number]])
             raise click.UsageError(
                 f"There is no command {whole!r}; {above} --help lists what there is."
             )

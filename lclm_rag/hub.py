@@ -11,6 +11,7 @@ from typing import Any
 
 from lclm_rag.errors import CheckpointError, LclmRagError
 from lclm_rag.offline import is_offline, offline_error, require_online
+from lclm_rag.printable import first_line
 
 __all__ = ["Size", "fetch", "is_hub_id", "loading", "require_in_cache", "sizes"]
 
@@ -99,9 +100,8 @@ def loading(what: str, name: str) -> Iterator[None]:
         raise
     # A name that is none, a folder without a model, a damaged file: each raises what its library likes.
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"The {what} {name!r} cannot be loaded: {lines[0].rstrip('.')}. Name a model of "
+            f"The {what} {name!r} cannot be loaded: {first_line(error).rstrip('.')}. Name a model of "
             "sentence-transformers as the Hugging Face hub does, or its folder."
         ) from error
 
@@ -157,5 +157,5 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # The hub raises dozens of types, its HTTP client's included.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise OSError(reason.rstrip(".")) from error

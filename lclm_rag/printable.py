@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["UNSAFE", "one_line", "visible"]
+__all__ = ["UNSAFE", "first_line", "one_line", "visible"]
 
 # Control characters but tab and line feed; half surrogates; marks of direction; and invisible characters, but
 # not those that scripts and emoji need (zero-width joiner and non-joiner, soft hyphen, Arabic number signs).
@@ -39,6 +39,11 @@ def one_line(value: object) -> str:
         One line, safe to print.
     """
     return visible(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error or its message: messages of libraries may have several lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _escape(character: str) -> str:

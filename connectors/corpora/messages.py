@@ -7,6 +7,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 
 from lclm_rag.errors import CorpusError
+from lclm_rag.printable import first_line as whole_first_line
 from lclm_rag.storage import Location
 
 __all__ = [
@@ -37,8 +38,8 @@ def unreadable(path: Location, error: OSError, after: str = "") -> CorpusError:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of an error or its message: messages of libraries may have several lines."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of an error or its message, without a full stop, to stand in a sentence."""
+    return whole_first_line(error).rstrip(".")
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

@@ -228,7 +228,7 @@ class TextTokens:
             if end == len(self._text):
                 words = np.append(np.flatnonzero(alone.begins), len(alone))
             words = words[alone.starts[words[words < len(alone)]].searchsorted(start) :]
-            if (found := self._agree(alone, words)) is not None:
+            if (found := _agreement(self._tokens, alone, words)) is not None:
                 own, index = found
                 return alone.part(0, own), index
         return None
@@ -252,29 +252,10 @@ class TextTokens:
             begin = int(tokens.starts[max(0, before - 4 * _EDGE) + words[-1]])
             (alone,) = self._encode(self._text[begin:end], shift=begin)
             # The first word may be another because the text was cut there.
-            if (
-                found := self._agree(alone, np.flatnonzero(alone.begins)[1 : 4 * _AGREEING])
-            ) is None:
-                continue
-            own, index = found
-            return index, alone.part(own)
-        return None
-
-    def _agree(self, alone: _Tokens, words: Ints) -> tuple[int, int] | None:
-        """Where two tokenizations have the same words: the first one's token in each; None if they have none.
-
-        Args:
-            alone: The tokenization of a few words.
-            words: The tokens with which its words begin, as far as they can be trusted.
-        """
-        for first, stop in zip(words, words[_AGREEING:], strict=False):
-            index = self._tokens.word_at(int(alone.starts[first]))
-            if index is None:
-                continue
-            there = self._tokens.part(index, index + int(stop - first))
-            here = alone.part(int(first), int(stop))
-            if np.array_equal(here.ids, there.ids) and np.array_equal(here.starts, there.starts):
-                return int(first), index
+            words = np.flatnonzero(alone.begins)[1 : 4 * _AGREEING]
+            if (found := _agreement(tokens, alone, words)) is not None:
+                own, index = found
+                return index, alone.part(own)
         return None
 
     def _is_torn(self, first: int, stop: int) -> bool:
@@ -327,17 +308,34 @@ class TextTokens:
         """Cut two overlapping chunks where they have the same words."""
         # Neither the first words of a chunk are to be trusted, nor the last ones.
         words = np.flatnonzero(after.begins & (after.starts < begin + _OVERLAP - _EDGE))
-        for first, stop in zip(words[_AGREEING:], words[2 * _AGREEING :], strict=False):
-            index = before.word_at(int(after.starts[first]))
-            if index is None:
-                continue
-            there = before.part(index, index + int(stop - first))
-            here = after.part(int(first), int(stop))
-            if np.array_equal(here.ids, there.ids) and np.array_equal(here.starts, there.starts):
-                return before.part(0, index), after.part(int(first))
+        if (found := _agreement(before, after, words[_AGREEING:])) is not None:
+            first, index = found
+            return before.part(0, index), after.part(first)
         self._torn.append(begin)
         index = int(np.searchsorted(before.starts, begin))
         return before.part(0, index), after
+
+
+def _agreement(tokens: _Tokens, other: _Tokens, words: Ints) -> tuple[int, int] | None:
+    """Where two tokenizations have the same words.
+
+    Args:
+        tokens: The one.
+        other: The other.
+        words: The tokens with which words of the other begin, as far as they can be trusted.
+
+    Returns:
+        The first such word's token in the other, and in the one; None if there is none.
+    """
+    for first, stop in zip(words, words[_AGREEING:], strict=False):
+        index = tokens.word_at(int(other.starts[first]))
+        if index is None:
+            continue
+        there = tokens.part(index, index + int(stop - first))
+        here = other.part(int(first), int(stop))
+        if np.array_equal(here.ids, there.ids) and np.array_equal(here.starts, there.starts):
+            return int(first), index
+    return None
 
 
 def _make_room(answers: dict[Any, Any]) -> None:

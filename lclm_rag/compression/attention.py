@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lclm_rag.compression.norms import fuse_norms
 from lclm_rag.errors import CheckpointError
+from lclm_rag.printable import first_line
 from lclm_rag.torch_setup import is_out_of_memory
 
 __all__ = ["PACKED", "PackedEncoder", "Seen", "packing", "register"]
@@ -141,7 +142,7 @@ def _kernel_works(
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             break
         # Rounding is below 1%.
         if not (found.float().cpu() - expected).norm() <= 0.02 * expected.norm():
@@ -217,7 +218,7 @@ class PackedEncoder:
         except Exception as error:  # torch's compilers raise many types.
             if is_out_of_memory(error):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             _log.warning("The encoder cannot be compiled here (%s): it goes on without.", reason)
             for part in self._parts:
                 part._compiled_call_impl = None
@@ -312,9 +313,8 @@ def _in_float32(model: Any) -> Any:
     """The model itself if it is in float32, else a copy that is, on the CPU: a GPU may lack room for it."""
     if model.dtype == torch.float32:
         return model
-    copies: dict[
-        int, Any
-    ] = {}  # What `deepcopy` takes as copied already, by the id of the original.
+    # What `deepcopy` takes as copied already, by the id of the original.
+    copies: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         copy = tensor.detach().to(
             "cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype

@@ -40,6 +40,7 @@ from lclm_rag.decoding.lifecycle import Lifecycle, closed_meanwhile
 from lclm_rag.decoding.streams import Generation, Put, in_thread
 from lclm_rag.errors import DecoderError
 from lclm_rag.forking import watch
+from lclm_rag.printable import first_line
 from lclm_rag.prompting.soft_prompt import SoftPrompt
 from lclm_rag.torch_setup import (
     is_out_of_memory,
@@ -184,9 +185,8 @@ class TransformersDecoder(BackgroundDecoder):
         self.latent_dtype = model.dtype
         self._ends = end_token_ids(checkpoint)
         self._lifecycle = Lifecycle()
-        self._fitting: int | None = (
-            None  # Prompt positions, once more of them did not fit into memory.
-        )
+        # Prompt positions, once more of them did not fit into memory.
+        self._fitting: int | None = None
         self._forget()
         # transformers would fill gaps in our settings from the checkpoint's config; ours alone must decide.
         model.generation_config = GenerationConfig()
@@ -386,7 +386,7 @@ class TransformersDecoder(BackgroundDecoder):
 
 
 def _failure(error: Exception) -> DecoderError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     advice = ""
     if is_out_of_memory(error):
         advice = " Ask with fewer passages, or free memory."

@@ -217,11 +217,12 @@ def _reranked(
 ) -> list[list[ScoredKey]]:
     """The best passages in the order of the cross-encoder, then the others as they were."""
     found = search(queries)
-    best = [[hit.key for hit in hits[:_RERANKED]] for hits in found]
-    scores = reranker.scores(queries, [searched.read(keys) for keys in best])
+    best = [hits[:_RERANKED] for hits in found]
+    texts = [searched.read([hit.key for hit in hits]) for hits in best]
+    scores = reranker.scores(queries, texts)
     return [
-        by_score(keys, of_keys) + hits[_RERANKED:]
-        for keys, of_keys, hits in zip(best, scores, found, strict=True)
+        by_score(first, of_first) + hits[_RERANKED:]
+        for first, of_first, hits in zip(best, scores, found, strict=True)
     ]
 
 

@@ -117,10 +117,8 @@ class EmbeddedIndex:
             return
         try:
             is_newest = newest_version(self._store.folder) == self._store.version
-        except (
-            StoreError,
-            OSError,
-        ) as error:  # The knowledge base was moved or removed while it was open.
+        except (StoreError, OSError) as error:
+            # The knowledge base was moved or removed while it was open.
             _log.warning("The passage index was not published. %s", error)
             return
         if is_newest:

@@ -28,9 +28,9 @@ class Stretch:
     keys: tuple[PassageKey, ...]
 
 
-def by_score(keys: Sequence[PassageKey], scores: Sequence[float]) -> list[ScoredKey]:
-    """Order passages by their scores, best first; those of equal score by their keys."""
-    scored = [ScoredKey(key, float(score)) for key, score in zip(keys, scores, strict=True)]
+def by_score(hits: Sequence[ScoredKey], scores: Sequence[float]) -> list[ScoredKey]:
+    """Order hits by other scores, best first; those of equal score by their keys."""
+    scored = [hit._replace(score=float(score)) for hit, score in zip(hits, scores, strict=True)]
     return sorted(scored, key=lambda hit: (-hit.score, hit.key))
 
 

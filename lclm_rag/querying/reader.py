@@ -237,12 +237,12 @@ class Reader:
         found: Sequence[Sequence[ScoredKey]],
         store: LatentStore,
     ) -> list[list[ScoredKey]]:
-        keys = [[hit.key for hit in hits] for hits in found]
-        places = {hit.key: hit.place for hits in found for hit in hits}
-        texts = [[passage.content for passage in store.read_texts(each)] for each in keys]
+        texts = [
+            [passage.content for passage in store.read_texts(hit.key for hit in hits)]
+            for hits in found
+        ]
         scores = self.reranker(model).scores(questions, texts)
-        ranked = [by_score(each, of_each) for each, of_each in zip(keys, scores, strict=True)]
-        return [[hit._replace(place=places[hit.key]) for hit in hits] for hits in ranked]
+        return [by_score(hits, of_hits) for hits, of_hits in zip(found, scores, strict=True)]
 
     def share_rerankers(self, other: Reader) -> None:
         """Let another reader use the cross-encoders that this one has loaded, or will load."""

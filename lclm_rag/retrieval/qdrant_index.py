@@ -251,9 +251,8 @@ class QdrantIndex(ABC):
             _check_vectors(self._embedder, dense, len(batch))
         points = []
         for entry, text, vector in zip(batch, texts, dense, strict=True):
-            fields = payload(
-                entry.key, entry.metadata, entry.place
-            )  # first: its error names a bad passage
+            # First, because its error names a bad passage.
+            fields = payload(entry.key, entry.metadata, entry.place)
             words = self._bm25.embed_document(text)
             points.append(
                 PointData(

@@ -93,7 +93,7 @@ class SortedKeys:
 
     def find(self, wanted: int) -> Iterator[tuple[int, int]]:
         """See `KeyRun.find`."""
-        at = int(np.searchsorted(self._hashes, np.uint64(wanted)))
+        at = self.position(wanted)
         while at < self.rows and self._hashes[at] == wanted:
             place = int(self._records[at, 1])
             yield place >> 32, place & 0xFFFFFFFF

@@ -23,6 +23,7 @@ import xxhash
 
 from lclm_rag.errors import DamagedError
 from lclm_rag.storage import Folder
+from lclm_rag.store.fragment import WrittenFragment
 from lclm_rag.store.missing import require_store
 from lclm_rag.store.parts import DELETIONS, LISTS, StoreFile
 
@@ -82,31 +83,17 @@ class Deletions:
 
 
 @dataclass(frozen=True)
-class FragmentEntry:
-    """One fragment of a version.
+class FragmentEntry(WrittenFragment):
+    """One fragment of a version. Counts are those of its file, deleted rows included.
 
     Attributes:
         name: The file's name.
-        rows: The number of rows in the file, including deleted ones.
-        latents: The number of latents in the file, including those of deleted rows.
-        tokens: The number of source tokens in the file, including those of deleted rows.
-        bytes: See `WrittenFragment`.
-        sha256: See `WrittenFragment`.
-        keys_offset: See `WrittenFragment`.
-        keys_checksum: See `WrittenFragment`.
         deletions: The rows that this version does not show; None if it shows all.
         number: The number by which key runs name the fragment, in every version of the store that has it; 0
             before it is committed.
     """
 
     name: str
-    rows: int
-    latents: int
-    tokens: int
-    bytes: int
-    sha256: str
-    keys_offset: int
-    keys_checksum: str
     deletions: Deletions | None = None
     number: int = 0
 
@@ -180,7 +167,7 @@ class FragmentTable:
             return self._given.get(number)
         found = self._entries.get(number)
         if found is None:
-            at = bisect_right(self._firsts, number) - 1
+            at = self.list_of(number)
             if at < 0:
                 return None
             listed = self.lists[at]
@@ -192,6 +179,16 @@ class FragmentTable:
                 return None
             found = self._entries[number] = _entry(records[at].item())
         return found
+
+    def list_of(self, number: int) -> int:
+        """Which of the lists has the fragment with a number, if one does; -1 for one before all of them."""
+        return bisect_right(self._firsts, number) - 1
+
+    def __getitem__(self, number: int) -> FragmentEntry:
+        """The fragment with a number, which this version has."""
+        entry = self.get(number)
+        assert entry is not None
+        return entry
 
     def visible(self, entry: FragmentEntry) -> np.ndarray:
         """Which rows of a fragment are not deleted, bool [rows]. It must not be changed.
@@ -313,7 +310,7 @@ def next_lists(
     Returns:
         The lists of the next version.
     """
-    holding = {bisect_right(table._firsts, number) - 1 for number in changed}
+    holding = {table.list_of(number) for number in changed}
     if added and table.lists and table.lists[-1].fragments < LIST_FRAGMENTS:
         holding.add(len(table.lists) - 1)
     lists: list[ListEntry] = []

@@ -25,11 +25,8 @@ from lclm_rag.store.locks import reading, versions_read, write_lock
 from lclm_rag.store.manifest import Manifest, committed_versions, manifest_name, read_manifest
 from lclm_rag.store.marks import LiveRun, live_runs
 from lclm_rag.store.parts import (
-    DELETIONS,
-    FRAGMENTS,
-    KEYS,
+    FILES,
     LEASES,
-    LISTS,
     MANIFESTS,
     UNCOMMITTED,
 )
@@ -169,7 +166,7 @@ def vacuum(location: str | Path | Folder, *, keep: int = 1, wait: float = 0.0) -
         if runs:
             needed |= notes | {note.removesuffix(".json") for note in notes}
         since = min((run.began for run in runs), default=time.time()) - _UNSEEN_READERS_SECONDS
-        for part in (FRAGMENTS, LISTS, DELETIONS, KEYS, UNCOMMITTED, MANIFESTS):
+        for part in FILES:
             for facts in (folder / part).files():
                 if part == MANIFESTS and not facts.name.endswith(TEMPORARY):
                     continue

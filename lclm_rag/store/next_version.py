@@ -65,7 +65,7 @@ def draft_version(
         DamagedError: If a list, a bitmap, or the keys that are read are damaged.
     """
     folder, before = base.folder, base.manifest
-    entries = {number: _entry(base.table, number) for number in visible}
+    entries = {number: base.table[number] for number in visible}
     new = [(entry, shown) for entry, shown in added if shown.any()]
     numbered = [
         (replace(entry, number=before.next_fragment + at, deletions=None), shown)
@@ -100,12 +100,6 @@ def draft_version(
     draft = LatentStore(folder, manifest)
     runs = _runs(draft, before.keys, [entry for entry, _ in numbered], keys, files)
     return replace(manifest, keys=tuple(runs))
-
-
-def _entry(table: FragmentTable, number: int) -> FragmentEntry:
-    entry = table.get(number)
-    assert entry is not None
-    return entry
 
 
 def _runs(

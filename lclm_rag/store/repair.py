@@ -89,7 +89,7 @@ def go_back_to_an_intact_manifest(folder: LocalFolder) -> list[str]:
     write_manifest(manifests, replace(intact, version=undone[-1]).next("repair"))
     for version in undone:
         if version not in lost:
-            path = (manifests).path / manifest_name(version)
+            path = manifests.path / manifest_name(version)
             path.rename(path.with_suffix(".damaged"))
     return [
         f"The {'manifest' if version in lost else 'fragment list'} of version {version} was damaged: what "

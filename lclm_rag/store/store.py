@@ -27,13 +27,11 @@ from lclm_rag.store.manifest import (
 )
 from lclm_rag.store.missing import no_store, not_there
 from lclm_rag.store.parts import (
-    DELETIONS,
+    FILES,
     FRAGMENTS,
     KEYS,
     LEASES,
-    LISTS,
     MANIFESTS,
-    UNCOMMITTED,
 )
 from lclm_rag.types import Passage, PassageKey, RowPlace
 
@@ -120,7 +118,7 @@ class LatentStore:
             StoreError: If there is a store already.
         """
         folder = open_folder(location)
-        for name in (FRAGMENTS, LISTS, DELETIONS, KEYS, MANIFESTS, UNCOMMITTED, LEASES):
+        for name in (*FILES, LEASES):
             (folder / name).make()
         write_manifest(folder / MANIFESTS, Manifest.first(layout))
         return cls.open(folder)
@@ -230,11 +228,18 @@ class LatentStore:
 
     def _still_at(self, key: PassageKey, hint: RowPlace) -> Place | None:
         """The place that a hint names, if this version shows the passage there."""
-        entry = self.table.get(hint.fragment)
-        if entry is None or not self.table.shows(entry, hint.row):
+        entry = self._showing(hint.fragment, hint.row)
+        if entry is None or self.fragment(entry.name).key(hint.row) != key:
+            return None
+        return entry.name, hint.row
+
+    def _showing(self, number: int, row: int) -> FragmentEntry | None:
+        """The fragment with a number, if this version shows a row of it."""
+        entry = self.table.get(number)
+        if entry is None or not self.table.shows(entry, row):
             return None
         self._known[entry.name] = entry
-        return (entry.name, hint.row) if self.fragment(entry.name).key(hint.row) == key else None
+        return entry
 
     def read_texts(self, keys: Iterable[PassageKey]) -> list[Passage]:
         """Read passages without their latents; see `Fragment.passage`.
@@ -399,10 +404,8 @@ class LatentStore:
         """
         for run in self._runs():
             for number, row in run.find(wanted):
-                entry = self.table.get(number)
                 # Runs also hold what other versions show.
-                if entry is not None and self.table.shows(entry, row):
-                    self._known[entry.name] = entry
+                if (entry := self._showing(number, row)) is not None:
                     yield entry, row
 
     def _runs(self) -> list[KeyRun | SortedKeys]:

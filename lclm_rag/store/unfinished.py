@@ -10,19 +10,13 @@ from lclm_rag.store.locks import reading, versions_read
 from lclm_rag.store.manifest import manifest_name
 from lclm_rag.store.marks import ALIVE
 from lclm_rag.store.parts import (
-    DELETIONS,
-    FRAGMENTS,
-    KEYS,
+    FILES,
     LEASES,
-    LISTS,
-    MANIFESTS,
-    UNCOMMITTED,
 )
 
 __all__ = ["discard_unfinished", "is_open", "is_unfinished"]
 
-_FILES = (FRAGMENTS, LISTS, DELETIONS, KEYS, MANIFESTS, UNCOMMITTED)
-_PARTS = (*_FILES, LEASES)
+_PARTS = (*FILES, LEASES)
 _LOCKS = ("lock", "gate", "writer-*", "0-*-*")
 # Endings of files that writers leave if they are killed before they have finished anything.
 _PASSING = (TEMPORARY, ALIVE)
@@ -32,7 +26,7 @@ def is_unfinished(folder: Folder) -> bool:
     """Whether the folder holds an unfinished store, a part of one, or nothing at all."""
     if folder.local is not None and not all(map(_is_known, _entries(folder.local))):
         return False
-    names = [facts.name for part in _FILES for facts in (folder / part).files()]
+    names = [facts.name for part in FILES for facts in (folder / part).files()]
     return all(map(_is_nothing, names))
 
 
@@ -52,7 +46,7 @@ def discard_unfinished(folder: Folder, *, folders: bool = False) -> None:
         folders: Whether to remove a local store's folders and locks as well. Only the holder of the write
             lock may do this, and its lock file is removed, too.
     """
-    for part in _FILES:
+    for part in FILES:
         for name in [facts.name for facts in (folder / part).files()]:
             # Each name is looked at, because in an object store another writer may have finished something
             # since the store was found to be unfinished.

@@ -422,8 +422,7 @@ class StoreWriter:
 
     def _left(self, number: int) -> np.ndarray:
         """Which rows of a fragment of the previous version the next one shows, bool [rows]."""
-        entry = self.base.table.get(number)
-        assert entry is not None
+        entry = self.base.table[number]
         if number in self._replaced:
             return np.zeros(entry.rows, bool)
         left: np.ndarray = self.base.table.visible(entry) & ~_only(entry, self._deleted[number])
@@ -591,7 +590,7 @@ def named_fragments(folder: Folder) -> set[str]:
 
 def _write(folder: Folder, batches: Iterable[Sequence[StoredPassage]]) -> FragmentEntry:
     name = f"{uuid.uuid4().hex}.arrow"
-    return FragmentEntry(name, **vars(write_fragment(folder / FRAGMENTS, name, batches)))
+    return FragmentEntry(name=name, **vars(write_fragment(folder / FRAGMENTS, name, batches)))
 
 
 def _packed(

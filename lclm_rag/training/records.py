@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from lclm_rag.cache import in_cache, writable_cache
 from lclm_rag.errors import CorpusError
+from lclm_rag.printable import first_line
 from lclm_rag.training.examples import COLUMNS
 
 __all__ = ["SUFFIXES", "Lines", "RecordFile", "Rows", "open_records", "read_group"]
@@ -239,4 +240,4 @@ def _write_offsets(path: Path, written: Any) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error).rstrip(".")

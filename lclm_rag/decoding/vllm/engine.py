@@ -18,6 +18,7 @@ from lclm_rag.checkpoint import MEMORY, Checkpoint
 from lclm_rag.decoding.event_loop import EventLoopThread
 from lclm_rag.decoding.vllm.plugin import LATENT_ARCHITECTURES, MODALITY
 from lclm_rag.errors import DecoderError
+from lclm_rag.printable import first_line
 from lclm_rag.torch_setup import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -259,4 +260,4 @@ def _first_line(error: BaseException) -> str:
 
     if isinstance(error, ValidationError):
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

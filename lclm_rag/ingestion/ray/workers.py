@@ -35,6 +35,7 @@ from lclm_rag.ingestion.ray.faults import is_fault, worker_ends_at_faults
 from lclm_rag.ingestion.ray.handovers import Numbering, runs
 from lclm_rag.ingestion.ray.reports import DocumentRows, NotWritten, ShardReport
 from lclm_rag.ingestion.ray.work_rows import Kind, Source, WorkRow, from_table, to_table
+from lclm_rag.printable import first_line
 from lclm_rag.storage import open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, Totals
 from lclm_rag.store.compressed import Compressed
@@ -240,7 +241,7 @@ def _deadly(document_id: str) -> str:
 
 
 def _failed(document_id: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return f"{document_id}: {reason}"
 
 
