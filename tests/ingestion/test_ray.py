@@ -42,6 +42,7 @@ from support.ray_parts import (
     NoLatents,
     Unlucky,
     Unread,
+    concurrent_encoder,
     long_document,
     made_documents,
     small_documents,
@@ -289,6 +290,31 @@ def test_documents_that_end_encoders_are_skipped_and_the_others_are_there_whatev
         items = [*made_documents(0, 15), *chain.from_iterable(part.read() for part in lucky)]
         other.add(item for item in items if isinstance(item, Document))
         assert contents(kb) == contents(other)
+
+
+def test_a_shard_is_written_while_the_next_is_compressed(
+    tmp_path: Path, expected: dict[object, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    monkeypatch.setattr(engine_module, "EncodeShards", concurrent_encoder(seen))
+    parts = DocumentParts([Made(first, 30) for first in (0, 30, 60)])
+    with new_kb(tmp_path / "kb") as kb:
+        kb.add(parts, engine=RayEngine(encoders=1))
+        assert seen.read_text().split() == ["together", "together", "alone"]
+        assert contents(kb) == expected
+
+
+def test_a_document_is_not_blamed_for_deaths_at_the_writing_of_another_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    monkeypatch.setattr(engine_module, "EncodeShards", concurrent_encoder(seen, failing=3))
+    with new_kb(tmp_path / "kb") as kb:
+        report = kb.add(
+            DocumentParts([Made(0, 1), Made(1, 1)]), engine=RayEngine(encoders=1, on_error="skip")
+        )
+        assert (report.added, report.skipped) == (2, ())
+        assert seen.with_name("failures").stat().st_size == 3
 
 
 def test_a_document_that_cannot_be_compressed_ends_the_run_by_its_name(

@@ -18,6 +18,7 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.ingestion.ray import faults
 from lclm_rag.ingestion.ray import workers as ray_workers
 from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
+from lclm_rag.ingestion.ray.work_rows import from_table
 from lclm_rag.ingestion.ray.workers import EncodeShards
 from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.fragment import Fragment
@@ -32,6 +33,7 @@ __all__ = [
     "NoLatents",
     "Unlucky",
     "Unread",
+    "concurrent_encoder",
     "long_document",
     "made_documents",
     "small_documents",
@@ -181,6 +183,49 @@ def unlucky_encoder(
             return super()._write(compressed)
 
     return UnluckyEncoder
+
+
+def concurrent_encoder(seen: Path, failing: int = 0) -> type[EncodeShards]:
+    """Encoders that note what their two threads do at the same time, for `engine.EncodeShards`.
+
+    Args:
+        seen: Where a line is added for each shard written: "together" if the next was compressed meanwhile,
+            else "alone".
+        failing: How often the storage fails for the shard of document d0, each time while the next shard, if
+            one may be, is being compressed.
+    """
+
+    class ConcurrentEncoder(EncodeShards):
+        begun = 0
+
+        def __call__(self, table: Any) -> Any:
+            if failing and not any(row.document_id == "d0" for row in from_table(table)):
+                time.sleep(1.0)  # Document d0 is always first.
+            yield from super().__call__(table)
+
+        def _compressed(self, rows: Any, attempts: Any) -> Any:
+            self.begun += 1
+            return super()._compressed(rows, attempts)
+
+        def _latents(self, rows: Any) -> Any:
+            if failing and not any(row.document_id == "d0" for row in rows):
+                time.sleep(1.0)
+            return super()._latents(rows)
+
+        def _write(self, compressed: Any) -> Any:
+            begun, ends = self.begun, time.monotonic() + 2.0
+            while self.begun == begun and time.monotonic() < ends:
+                time.sleep(0.01)
+            together = self.begun > begun
+            with seen.open("a") as f:
+                f.write("together\n" if together else "alone\n")
+            if compressed[0][0].document_id == "d0":
+                time.sleep(0.3 if failing else 0.0)
+                if has_failed_less(seen.with_name("failures"), failing):
+                    os._exit(1)
+            return super()._write(compressed)
+
+    return ConcurrentEncoder
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,10 @@ def _run(
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=(job,),
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=least, max_size=most, enable_true_multi_threading=True
+            ),
+            max_concurrency=2,  # One compresses while one writes.
             num_gpus=gpus or None,
             num_cpus=_encoder_cpus(engine, gpus),
             max_restarts=_RESTARTS,

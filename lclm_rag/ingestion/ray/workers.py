@@ -10,8 +10,10 @@ import json
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, groupby
@@ -267,6 +269,8 @@ def _compressed(store: str, version: int, uncommitted: Any) -> Compressed:
 class EncodeShards:
     """An actor with an encoder: takes tables of `WorkRow`s, writes fragments, and returns `ShardReport`s.
 
+    Two threads call it: one waits for the storage while the other has the encoder.
+
     Args:
         job: The job.
 
@@ -303,26 +307,44 @@ class EncodeShards:
             checkpoint, job.device, job.dtype, **job.compressor_options
         )
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._compressing, self._writing = threading.Lock(), threading.Lock()
+        self._busy_until = 0.0
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Compress one shard. If the actor dies, Ray repeats the whole call."""
-        begun = time.perf_counter()
+        """Compress one shard, and write it while another thread compresses the next.
+
+        If the actor dies, Ray repeats the whole call, and that of the other thread.
+        """
         rows = from_table(table)
-        attempts = Attempts(self._job.attempts, _name(rows))
-        with worker_ends_at_faults(attempts.tries):
-            not_written = [
-                _not_written(row, row.kind, row.message)
-                for row in rows
-                if row.work is None and row.kind != "end"
-            ]
-            new = [row for row in rows if row.work is not None]
-            compressed, problems = self._compressed(new, attempts)
-            reports = [self._write(part) for part in _fragments(compressed)]
-            attempts.done(forget=True)
-        seconds = (time.perf_counter() - begun) / max(1, len(reports))
+        not_written = [
+            _not_written(row, row.kind, row.message)
+            for row in rows
+            if row.work is None and row.kind != "end"
+        ]
+        new = [row for row in rows if row.work is not None]
+        with ExitStack() as turn:
+            turn.enter_context(self._compressing)
+            begun = time.perf_counter()
+            # Not before: what waits for its turn has no part in a death.
+            attempts = Attempts(self._job.attempts, _name(rows))
+            if attempts.careful:
+                # If the other thread ended the worker now, a document that is noted would get the blame.
+                turn.enter_context(self._writing)
+            with worker_ends_at_faults(attempts.tries):
+                compressed, problems = self._compressed(new, attempts)
+            if not attempts.careful:
+                turn.close()
+                turn.enter_context(self._writing)
+            with worker_ends_at_faults(attempts.tries):
+                reports = [self._write(part) for part in _fragments(compressed)]
+                attempts.done(forget=True)
+            # Without the time that the shard before has had already.
+            seconds = time.perf_counter() - max(begun, self._busy_until)
+            self._busy_until = time.perf_counter()
         first = ShardReport(self._worker, runs=runs(rows), not_written=[*not_written, *problems])
+        each_took = seconds / max(1, len(reports))
         # All at once: of several outputs, some could come from another try than the rest.
-        yield ShardReport.table([first, *(replace(each, seconds=seconds) for each in reports)])
+        yield ShardReport.table([first, *(replace(each, seconds=each_took) for each in reports)])
 
     def _compressed(
         self, rows: list[WorkRow], attempts: Attempts
