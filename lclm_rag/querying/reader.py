@@ -29,7 +29,7 @@ from lclm_rag.retrieval import (
 )
 from lclm_rag.retrieval.filter_check import filter_keys
 from lclm_rag.store import LatentStore, StoredPassage, newest_version
-from lclm_rag.types import Hit, MetadataField, Passage, PassageKey
+from lclm_rag.types import Hit, MetadataField, Passage, PassageKey, RowPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -218,9 +218,8 @@ class Reader:
         if first.mmr is not None:
             found = [_diverse(index, hits, first.top_k, first.mmr) for hits in found]
         chosen = [stretches(store, hits[: first.top_k], first.neighbours) for hits in found]
-        places = {hit.key: hit.place for hits in found for hit in hits if hit.place is not None}
         wanted = [key for each in chosen for part in each for key in part.keys]
-        rows = iter(store.read(wanted, places))
+        rows = iter(store.read(wanted, _places(found)))
         results = []
         for parts in chosen:
             whole = [joined(part.best.key, [next(rows) for _ in part.keys]) for part in parts]
@@ -237,8 +236,9 @@ class Reader:
         found: Sequence[Sequence[ScoredKey]],
         store: LatentStore,
     ) -> list[list[ScoredKey]]:
+        places = _places(found)
         texts = [
-            [passage.content for passage in store.read_texts(hit.key for hit in hits)]
+            [passage.content for passage in store.read_texts((hit.key for hit in hits), places)]
             for hits in found
         ]
         scores = self.reranker(model).scores(questions, texts)
@@ -553,6 +553,11 @@ def hits_of(rows: Sequence[StoredPassage], scores: Sequence[float]) -> list[Hit]
         )
         for row, score in zip(rows, scores, strict=True)
     ]
+
+
+def _places(found: Sequence[Sequence[ScoredKey]]) -> dict[PassageKey, RowPlace]:
+    """Where the index says that passages are."""
+    return {hit.key: hit.place for hits in found for hit in hits if hit.place is not None}
 
 
 def _diverse(

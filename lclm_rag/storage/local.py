@@ -57,6 +57,7 @@ class MappedFile:
         buffer: The file's bytes. Those of a file in an object store are only valid after `need`.
         need: Call it with start and stop (bytes) before looking at these bytes. For a file in an object
             store, this is what fetches them.
+        need_all: The same for several stretches, which are fetched at the same time.
         forget: Call it if the bytes are damaged: they are fetched again the next time they are needed.
             Returns False if nothing can be fetched again, because the file is local.
         evicted: Whether the file should be mapped again before more of it is read.
@@ -64,6 +65,7 @@ class MappedFile:
 
     buffer: pa.Buffer
     need: Callable[[int, int], None] = lambda start, stop: None
+    need_all: Callable[[Sequence[tuple[int, int]]], None] = lambda stretches: None
     forget: Callable[[], bool] = lambda: False
     evicted: Callable[[], bool] = lambda: False
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ __all__ = ["ObjectFolder"]
 _CONDITIONAL = ("s3", "s3a", "gs", "gcs")
 
 _CACHE_GB = 10.0
+
+_FETCHES_AT_ONCE = 16
 
 T = TypeVar("T")
 
@@ -177,8 +180,14 @@ class ObjectFolder:
         if size is None:
             size = int(self._call(name, lambda files: files.info(path)["size"]))
 
-        def fetch(start: int, stop: int) -> bytes:
-            return self._call(name, lambda files: whole_range(files, path, start, stop))
+        def fetch_one(stretch: tuple[int, int]) -> bytes:
+            return self._call(name, lambda files: whole_range(files, path, *stretch))
+
+        def fetch(stretches: Sequence[tuple[int, int]]) -> Iterable[bytes]:
+            if len(stretches) < 2:
+                return map(fetch_one, stretches)
+            with ThreadPoolExecutor(_FETCHES_AT_ONCE) as pool:
+                return list(pool.map(fetch_one, stretches))
 
         return self._cache().map(f"{self.url}/{name}", size, fetch)
 

@@ -20,7 +20,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -36,12 +36,15 @@ __all__ = ["BLOCK_BYTES", "RangeCache"]
 BLOCK_BYTES = 256 * 1024
 """The least that is fetched at once: a request to an object store costs about as much as this many bytes."""
 
+_GAP_BLOCKS = 4
+"""Stretches no further apart are fetched by one request, with what is between them: it takes no longer."""
+
 _PAGE = 1 << 16
 _SPARE_BYTES = 1 << 26
 _DAY = 24 * 3600
 
-Fetch = Callable[[int, int], bytes]
-"""Takes start and stop, and returns the bytes between them."""
+Fetch = Callable[[Sequence[tuple[int, int]]], Iterable[bytes]]
+"""Takes stretches by start and stop, and gives the bytes of each, in this order."""
 
 
 class RangeCache:
@@ -64,7 +67,7 @@ class RangeCache:
         Args:
             url: The file's URL, which with `size` is its key in the cache.
             size: The file's size in bytes.
-            fetch: Fetches bytes of the file from the store.
+            fetch: Fetches stretches of the file from the store.
         """
         path = self._path(url, size)
         inode = _open_sized(path, size)
@@ -77,22 +80,28 @@ class RangeCache:
         fetching = Lock()
 
         def need(start: int, stop: int) -> None:
-            first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
-            # Looked at without the lock: `sound` is set only after the bytes are in place.
-            if not sound[first:last].all():
-                with fetching:
-                    bring(first, last)
+            need_all([(start, stop)])
 
-        def bring(first: int, last: int) -> None:
+        def need_all(stretches: Sequence[tuple[int, int]]) -> None:
+            wanted = [(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)) for start, stop in stretches]
+            # Looked at without the lock: `sound` is set only after the bytes are in place.
+            if not all(sound[first:last].all() for first, last in wanted):
+                with fetching:
+                    bring(sorted({i for first, last in wanted for i in range(first, last)}))
+
+        def bring(blocks: list[int]) -> None:
             # 1. Check blocks that this process has not used yet against their checksums: another process, or
             #    an earlier one, may have fetched them. What does not match is missing.
-            unknown = first + np.flatnonzero(~sound[first:last])
-            missing = [
-                i for i in map(int, unknown) if marks[i] != _checksum(_block(memory, i, size))
-            ]
-            for begin, end in _runs(missing):
-                offset = begin * BLOCK_BYTES
-                piece = _fetched(url, fetch, offset, min(size, end * BLOCK_BYTES))
+            unknown = [i for i in blocks if not sound[i]]
+            missing = [i for i in unknown if marks[i] != _checksum(_block(memory, i, size))]
+            runs = _runs(missing)
+            pieces = fetch([(a * BLOCK_BYTES, min(size, b * BLOCK_BYTES)) for a, b in runs])
+            for (begin, end), piece in zip(runs, pieces, strict=True):
+                offset, stop = begin * BLOCK_BYTES, min(size, end * BLOCK_BYTES)
+                if len(piece) != stop - offset:
+                    raise OSError(
+                        f"{url} ends early: {len(piece):,} of {stop - offset:,} bytes at {offset:,}."
+                    )
                 # 2. The bytes before their checksum: after a crash between the two, the old checksum (or 0)
                 #    does not match, and the block is fetched again.
                 self._put(path, inode, memory, offset, piece)
@@ -110,7 +119,9 @@ class RangeCache:
                 sound[:] = False
             return True
 
-        return MappedFile(file.slice(0, size), need, forget, lambda: _inode(path) != inode)
+        return MappedFile(
+            file.slice(0, size), need, need_all, forget, lambda: _inode(path) != inode
+        )
 
     def keep(self, url: str, written: Path) -> None:
         """Take in a whole file that has just been uploaded.
@@ -236,18 +247,11 @@ def _checksum(block: memoryview | bytes) -> int:
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as runs of consecutive ones: the first of each run, and one more than its last."""
+    """Sorted numbers as runs with small gaps: the first of each run, and one more than its last."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
-        if runs and runs[-1][1] == number:
+        if runs and number - runs[-1][1] <= _GAP_BLOCKS:
             runs[-1] = runs[-1][0], number + 1
         else:
             runs.append((number, number + 1))
     return runs
-
-
-def _fetched(url: str, fetch: Fetch, start: int, stop: int) -> bytes:
-    piece = fetch(start, stop)
-    if len(piece) != stop - start:
-        raise OSError(f"{url} ends early: {len(piece):,} of {stop - start:,} bytes at {start:,}.")
-    return piece

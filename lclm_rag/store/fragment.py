@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -45,11 +46,14 @@ __all__ = [
 FORMAT_VERSION = 4
 """The version of the format of fragments; that of manifests is another."""
 
-# What is fetched from either end of a remote file: Arrow's schema, batch header and footer are there.
 # Metadata written by an earlier version may have NaN and infinity, which no JSON can hold: they are missing.
 _read_metadata = json.JSONDecoder(parse_constant=lambda name: None).decode
 
 _END_BYTES = 64 * 1024
+"""What is fetched from an end of a remote file: Arrow's schema, batch header and footer are there."""
+
+_MOST_BESIDE = 4 * 2**20
+"""So much beside the latents is fetched at once: it takes no longer than the requests for parts of it."""
 
 
 @dataclass(frozen=True)
@@ -406,7 +410,7 @@ class Fragment:
         file: The mapped file.
         where: The file's path or URL, for error messages; its last part is the fragment's name.
         layout: The layout that the file must have.
-        rows: The number of rows that it must have; None if that is not known.
+        written: What a manifest says about the file; None if that is not known.
         number: The number by which key runs name it; None if that is not known.
 
     Raises:
@@ -418,7 +422,7 @@ class Fragment:
         file: MappedFile,
         where: str,
         layout: Layout,
-        rows: int | None = None,
+        written: WrittenFragment | None = None,
         number: int | None = None,
     ) -> None:
         self.number = number
@@ -428,27 +432,49 @@ class Fragment:
         self._whole = file.need is nothing_needed
         self._columns: dict[int, _Columns] = {}
         self._sound: set[int] = set()
-        size = file.buffer.size
-        file.need(0, min(size, _END_BYTES))
-        file.need(max(0, size - _END_BYTES), size)
         try:
-            self._reader = pa.ipc.open_file(pa.BufferReader(file.buffer))
-            # The schema is compared before a batch is read: the batch's bytes are only columns of the
-            # right types if it is this schema.
-            if not self._reader.schema.equals(layout.schema(), check_metadata=True):
-                raise DamagedError(f"Fragment {where} does not have the layout of its store.")
-            self._batches: int = self._reader.num_record_batches
-            self._blocks = _blocks(file.buffer) if self._batches > 1 and not self._whole else []
-            self._each = self._batch(0).rows
-            self.rows = self._count() if rows is None or self._whole else rows
+            self._open(written)
+            self.rows = self._count() if written is None or self._whole else written.rows
         except (OSError, ValueError, MemoryError, struct.error, pa.ArrowException) as error:
             file.forget()
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DamagedError(f"Fragment {where} cannot be read: {reason}.") from error
-        if rows not in (None, self.rows):
+        if written is not None and written.rows != self.rows:
             raise DamagedError(
-                f"Fragment {where} has {self.rows:,} rows, and the manifest says {rows:,}."
+                f"Fragment {where} has {self.rows:,} rows, and the manifest says {written.rows:,}."
             )
+
+    def _open(self, written: WrittenFragment | None) -> None:
+        """Read the schema, and where the batches are."""
+        buffer, size = self._file.buffer, self._file.buffer.size
+        alone = written is not None and written.keys_offset > 0
+        beside = 0 if written is None else size - written.latents * self._layout.latent_bytes
+        if alone:
+            self._file.need(0, min(size, _head_bytes(beside)))
+            # After its first eight bytes an Arrow file is a stream, up to the footer: one batch is found
+            # without that, which spares a request, or a page of a disk.
+            reader = pa.ipc.open_stream(pa.BufferReader(buffer.slice(8)))
+        else:
+            self._file.need(max(0, size - _END_BYTES), size)
+            reader = pa.ipc.open_file(pa.BufferReader(buffer))
+        # The schema is compared before a batch is read: the batch's bytes are only columns of the right types
+        # if it is this schema.
+        if not reader.schema.equals(self._layout.schema(), check_metadata=True):
+            raise DamagedError(f"Fragment {self._where} does not have the layout of its store.")
+        self._read_batch: Callable[[int], pa.RecordBatch] = (
+            (lambda number: reader.read_next_batch()) if alone else reader.get_batch
+        )
+        self._batches: int = 1 if alone else reader.num_record_batches
+        self._blocks: list[tuple[int, int]] = []
+        if not alone and not self._whole:
+            head = _head_bytes(beside * 9 // 8 // max(1, self._batches))
+            blocks = _blocks(buffer)
+            self._blocks = [(at, min(size, max(stop, at + head))) for at, stop in blocks]
+        self._guessed = self._batches > 1 and written is not None and not self._whole
+        if self._guessed and written is not None:
+            self._each = -(-written.rows // self._batches)  # The first batch that is read will tell.
+        else:
+            self._each = self._batch(0).rows
 
     def _count(self) -> int:
         return (self._batches - 1) * self._each + self._batch(self._batches - 1).rows
@@ -458,7 +484,7 @@ class Fragment:
         if found is None:
             if self._blocks:
                 self._file.need(*self._blocks[number])
-            batch = self._reader.get_batch(number)
+            batch = self._read_batch(number)
             found = self._columns[number] = _Columns(
                 batch, self._file.buffer, self._where, self._layout.latent_bytes
             )
@@ -468,13 +494,61 @@ class Fragment:
         """The columns that hold a row, and its number in them."""
         if self._batches == 1:
             return self._columns[0], row
+        number, at = self._batch_of(row)
+        try:
+            found = self._batch(number)
+            if self._guessed:
+                last = number == self._batches - 1
+                self._each = (self.rows - found.rows) // number if last else found.rows
+                self._guessed = False
+                number, at = self._batch_of(row)
+                found = self._batch(number)
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+            raise self.damaged(row, "its batch cannot be read") from error
+        return found, at
+
+    def _batch_of(self, row: int) -> tuple[int, int]:
+        """The number of a row's batch, and that of the row in it."""
         number, at = divmod(row, self._each) if self._each else (-1, 0)
         if not 0 <= number < self._batches:
             raise self.damaged(row, "it is not there")
-        try:
-            return self._batch(number), at
-        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-            raise self.damaged(row, "its batch cannot be read") from error
+        return number, at
+
+    def fetch(self, rows: Sequence[int], *, latents: bool) -> None:
+        """Fetch what reading some rows needs, all at the same time. On this machine everything is there.
+
+        Args:
+            rows: The rows' numbers.
+            latents: Whether the latents are to be read, too.
+        """
+        if self._whole:
+            return
+        # What is damaged is fetched again, or told, when the row is read.
+        with suppress(DamagedError):
+            if self._blocks and self._each:
+                batches = {row // self._each for row in rows if row < self.rows}
+                self._file.need_all([self._blocks[number] for number in sorted(batches)])
+            self._file.need_all([each for row in rows for each in self._where_numbers(row)])
+            self._file.need_all([each for row in rows for each in self._where_values(row, latents)])
+
+    def _where_numbers(self, row: int) -> Iterator[tuple[int, int]]:
+        """Where a row's numbers begin and end in the file, and the offsets of its texts and latents."""
+        columns, at = self._at(row)
+        for view in columns.fixed.values():
+            size = view.values.itemsize
+            yield view.begin + size * at, view.begin + size * (at + 1)
+        yield columns.hashes.begin + _HASH_BYTES * at, columns.hashes.begin + _HASH_BYTES * (at + 1)
+        for view in columns.offsets.values():
+            yield view.begin + 8 * at, view.begin + 8 * (at + 2)
+
+    def _where_values(self, row: int, latents: bool) -> Iterator[tuple[int, int]]:
+        """Where a row's texts begin and end in the file, and its latents."""
+        columns, at = self._at(row)
+        for name, view in columns.texts.items():
+            first, stop = self._span(columns, at, name, row)
+            yield view.begin + first, view.begin + stop
+        if latents:
+            yield self.where(row)[0]
 
     def evicted(self) -> bool:
         """Whether the fragment should be opened again before more of it is read."""
@@ -700,6 +774,11 @@ class Fragment:
             f"Row {row} of fragment {self._where} is damaged: {what}. lclm-rag verify lists what is, and "
             "verify --repair makes room for adding it again."
         )
+
+
+def _head_bytes(beside: int) -> int:
+    """How much of a batch is fetched at its beginning: if it is not too much, all but its latents."""
+    return beside if _END_BYTES < beside <= _MOST_BESIDE else _END_BYTES
 
 
 def _blocks(file: pa.Buffer) -> list[tuple[int, int]]:

@@ -171,14 +171,28 @@ class FragmentTable:
             if at < 0:
                 return None
             listed = self.lists[at]
-            records = self._read.get(listed.name)
-            if records is None:
-                records = self._read[listed.name] = self._records(listed)
+            records = self._kept(listed)
             at = int(np.searchsorted(records["number"], number))
             if at == len(records) or records["number"][at] != number:
                 return None
             found = self._entries[number] = _entry(records[at].item())
         return found
+
+    def read_ahead(self) -> None:
+        """Read the list that will be needed, if there is but one.
+
+        Raises:
+            DamagedError: As for `read`.
+        """
+        if len(self.lists) == 1:
+            self._kept(self.lists[0])
+
+    def _kept(self, listed: ListEntry) -> np.ndarray:
+        """The records of a list, kept in memory."""
+        records = self._read.get(listed.name)
+        if records is None:
+            records = self._read[listed.name] = self._records(listed)
+        return records
 
     def list_of(self, number: int) -> int:
         """Which of the lists has the fragment with a number, if one does; -1 for one before all of them."""

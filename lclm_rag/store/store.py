@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 
@@ -44,6 +46,8 @@ __all__ = [
     "row_totals",
     "totals_at",
 ]
+
+T = TypeVar("T")
 
 _READS_AT_ONCE = 8
 _FRAGMENTS_AT_ONCE = 256
@@ -137,7 +141,9 @@ class LatentStore:
         """
         folder = open_folder(location)
         if folder.local is None:
-            return cls(folder, _manifest(folder, version))
+            store = cls(folder, _manifest(folder, version))
+            store.table.read_ahead()
+            return store
         if not (folder.local / MANIFESTS).is_dir():
             raise no_store(folder)
         # The version is chosen and leased with the gate held: `vacuum` cannot remove it between the two.
@@ -212,19 +218,38 @@ class LatentStore:
             KeyError: If this version does not hold a passage. The message names its key.
             DamagedError: If a row is damaged. The message names the row.
         """
+        return self._each(keys, hints, Fragment.read)
+
+    def _each(
+        self,
+        keys: Iterable[PassageKey],
+        hints: Mapping[PassageKey, RowPlace] | None,
+        read: Callable[[Fragment, int], T],
+    ) -> list[T]:
+        def find(key: PassageKey) -> Place:
+            hint = hints.get(key) if hints else None
+            return (hint and self._still_at(key, hint)) or self.required_place(key)
+
+        def read_at(place: Place) -> T:
+            return read(self.fragment(place[0]), place[1])
+
         if self.folder.local is not None:
-            return [self._read(key, hints) for key in keys]
+            return [read_at(find(key)) for key in keys]
         keys = list(keys)
         if not all(key in (hints or {}) for key in keys):
             self._runs()  # Opened once, before several threads need them.
-        # In parallel, because each read waits for the object store.
+        # In parallel, because each step waits for the object store.
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            return list(pool.map(lambda key: self._read(key, hints), keys))
+            places = list(pool.map(find, keys))
+            rows: dict[str, list[int]] = defaultdict(list)
+            for name, row in places:
+                rows[name].append(row)
 
-    def _read(self, key: PassageKey, hints: Mapping[PassageKey, RowPlace] | None) -> StoredPassage:
-        hint = hints.get(key) if hints else None
-        place = (hint and self._still_at(key, hint)) or self.required_place(key)
-        return self.fragment(place[0]).read(place[1])
+            def fetch(name: str) -> None:
+                self.fragment(name).fetch(rows[name], latents=read is Fragment.read)
+
+            list(pool.map(fetch, rows))
+        return list(map(read_at, places))
 
     def _still_at(self, key: PassageKey, hint: RowPlace) -> Place | None:
         """The place that a hint names, if this version shows the passage there."""
@@ -241,11 +266,14 @@ class LatentStore:
         self._known[entry.name] = entry
         return entry
 
-    def read_texts(self, keys: Iterable[PassageKey]) -> list[Passage]:
+    def read_texts(
+        self, keys: Iterable[PassageKey], hints: Mapping[PassageKey, RowPlace] | None = None
+    ) -> list[Passage]:
         """Read passages without their latents; see `Fragment.passage`.
 
         Args:
             keys: The passages' keys.
+            hints: See `read`.
 
         Returns:
             The passages in the order of `keys`.
@@ -254,11 +282,7 @@ class LatentStore:
             KeyError: If this version does not hold a passage. The message names its key.
             DamagedError: If a row makes no sense.
         """
-        places = [self.required_place(key) for key in keys]
-        if self.folder.local is not None:
-            return [self.fragment(name).passage(row) for name, row in places]
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            return list(pool.map(lambda place: self.fragment(place[0]).passage(place[1]), places))
+        return self._each(keys, hints, Fragment.passage)
 
     def document_hash(self, document_id: str) -> bytes | None:
         """`Document.content_hash()` of a stored document; None if it is not stored."""
@@ -346,13 +370,13 @@ class LatentStore:
             fragment = self._fragments.get(name)
             if fragment is None or fragment.evicted():
                 folder, entry = self.folder / FRAGMENTS, self._known.get(name)
-                size, rows = (entry.bytes, entry.rows) if entry else (None, None)
+                size = entry.bytes if entry else None
                 number = entry.number if entry and self._given is None else None
                 try:
                     mapped = folder.map(name, size)
                 except FileNotFoundError as error:
                     raise not_there(self.folder, error) from error
-                fragment = Fragment(mapped, str(folder / name), self.layout, rows, number)
+                fragment = Fragment(mapped, str(folder / name), self.layout, entry, number)
                 self._fragments[name] = fragment
             return fragment
 

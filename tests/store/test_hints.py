@@ -12,6 +12,7 @@ from lclm_rag.retrieval.points import scored_key
 from lclm_rag.store import LatentStore
 from lclm_rag.types import PassageKey, RowPlace
 from support.qdrant_server import serve
+from support.random_classifiers import save_cross_encoder
 
 DOCUMENTS = [
     Document("tides", "The moon pulls the oceans into tides."),
@@ -53,11 +54,20 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[PassageKey]:
     return keys
 
 
-def test_a_hit_is_read_where_its_point_says(kb: KnowledgeBase, looked_up: list[PassageKey]) -> None:
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "cross-encoder"
+    return str(save_cross_encoder(folder, [document.text for document in DOCUMENTS]))
+
+
+def test_a_hit_is_read_where_its_point_says(
+    kb: KnowledgeBase, looked_up: list[PassageKey], cross_encoder: str
+) -> None:
     for document in DOCUMENTS:
         assert kb.retrieve(document.text, 1)[0].text == document.text
     assert looked_up == []
     assert kb.retrieve("bees dance", 1, neighbours=1)[0].text == DOCUMENTS[1].text
+    assert kb.retrieve("bees dance", 1, rerank=cross_encoder)[0].text == DOCUMENTS[1].text
     # Deleted rows make no hint wrong, and neither does another document.
     kb.delete(["tides"])
     kb.add([Document("stars", "Stars are far away.")])
@@ -81,6 +91,7 @@ def test_a_hint_to_elsewhere_is_no_answer(kb: KnowledgeBase, place: tuple[int, i
     number, row = RowPlace(*place)
     (read,) = kb.store.read([key], {key: RowPlace(number, row)})
     assert (read.passage.key, read.passage.text) == (key, DOCUMENTS[0].text)
+    assert kb.store.read_texts([key], {key: RowPlace(number, row)}) == [read.passage]
 
 
 @pytest.mark.parametrize("place", [None, 7, "7", [7], [7, "a"], [-1, 1], [1, -1], [1.5, 2], {}])
