@@ -2,8 +2,8 @@
 
     python benchmarks/retrieval_latency.py --sizes 10000,100000
 
-Passages of 20 to 60 random words, whose latents the bundled checkpoint makes; dense vectors of 384 dimensions are
-random projections of the words; the cross-encoder has random weights and the shape of ms-marco-MiniLM-L6
+Passages of 20 to 60 random words, whose latents the bundled checkpoint makes; dense vectors of 384 dimensions
+are random projections of the words; the cross-encoder has random weights and the shape of ms-marco-MiniLM-L6
 (weights do not change the time). Questions are five words of a passage. The embedder's time is not that of a
 real one: what is measured is the search.
 """

@@ -472,7 +472,9 @@ class Fragment:
             self._blocks = [(at, min(size, max(stop, at + head))) for at, stop in blocks]
         self._guessed = self._batches > 1 and written is not None and not self._whole
         if self._guessed and written is not None:
-            self._each = -(-written.rows // self._batches)  # The first batch that is read will tell.
+            self._each = -(
+                -written.rows // self._batches
+            )  # The first batch that is read will tell.
         else:
             self._each = self._batch(0).rows
 

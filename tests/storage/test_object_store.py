@@ -26,7 +26,7 @@ from lclm_rag.storage import LocalFolder, ObjectFolder, open_folder
 from lclm_rag.store import LatentStore, Layout, StoredPassage, compact, vacuum, writing
 from lclm_rag.store import maintenance as upkeep_of_stores
 from lclm_rag.store import writer as writer_of_stores
-from lclm_rag.types import Passage, PassageKey
+from lclm_rag.types import Passage, PassageKey, RowPlace
 from support.processes import in_child
 
 LAYOUT = Layout("bf16", "encoder", 64, "f" * 16, 4)
@@ -269,6 +269,23 @@ def test_only_what_is_needed_is_fetched_and_only_once(
         [sys.executable, "-c", READ, url], capture_output=True, text=True, check=True
     )
     assert done.stdout == "d1 3\nd4 0\n"
+
+
+def test_a_passage_takes_three_requests_and_two_if_the_index_says_where_it_is(
+    url: str, fetched: Fetched, new_machine: Callable[[], Path]
+) -> None:
+    LatentStore.create(url, LAYOUT)
+    key, place = PassageKey("d0", 9), RowPlace(0, 9)
+    assert add(url, "d0").manifest.bytes > 2e6
+    for hints, most in (({}, 3), ({key: place}, 2)):
+        new_machine()
+        fetched.clear()
+        store = LatentStore.open(url)
+        assert fetched.requests <= 4
+        fetched.clear()
+        (found,) = store.read([key], hints)
+        assert np.array_equal(found.encoded, rows("d0")[9].encoded)
+        assert fetched.requests == most
 
 
 READ = """

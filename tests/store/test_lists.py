@@ -117,11 +117,12 @@ def test_compaction_makes_large_fragments_that_are_read_row_by_row(
         add(location, *(row(*each) for each in part)).close()
     store = compact(location)
     assert store.manifest.fragments == 2
-    # As another machine reads it.
-    monkeypatch.setenv("LCLM_RAG_CACHE", str(tmp_path / "another"))
-    store = LatentStore.open(location)
-    names = sorted(documents, reverse=True)
-    for name in names:
+    for name in documents:
+        # As another machine reads it, which has nothing of the fragment yet.
+        monkeypatch.setenv("LCLM_RAG_CACHE", str(tmp_path / f"of {name}"))
+        store = LatentStore.open(location)
+        assert store.read([PassageKey(name, 0)])[0].passage.text == documents[name]
+    for name in sorted(documents, reverse=True):
         assert store.read([PassageKey(name, 0)])[0].passage.text == documents[name]
     assert max(store.fragment(entry.name)._batches for entry in store.entries()) > 2
     assert texts(store) == documents
