@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tables_markdown import markdown, percent, results, source
+from tables_markdown import duration, markdown, percent, results, runs, source, times
 
-__all__ = ["latent_reranking", "retrieval_debian"]
+__all__ = ["latent_reranking", "retrieval_debian", "retrieval_latency"]
 
 REPORTS = {"latent_reranking": "fact sheets", "latent_reranking_manual": "the manual"}
 WAYS = {"bm25": "words (BM25)", "dense": "dense vectors", "hybrid": "both"}
@@ -46,5 +46,29 @@ def retrieval_debian() -> str:
         f"Dense vectors by {found['settings']['embedder']}, which was trained on English. Each title is to "
         "find its section; 95% intervals (recall: Wilson; else the bootstrap over titles). "
         f"{source(*(f'retrieval_debian_{language}' for language in languages))}"
+    )
+    return markdown(columns, rows, notes)
+
+
+def retrieval_latency() -> str:
+    """How long a search takes in each way: the median, and how many times that of words alone."""
+    found = runs("retrieval_latency")
+    sizes = sorted({run["passages"] for run in found})
+    by = {(run["way"], run["passages"]): run for run in found}
+    rows = []
+    for way in dict.fromkeys(run["way"] for run in found):
+        cells = []
+        for passages in sizes:
+            run = by[way, passages]
+            low, high = (duration(ms / 1000) for ms in run["quartiles_ms"])
+            cells += [f"{duration(run['p50_ms'] / 1000)} ({low}–{high})", times(run["to_words"])]
+        rows.append([way, *cells])
+    columns = ["search"]
+    for passages in sizes:
+        columns += [f"{passages:,} passages: p50 (quartiles)", "to words"]
+    whole = results("retrieval_latency")
+    notes = (
+        f"{whole['questions']} questions one by one, the {whole['top_k']} best passages; made-up vectors of "
+        f"{whole['width']}, whose embedder takes next to nothing. {source('retrieval_latency')}"
     )
     return markdown(columns, rows, notes)

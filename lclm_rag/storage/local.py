@@ -61,6 +61,8 @@ class MappedFile:
         forget: Call it if the bytes are damaged: they are fetched again the next time they are needed.
             Returns False if nothing can be fetched again, because the file is local.
         evicted: Whether the file should be mapped again before more of it is read.
+        expect: Call it with start and stop of bytes that are looked at soon: a disk begins to read them, and
+            meanwhile more can be asked for.
     """
 
     buffer: pa.Buffer
@@ -68,6 +70,7 @@ class MappedFile:
     need_all: Callable[[Sequence[tuple[int, int]]], None] = lambda stretches: None
     forget: Callable[[], bool] = lambda: False
     evicted: Callable[[], bool] = lambda: False
+    expect: Callable[[int, int], None] = lambda start, stop: None
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,13 @@ class LocalFolder:
         # Not pyarrow's memory_map, which asks the system to read the whole file ahead.
         with open(_open_file(self.path / name), "rb") as f:
             mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        return MappedFile(pa.py_buffer(mapped), nothing_needed)
+
+        def expect(start: int, stop: int) -> None:
+            if hasattr(mapped, "madvise"):
+                begin = start - start % mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, begin, stop - begin)
+
+        return MappedFile(pa.py_buffer(mapped), nothing_needed, expect=expect)
 
     def create(self, name: str, data: bytes) -> None:
         """Put a new file in place, whole and durable.

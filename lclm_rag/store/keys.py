@@ -91,6 +91,9 @@ class SortedKeys:
         self._hashes = np.ascontiguousarray(self._records[:, 0])
         self.rows = len(records)
 
+    def expect(self, wanted: int) -> None:
+        """See `KeyRun.expect`: all is in memory."""
+
     def find(self, wanted: int) -> Iterator[tuple[int, int]]:
         """See `KeyRun.find`."""
         at = self.position(wanted)
@@ -137,6 +140,15 @@ class KeyRun:
     def evicted(self) -> bool:
         """Whether the run should be opened again before more of it is read."""
         return self._file.evicted()
+
+    def expect(self, wanted: int) -> None:
+        """Have the block read where a hash most likely is.
+
+        Args:
+            wanted: The hash.
+        """
+        start = (wanted * self.entry.blocks >> 64) * BLOCK_BYTES
+        self._file.expect(start, start + BLOCK_BYTES)
 
     def find(self, wanted: int) -> Iterator[tuple[int, int]]:
         """The places that are noted for a hash: fragment number and row.

@@ -93,6 +93,7 @@ class LatentStore:
         self._known = {entry.name: entry for entry in given or ()}
         self._opening: dict[str, Lock] = {}
         self._keys: list[KeyRun | SortedKeys] | None = None
+        self._looked_up = False
         watch(self)
 
     @classmethod
@@ -426,7 +427,13 @@ class LatentStore:
         Raises:
             DamagedError: If a key run, a list or a bitmap is damaged.
         """
-        for run in self._runs():
+        runs = self._runs()
+        if not self._looked_up:
+            # The first look-up finds nothing in memory: a disk reads for all runs at the same time.
+            self._looked_up = True
+            for run in runs:
+                run.expect(wanted)
+        for run in runs:
             for number, row in run.find(wanted):
                 # Runs also hold what other versions show.
                 if (entry := self._showing(number, row)) is not None:
