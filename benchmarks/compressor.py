@@ -88,8 +88,7 @@ def main(
         compiled = Compressor.from_pretrained(
             checkpoint, device, token_budget=token_budget, compile=True
         )
-        plain = AutoModel.from_pretrained(checkpoint.encoder_model_folder, dtype=compressor.dtype)
-        plain = plain.to(compressor.device).eval()
+        plain = plain_encoder(compressor)
         rates: list[float] = []
         task = progress.add_task("", total=len(LENGTHS) * rounds * len(WAYS))
         results = []
@@ -199,6 +198,13 @@ def measure(
         )
         for way in WAYS
     ]
+
+
+def plain_encoder(compressor: Compressor) -> Any:
+    """The encoder of a compressor's checkpoint, as transformers loads it."""
+    folder = compressor.checkpoint.encoder_model_folder
+    model = AutoModel.from_pretrained(folder, dtype=compressor.dtype)
+    return model.to(compressor.device).eval()
 
 
 @torch.inference_mode()
