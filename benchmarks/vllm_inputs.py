@@ -181,7 +181,7 @@ class Bench:
                 metrics = output.metrics
             return float(metrics.first_token_latency)
 
-        return self.items.thread.run(run())
+        return self.items.thread.run(run)
 
     @cached_property
     def _embedding_table(self) -> torch.Tensor:
@@ -192,7 +192,7 @@ class Bench:
         """Empty the engine's caches."""
         engine = self.items.engine
         for reset in (engine.reset_mm_cache, engine.reset_encoder_cache, engine.reset_prefix_cache):
-            self.items.thread.run(_awaited(reset))
+            self.items.thread.run(reset)
 
     @contextmanager
     def watched_blocks(self) -> Iterator[Callable[[], int]]:
@@ -224,10 +224,6 @@ class Bench:
             thread.join()
 
 
-async def _awaited(work: Callable[[], Any]) -> Any:
-    return await work()
-
-
 def measure(
     bench: Bench, way: str, contexts: list[list[Passage]], source_tokens: int, concurrency: int
 ) -> Measured:
@@ -244,7 +240,7 @@ def measure(
         size = len(contexts[0])
         for start in range(0, len(shifted), size):
             bench.ask(way, shifted[start : start + size], first)
-        bench.items.thread.run(_awaited(bench.items.engine.reset_prefix_cache))
+        bench.items.thread.run(bench.items.engine.reset_prefix_cache)
     with bench.watched_blocks() as most_blocks, ThreadPoolExecutor(concurrency) as pool:
         started = time.perf_counter()
         asked = list(pool.map(lambda passages: bench.ask(way, passages, second), contexts))
