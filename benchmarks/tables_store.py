@@ -11,8 +11,8 @@ from lclm_rag.evaluation.intervals import wilson_interval
 
 __all__ = [
     "codecs",
-    "codecs_accuracy",
-    "codecs_strings",
+    "codecs_answers",
+    "codecs_error",
     "store_formats_crashes",
     "store_formats_reading",
     "store_scale",
@@ -50,42 +50,29 @@ def _reading(run: Run) -> str:
     return f"{times(run['ratio'])} ({duration(run['seconds'])})"
 
 
-def codecs_accuracy() -> str:
-    """What each codec loses: error of a latent, and answers."""
-    found, more = results("codecs"), results("codecs_2000")
-    many = {(run["space"], run["codec"]): run["accuracy"] for run in more["results"]}
-    rows = []
-    for run in found["results"]:
-        loss = run["loss"]
-        scores = [*run["accuracy"], *many.get((run["space"], run["codec"]), [])]
-        answers = [_answers(score, run["codec"]) for score in scores]
-        rows.append([
+def codecs_error() -> str:
+    """What each codec loses of a latent."""
+    found = results("codecs")
+    rows = [
+        [
             run["codec"],
             run["space"],
-            f"{loss['cosine_mean']:.6f} ({loss['cosine_min']:.6f})",
-            f"{loss['max_error']:.3f}",
-            *answers,
-            *["–"] * (len(found["results"][0]["accuracy"]) + 1 - len(answers)),
-        ])  # fmt: skip
+            f"{run['loss']['cosine_mean']:.6f} ({run['loss']['cosine_min']:.6f})",
+            f"{run['loss']['max_error']:.3f}",
+        ]
+        for run in found["results"]
+    ]
     columns = ["codec", "space", "cosine to float32, mean (least)", "largest error"]
-    columns += [f"exact match, top {s['top_k']}" for s in found["results"][0]["accuracy"]]
-    columns += [f"exact match, {more['questions']:,} questions, top 4"]
     notes = (
-        f"{found['questions']} questions about {found['documents']} fact sheets, the bundled checkpoint; in "
-        "brackets the answers lost and won against bf16. The error is that of one coordinate, as a share of "
-        f"its latent's root mean square. {source('codecs', 'codecs_2000')}"
+        f"The passages of {found['documents']} fact sheets, the bundled checkpoint. The error is that of one "
+        f"coordinate, as a share of its latent's root mean square. {source('codecs')}"
     )
     return markdown(columns, rows, notes, left=2)
 
 
-def _answers(score: Run, codec: str) -> str:
-    changed = "" if codec == "bf16" else f" (−{score['lost']} +{score['won']})"
-    return percent(score["exact_match"]) + changed
-
-
-def codecs_strings() -> str:
-    """What each codec changes, by kind of fact: codes and UUIDs apart from what latents keep."""
-    found = results("codecs_strings")
+def codecs_answers() -> str:
+    """What each codec changes of the answers: codes and UUIDs apart from what latents keep."""
+    found = results("codecs_report")
     kinds = {"registry code": "codes", "record id": "UUIDs", "other facts": "other facts"}
     rows = []
     for kind, title in kinds.items():
@@ -104,10 +91,10 @@ def codecs_strings() -> str:
     columns = ["asked for", "space", "codec", "n", "exact match (95% interval)", "answers changed"]
     columns += ["won, lost", "p"]
     notes = (
-        f"{found['count']} questions to choose on, about {found['documents']} fact sheets, top "
+        f"{found['count']:,} questions to report on, about {found['documents']} fact sheets, top "
         f"{found['results'][0]['accuracy'][0]['top_k']}, latents alone, nothing expanded; the bundled "
         "checkpoint. Changed, won and lost are against bf16 in the same space; p is that of McNemar's exact "
-        f"test. {source('codecs_strings')}"
+        f"test. {source('codecs_report')}"
     )
     return markdown(columns, rows, notes, left=3)
 

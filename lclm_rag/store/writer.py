@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -54,9 +54,11 @@ __all__ = [
     "FRAGMENT_BYTES",
     "FRAGMENT_TOKENS",
     "MERGED_BYTES",
+    "Packing",
     "StoreWriter",
     "named_fragments",
     "note_uncommitted",
+    "pack_uncommitted",
     "uncommitted_entries",
     "write_uncommitted",
     "writing",
@@ -150,6 +152,17 @@ def _alone(newest: LatentStore, wait: float, resumable: bool) -> Iterator[None]:
     takes_over = resumable and bool((folder / UNCOMMITTED).files())
     with marked(folder / UNCOMMITTED, newest.version, at_once=takes_over):
         yield
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Fragments that no version names, which are to become larger ones.
+
+    Attributes:
+        fragments: The fragments, each with the rows that are left out.
+    """
+
+    fragments: tuple[tuple[FragmentEntry, frozenset[int]], ...]
 
 
 class StoreWriter:
@@ -252,6 +265,35 @@ class StoreWriter:
         for name, row in places:
             self._dropped.setdefault(name, set()).add(row)
             self._totals -= totals_at(self.base, (name, row))
+
+    def to_pack(self) -> list[Packing]:
+        """What should become fragments of about 1 GiB of those that were adopted, once all are."""
+        groups: list[list[FragmentEntry]] = [[]]
+        for entry in self._new.values():
+            groups[-1].append(entry)
+            if sum(each.bytes for each in groups[-1]) >= MERGED_BYTES:
+                groups.append([])
+        return [
+            Packing(tuple((entry, frozenset(self._dropped.get(entry.name, ()))) for entry in group))
+            for group in groups[:-1]
+            if len(group) > 1
+        ]
+
+    def packed(self, packing: Packing, into: Iterable[FragmentEntry]) -> None:
+        """Name fragments of `pack_uncommitted` instead of those that they were made of.
+
+        Args:
+            packing: What was packed, from `to_pack`.
+            into: What it has become.
+        """
+        self._new |= {entry.name: entry for entry in into}
+        # Notes before fragments: as long as a note is there, another process may look for its fragment.
+        for part, ending in ((UNCOMMITTED, ".json"), (FRAGMENTS, "")):
+            for entry, _ in packing.fragments:
+                (self._folder / part).remove(f"{entry.name}{ending}")
+        for entry, _ in packing.fragments:
+            del self._new[entry.name]
+            self._dropped.pop(entry.name, None)
 
     def rewrite(
         self,
@@ -405,20 +447,12 @@ class StoreWriter:
 
     def _pack_loaded(self) -> None:
         """Make one fragment of those that this writer has finished. At any moment, all rows have a note."""
-        small, self._loaded = self._loaded, []
-        view = LatentStore.of(self.base, small, self.layout)
-        packed: list[FragmentEntry] = []
-        try:
-            packed += _packed(self._folder, view.passages(), small, self.layout, noted=True)
-        except DamagedError:
-            return  # They stay as they are: the damage shows when the row is read, or by verify.
-        self._new |= {entry.name: entry for entry in packed}
-        # Notes before fragments: as long as a note is there, another process may look for its fragment.
-        for part, ending in ((UNCOMMITTED, ".json"), (FRAGMENTS, "")):
-            for entry in small:
-                (self._folder / part).remove(f"{entry.name}{ending}")
-        for entry in small:
-            del self._new[entry.name]
+        packing = Packing(tuple((entry, frozenset()) for entry in self._loaded))
+        self._loaded = []
+        with suppress(
+            DamagedError
+        ):  # They stay as they are: it shows when the row is read, or by verify.
+            self.packed(packing, pack_uncommitted(self.base, packing, self.layout, noted=True))
 
     def _left(self, number: int) -> np.ndarray:
         """Which rows of a fragment of the previous version the next one shows, bool [rows]."""
@@ -522,6 +556,34 @@ def write_uncommitted(folder: Folder, rows: list[StoredPassage], *, noted: bool)
     if noted:
         note_uncommitted(folder, entry, rows[0].layout)
     return entry
+
+
+def pack_uncommitted(
+    base: LatentStore, packing: Packing, layout: Layout, *, noted: bool
+) -> list[FragmentEntry]:
+    """Write the rows of fragments to larger ones, which no version names yet.
+
+    Args:
+        base: The version that the writer builds on.
+        packing: From `StoreWriter.to_pack`.
+        layout: The layout of the fragments.
+        noted: See `write_uncommitted`.
+
+    Returns:
+        The new fragments, for `StoreWriter.packed`.
+
+    Raises:
+        DamagedError: If a row is damaged. The message names the row.
+    """
+    entries = [entry for entry, _ in packing.fragments]
+    view = LatentStore.of(base, entries, layout)
+    rows = (
+        view.fragment(entry.name).read(row)
+        for entry, left_out in packing.fragments
+        for row in range(entry.rows)
+        if row not in left_out
+    )
+    return list(_packed(base.folder, rows, entries, layout, noted=noted))
 
 
 def note_uncommitted(folder: Folder, entry: FragmentEntry, layout: Layout) -> None:

@@ -97,7 +97,7 @@ def test_a_figure_that_is_reported_comes_from_questions_to_report_on() -> None:
             asked[path.stem] = len(found["answers"])
     assert len(asked) >= 4
     assert min(asked.values()) >= 100
-    for name in ("codecs_strings", "expansion_rules"):
+    for name in ("codecs", "codec_variants", "expansion_rules"):
         found = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
         assert found.get("part", "choose") == "choose"
 

@@ -27,6 +27,7 @@ from lclm_rag.ingestion.ray import engine as engine_module
 from lclm_rag.ingestion.ray import upserts
 from lclm_rag.ingestion.ray.attempts import Notes
 from lclm_rag.store import LatentStore
+from lclm_rag.store import writer as writers
 from lclm_rag.store.fragment import Fragment
 from lclm_rag.types import AddReport, DocumentParts, ReadablePart
 from lclm_rag.verify import verify
@@ -302,6 +303,27 @@ def test_a_shard_is_written_while_the_next_is_compressed(
         kb.add(parts, engine=RayEngine(encoders=1))
         assert seen.read_text().split() == ["together", "together", "alone"]
         assert contents(kb) == expected
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_small_fragments_become_large_ones_at_the_end_without_what_is_left_out(
+    tmp_path: Path,
+    expected: dict[object, object],
+    monkeypatch: pytest.MonkeyPatch,
+    resume: bool,
+) -> None:
+    parts = DocumentParts([Made(0, 30), Made(30, 30), Made(60, 30), Made(5, 1)])
+    counts = []
+    for name in ("small", "large"):
+        options = {"passage_tokens": 200, "codec": "fp16", "resume": resume}
+        with KnowledgeBase.create(tmp_path / name, **options) as kb:
+            report = kb.add(parts, engine=RayEngine(on_error="skip"))
+            assert len(report.skipped) == 1
+            assert contents(kb) == expected
+            counts.append(kb.store.manifest.fragments)
+            monkeypatch.setattr(writers, "MERGED_BYTES", kb.store.manifest.bytes // 2)
+            check_whole(kb)
+    assert counts[1] < counts[0]
 
 
 def test_a_document_is_not_blamed_for_deaths_at_the_writing_of_another_shard(

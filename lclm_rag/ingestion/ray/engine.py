@@ -21,10 +21,12 @@ from lclm_rag.checkpoint import BUNDLED, Checkpoint
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.ingestion.passages import Splitting
 from lclm_rag.ingestion.ray.attempts import Notes
+from lclm_rag.ingestion.ray.faults import FURTHER_TRIES
 from lclm_rag.ingestion.ray.reports import RunTotals, ShardReport
 from lclm_rag.ingestion.ray.workers import (
     EncodeShards,
     Job,
+    pack_fragments,
     packed_parts,
     read_documents,
     read_part,
@@ -231,10 +233,12 @@ def add_documents_on_ray(
                 for report in reports:
                     tally.take(report)
                     on_progress(tally.counts.report())
+            added = tally.finish(count)
+            _pack(ray, writer, job)
+            return added
     finally:
         with suppress(ray.exceptions.RayError):  # Ray is gone, and the actor with it.
             ray.kill(job.attempts)
-    return tally.finish(count)
 
 
 def _work(ray: Any, documents: Iterable[Document] | DocumentParts, job: Job) -> tuple[Any, int]:
@@ -276,6 +280,18 @@ def _run(
         )
     for row in shards.iter_rows():
         yield from ShardReport.parse(row["reports"])
+
+
+def _pack(ray: Any, writer: StoreWriter, job: Job) -> None:
+    """Make large fragments of those that the encoders have written."""
+    kept = {"num_cpus": 1, "max_retries": FURTHER_TRIES, "retry_exceptions": [OSError]}
+    pack = ray.remote(pack_fragments).options(**kept)
+    waiting = {pack.remote(packing, job): packing for packing in writer.to_pack()}
+    while waiting:
+        (done, *_), _ = ray.wait([*waiting])
+        packing, packed = waiting.pop(done), ray.get(done)
+        if packed is not None:
+            writer.packed(packing, packed)
 
 
 @contextmanager

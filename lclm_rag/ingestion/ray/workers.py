@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.errors import CheckpointError
+from lclm_rag.errors import CheckpointError, DamagedError
 from lclm_rag.ingestion.passages import (
     CHARACTERS_AT_ONCE,
     PassageWork,
@@ -44,7 +44,7 @@ from lclm_rag.store.compressed import Compressed
 from lclm_rag.store.lists import FragmentEntry
 from lclm_rag.store.manifest import pack_entry
 from lclm_rag.store.store import Place, row_totals
-from lclm_rag.store.writer import FRAGMENT_BYTES, write_uncommitted
+from lclm_rag.store.writer import FRAGMENT_BYTES, Packing, pack_uncommitted, write_uncommitted
 from lclm_rag.types import Document, ReadablePart
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EncodeShards",
     "Job",
+    "pack_fragments",
     "packed_parts",
     "read_documents",
     "read_part",
@@ -416,6 +417,24 @@ class EncodeShards:
             tokens=sum(row.tokens for row in new),
             latents=sum(len(row.encoded) for row in new),
         )
+
+
+def pack_fragments(packing: Packing, job: Job) -> list[FragmentEntry] | None:
+    """Make large fragments of small ones.
+
+    Args:
+        packing: The fragments.
+        job: The job.
+
+    Returns:
+        The new fragments; None if a row is damaged, so that the small ones stay: that shows when the row is
+        read, or by verify.
+    """
+    base = LatentStore.open_for_worker(job.store, job.version)
+    try:
+        return pack_uncommitted(base, packing, job.layout, noted=job.resumable)
+    except DamagedError:
+        return None
 
 
 def _fragments(
