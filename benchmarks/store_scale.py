@@ -61,8 +61,8 @@ MIB = 2**20
 @dataclass(frozen=True)
 class Opening:
     """seconds: to the first key found; medians of processes that have imported everything, after the page
-    cache was emptied and once more. mib: memory of the process above that before. lookups_ms: of 64 random keys, to
-    fragment and row, in the page cache."""
+    cache was emptied and once more. mib: memory of the process above that before. lookups_ms: of 64 random
+    keys, to fragment and row, in the page cache."""
 
     passages: int
     fragments: int
