@@ -158,11 +158,14 @@ class LocalFolder:
         import pyarrow as pa  # Imported here, because corpora of plain text do not need it.
 
         # Not pyarrow's memory_map, which asks the system to read the whole file ahead.
-        with open(_open_file(self.path / name), "rb") as f:
-            mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        descriptor = _open_file(self.path / name)
+        try:
+            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
 
         def expect(start: int, stop: int) -> None:
-            if hasattr(mapped, "madvise"):
+            if start < stop and hasattr(mapped, "madvise"):
                 begin = start - start % mmap.PAGESIZE
                 mapped.madvise(mmap.MADV_WILLNEED, begin, stop - begin)
 

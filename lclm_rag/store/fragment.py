@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,26 +86,31 @@ class Layout:
         the row (`StoredPassage.checksum`). last is 1 in a document's last passage, otherwise 0. The schema's
         metadata holds the format version and the fields of this layout.
         """
-        latent = pa.field("item", pa.binary(self.latent_bytes), nullable=False)
-        # Large types, with offsets of 64 bits, for columns that may hold more than 2 GiB in one fragment.
-        columns = {
-            "key_hash": pa.uint64(),
-            "checksum": pa.uint64(),
-            "ordinal": pa.int32(),
-            "last": pa.uint8(),
-            "start": pa.int64(),
-            "end": pa.int64(),
-            "tokens": pa.int32(),
-            "document_hash": pa.binary(32),
-            "document_id": pa.large_string(),
-            "header": pa.large_string(),
-            "text": pa.large_string(),
-            "metadata": pa.large_string(),
-            "latents": pa.large_list(latent),
-        }
-        fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
-        metadata = {k: str(v) for k, v in vars(self).items()}
-        return pa.schema(fields, metadata={"format_version": str(FORMAT_VERSION), **metadata})
+        return _schema(self)
+
+
+@cache
+def _schema(layout: Layout) -> pa.Schema:
+    latent = pa.field("item", pa.binary(layout.latent_bytes), nullable=False)
+    # Large types, with offsets of 64 bits, for columns that may hold more than 2 GiB in one fragment.
+    columns = {
+        "key_hash": pa.uint64(),
+        "checksum": pa.uint64(),
+        "ordinal": pa.int32(),
+        "last": pa.uint8(),
+        "start": pa.int64(),
+        "end": pa.int64(),
+        "tokens": pa.int32(),
+        "document_hash": pa.binary(32),
+        "document_id": pa.large_string(),
+        "header": pa.large_string(),
+        "text": pa.large_string(),
+        "metadata": pa.large_string(),
+        "latents": pa.large_list(latent),
+    }
+    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    metadata = {k: str(v) for k, v in vars(layout).items()}
+    return pa.schema(fields, metadata={"format_version": str(FORMAT_VERSION), **metadata})
 
 
 @dataclass(frozen=True)
@@ -350,6 +355,7 @@ _FIXED: dict[str, Kind] = {
     "end": "q",
     "tokens": "i",
 }
+_SIZES = {kind: struct.calcsize(kind) for kind in ("Q", "q", "i", "B")}
 _TEXTS = ("document_id", "header", "text", "metadata")
 _HASH_BYTES = 32
 
@@ -375,16 +381,20 @@ class _Columns:
     def __init__(
         self, batch: pa.RecordBatch, file: pa.Buffer, where: str, latent_bytes: int
     ) -> None:
-        def view(name: str, buffer: int, kind: Kind) -> _View:
+        start, size = file.address, file.size
+        # Once for each column: this is most of what opening a fragment takes.
+        buffers = [column.buffers() for column in batch.columns]
+        found_of = dict(zip(batch.schema.names, buffers, strict=True))
+
+        def view(name: str, number: int, kind: Kind) -> _View:
             """Empty if there is no such buffer."""
-            found = batch.column(name).buffers()[buffer]
+            found = found_of[name][number]
             if found is None or not found.size:
                 return _View(memoryview(b"").cast(kind), 0)
-            begin = found.address - file.address
-            if not 0 <= begin <= begin + found.size <= file.size:
+            begin = found.address - start
+            if not 0 <= begin <= begin + found.size <= size:
                 raise DamagedError(f"Fragment {where} is damaged: {name} lies outside the file.")
-            size = struct.calcsize(kind)
-            values = memoryview(found)[: found.size - found.size % size]
+            values = memoryview(found)[: found.size - found.size % _SIZES[kind]]
             return _View(values.cast("B").cast(kind), begin)
 
         self.rows: int = batch.num_rows
@@ -532,6 +542,18 @@ class Fragment:
                 self._file.need_all([self._blocks[number] for number in sorted(batches)])
             self._file.need_all([each for row in rows for each in self._where_numbers(row)])
             self._file.need_all([each for row in rows for each in self._where_values(row, latents)])
+
+    def expect(self, row: int, *, latents: bool) -> None:
+        """Have a disk read a row's text, and its latents.
+
+        Args:
+            row: The row's number.
+            latents: Whether the latents are to be read, too.
+        """
+        with suppress(DamagedError):  # It is told when the row is read.
+            of_latents, of_text = self.where(row)
+            for start, stop in (of_text, of_latents) if latents else (of_text,):
+                self._file.expect(start, stop)
 
     def _where_numbers(self, row: int) -> Iterator[tuple[int, int]]:
         """Where a row's numbers begin and end in the file, and the offsets of its texts and latents."""
@@ -750,11 +772,12 @@ class Fragment:
         The offsets are checked: nothing else keeps a damaged one from pointing outside the file.
         """
         view = columns.offsets[name]
-        if not 0 <= at < len(view.values) - 1:
+        values = view.values
+        if not 0 <= at < len(values) - 1:
             raise self.damaged(row, f"its {name} is not there")
         if not self._whole:
             self._need(view.begin + 8 * at, 16)
-        first, stop = view.values[at], view.values[at + 1]
+        first, stop = values[at], values[at + 1]
         size = len(columns.latents) if name == "latents" else len(columns.texts[name].values)
         if not 0 <= first <= stop <= size:
             raise self.damaged(row, f"{name} points outside the file")

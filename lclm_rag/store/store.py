@@ -234,10 +234,20 @@ class LatentStore:
         def read_at(place: Place) -> T:
             return read(self.fragment(place[0]), place[1])
 
-        if self.folder.local is not None:
-            return [read_at(find(key)) for key in keys]
         keys = list(keys)
-        if not all(key in (hints or {}) for key in keys):
+        unknown = [key for key in keys if key not in (hints or {})]
+        latents = read is Fragment.read
+        if self.folder.local is not None:
+            # A disk that is asked for all at once is done sooner than one that is asked again and again.
+            if len(unknown) > 1:
+                for run in self._runs():
+                    for key in unknown:
+                        run.expect(key_hash(key))
+            places = list(map(find, keys))
+            for name, row in places if len(places) > 1 else ():
+                self.fragment(name).expect(row, latents=latents)
+            return list(map(read_at, places))
+        if unknown:
             self._runs()  # Opened once, before several threads need them.
         # In parallel, because each step waits for the object store.
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
@@ -247,7 +257,7 @@ class LatentStore:
                 rows[name].append(row)
 
             def fetch(name: str) -> None:
-                self.fragment(name).fetch(rows[name], latents=read is Fragment.read)
+                self.fragment(name).fetch(rows[name], latents=latents)
 
             list(pool.map(fetch, rows))
         return list(map(read_at, places))
