@@ -113,11 +113,14 @@ def store_scale() -> str:
         for run in openings
     ]
     rows += [
-        [f"{run['passages']:,} passages: memory that this takes", size(run["mib"])]
+        [f"{run['passages']:,} passages{_of_keys(run)}: memory that this takes", size(run["mib"])]
         for run in openings
     ]
     rows += [
-        [f"{run['passages']:,} passages: 64 random look-ups", duration(run["lookups_ms"] / 1e3)]
+        [
+            f"{run['passages']:,} passages{_of_keys(run)}: 64 random look-ups",
+            duration(run["lookups_ms"] / 1e3),
+        ]
         for run in openings
     ]
     for run in runs:
