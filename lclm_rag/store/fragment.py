@@ -482,9 +482,8 @@ class Fragment:
             self._blocks = [(at, min(size, max(stop, at + head))) for at, stop in blocks]
         self._guessed = self._batches > 1 and written is not None and not self._whole
         if self._guessed and written is not None:
-            self._each = -(
-                -written.rows // self._batches
-            )  # The first batch that is read will tell.
+            # The first batch that is read will tell.
+            self._each = -(-written.rows // self._batches)
         else:
             self._each = self._batch(0).rows
 
@@ -506,6 +505,7 @@ class Fragment:
         """The columns that hold a row, and its number in them."""
         if self._batches == 1:
             return self._columns[0], row
+        each = self._each
         number, at = self._batch_of(row)
         try:
             found = self._batch(number)
@@ -513,6 +513,8 @@ class Fragment:
                 last = number == self._batches - 1
                 self._each = (self.rows - found.rows) // number if last else found.rows
                 self._guessed = False
+            # Compared, because another thread may have set it right meanwhile.
+            if self._each != each:
                 number, at = self._batch_of(row)
                 found = self._batch(number)
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:

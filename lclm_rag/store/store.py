@@ -93,7 +93,6 @@ class LatentStore:
         self._known = {entry.name: entry for entry in given or ()}
         self._opening: dict[str, Lock] = {}
         self._keys: list[KeyRun | SortedKeys] | None = None
-        self._looked_up = False
         watch(self)
 
     @classmethod
@@ -437,10 +436,10 @@ class LatentStore:
         Raises:
             DamagedError: If a key run, a list or a bitmap is damaged.
         """
+        first = self._keys is None
         runs = self._runs()
-        if not self._looked_up:
-            # The first look-up finds nothing in memory: a disk reads for all runs at the same time.
-            self._looked_up = True
+        if first:
+            # Nothing of them is in memory yet, perhaps: a disk reads for all runs at the same time.
             for run in runs:
                 run.expect(wanted)
         for run in runs:

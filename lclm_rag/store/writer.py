@@ -449,9 +449,8 @@ class StoreWriter:
         """Make one fragment of those that this writer has finished. At any moment, all rows have a note."""
         packing = Packing(tuple((entry, frozenset()) for entry in self._loaded))
         self._loaded = []
-        with suppress(
-            DamagedError
-        ):  # They stay as they are: it shows when the row is read, or by verify.
+        # Damaged ones stay as they are: it shows when the row is read, or by verify.
+        with suppress(DamagedError):
             self.packed(packing, pack_uncommitted(self.base, packing, self.layout, noted=True))
 
     def _left(self, number: int) -> np.ndarray:

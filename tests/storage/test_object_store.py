@@ -277,7 +277,7 @@ def test_a_passage_takes_three_requests_and_two_if_the_index_says_where_it_is(
     LatentStore.create(url, LAYOUT)
     key, place = PassageKey("d0", 9), RowPlace(0, 9)
     assert add(url, "d0").manifest.bytes > 2e6
-    for hints, most in (({}, 3), ({key: place}, 2)):
+    for hints, requests in (({}, 3), ({key: place}, 2)):
         new_machine()
         fetched.clear()
         store = LatentStore.open(url)
@@ -285,7 +285,7 @@ def test_a_passage_takes_three_requests_and_two_if_the_index_says_where_it_is(
         fetched.clear()
         (found,) = store.read([key], hints)
         assert np.array_equal(found.encoded, rows("d0")[9].encoded)
-        assert fetched.requests == most
+        assert fetched.requests == requests
 
 
 READ = """
