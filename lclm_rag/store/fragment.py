@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -89,26 +89,28 @@ class Layout:
         return _schema(self)
 
 
+# Large types, with offsets of 64 bits, for columns that may hold more than 2 GiB in one fragment.
+_COLUMNS = {
+    "key_hash": pa.uint64(),
+    "checksum": pa.uint64(),
+    "ordinal": pa.int32(),
+    "last": pa.uint8(),
+    "start": pa.int64(),
+    "end": pa.int64(),
+    "tokens": pa.int32(),
+    "document_hash": pa.binary(32),
+    "document_id": pa.large_string(),
+    "header": pa.large_string(),
+    "text": pa.large_string(),
+    "metadata": pa.large_string(),
+}
+
+
 @cache
 def _schema(layout: Layout) -> pa.Schema:
     latent = pa.field("item", pa.binary(layout.latent_bytes), nullable=False)
-    # Large types, with offsets of 64 bits, for columns that may hold more than 2 GiB in one fragment.
-    columns = {
-        "key_hash": pa.uint64(),
-        "checksum": pa.uint64(),
-        "ordinal": pa.int32(),
-        "last": pa.uint8(),
-        "start": pa.int64(),
-        "end": pa.int64(),
-        "tokens": pa.int32(),
-        "document_hash": pa.binary(32),
-        "document_id": pa.large_string(),
-        "header": pa.large_string(),
-        "text": pa.large_string(),
-        "metadata": pa.large_string(),
-        "latents": pa.large_list(latent),
-    }
-    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    types = {**_COLUMNS, "latents": pa.large_list(latent)}
+    fields = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
     metadata = {k: str(v) for k, v in vars(layout).items()}
     return pa.schema(fields, metadata={"format_version": str(FORMAT_VERSION), **metadata})
 
@@ -344,71 +346,68 @@ def _to_batch(rows: Sequence[StoredPassage]) -> pa.RecordBatch:
 
 
 # Columns of numbers, with their formats in struct's letters.
-Kind = Literal["Q", "q", "i", "B"]
-
-_FIXED: dict[str, Kind] = {
-    "key_hash": "Q",
-    "checksum": "Q",
-    "ordinal": "i",
-    "last": "B",
-    "start": "q",
-    "end": "q",
-    "tokens": "i",
+_FIXED = {
+    name: struct.Struct(f"<{kind}")
+    for name, kind in {
+        "key_hash": "Q",
+        "checksum": "Q",
+        "ordinal": "i",
+        "last": "B",
+        "start": "q",
+        "end": "q",
+        "tokens": "i",
+    }.items()
 }
-_SIZES = {kind: struct.calcsize(kind) for kind in ("Q", "q", "i", "B")}
 _TEXTS = ("document_id", "header", "text", "metadata")
+_OFFSETS = struct.Struct("<2q")
 _HASH_BYTES = 32
 
 
-@dataclass(frozen=True)
-class _View:
-    """A buffer of a column: its values, and where it begins in the file, in bytes."""
+class _Stretch(NamedTuple):
+    """Where a column's buffer begins in the file, and its size, in bytes."""
 
-    values: memoryview[int]
     begin: int
+    size: int
 
 
 class _Columns:
-    """The columns of one record batch, as views of the mapped file.
+    """Where the columns of one record batch lie in the file.
+
+    Numbers and not views of the file, because making those would be most of what opening a fragment takes.
+
+    Attributes:
+        rows: The number of rows.
+        values: The values of each column; those of texts and latents lie one after another.
+        offsets: Where each row's values begin and end within them, for texts and latents.
 
     Args:
         batch: The batch.
         file: The mapped file.
         where: Its path or URL.
-        latent_bytes: The size of an encoded latent.
     """
 
-    def __init__(
-        self, batch: pa.RecordBatch, file: pa.Buffer, where: str, latent_bytes: int
-    ) -> None:
+    def __init__(self, batch: pa.RecordBatch, file: pa.Buffer, where: str) -> None:
         start, size = file.address, file.size
-        # Once for each column: this is most of what opening a fragment takes.
-        buffers = [column.buffers() for column in batch.columns]
-        found_of = dict(zip(batch.schema.names, buffers, strict=True))
 
-        def view(name: str, number: int, kind: Kind) -> _View:
+        def stretch(name: str, buffer: pa.Buffer | None) -> _Stretch:
             """Empty if there is no such buffer."""
-            found = found_of[name][number]
-            if found is None or not found.size:
-                return _View(memoryview(b"").cast(kind), 0)
-            begin = found.address - start
-            if not 0 <= begin <= begin + found.size <= size:
+            if buffer is None or not buffer.size:
+                return _Stretch(0, 0)
+            found = _Stretch(buffer.address - start, buffer.size)
+            if not 0 <= found.begin <= found.begin + found.size <= size:
                 raise DamagedError(f"Fragment {where} is damaged: {name} lies outside the file.")
-            values = memoryview(found)[: found.size - found.size % _SIZES[kind]]
-            return _View(values.cast("B").cast(kind), begin)
+            return found
 
         self.rows: int = batch.num_rows
-        self.fixed = {name: view(name, 1, kind) for name, kind in _FIXED.items()}
-        self.hashes = view("document_hash", 1, "B")
-        self.offsets = {name: view(name, 1, "q") for name in (*_TEXTS, "latents")}
-        self.texts = {name: view(name, 2, "B") for name in _TEXTS}
-        # The buffers of a list column: its validity, its offsets, then the validity and data of its values.
-        flat = view("latents", 3, "B")
-        self.latents_begin = flat.begin
-        latents = np.frombuffer(flat.values, np.uint8)
-        self.latents = latents[: len(latents) - len(latents) % latent_bytes].reshape(
-            -1, latent_bytes
-        )
+        self.values: dict[str, _Stretch] = {}
+        self.offsets: dict[str, _Stretch] = {}
+        for name, column in zip((*_COLUMNS, "latents"), batch.columns, strict=True):
+            # Arrow's order: whether each row is there, the offsets if there are any, the values; those of
+            # the latents, which are a column of their own, again after whether each is there.
+            _, *buffers = column.buffers()
+            self.values[name] = stretch(name, buffers[-1])
+            if len(buffers) > 1:
+                self.offsets[name] = stretch(name, buffers[0])
 
 
 class Fragment:
@@ -437,6 +436,7 @@ class Fragment:
     ) -> None:
         self.number = number
         self._file = file
+        self._bytes = memoryview(file.buffer).cast("B")
         self._where = where
         self._layout = layout
         self._whole = file.need is nothing_needed
@@ -496,9 +496,7 @@ class Fragment:
             if self._blocks:
                 self._file.need(*self._blocks[number])
             batch = self._read_batch(number)
-            found = self._columns[number] = _Columns(
-                batch, self._file.buffer, self._where, self._layout.latent_bytes
-            )
+            found = self._columns[number] = _Columns(batch, self._file.buffer, self._where)
         return found
 
     def _at(self, row: int) -> tuple[_Columns, int]:
@@ -560,21 +558,18 @@ class Fragment:
     def _where_numbers(self, row: int) -> Iterator[tuple[int, int]]:
         """Where a row's numbers begin and end in the file, and the offsets of its texts and latents."""
         columns, at = self._at(row)
-        for view in columns.fixed.values():
-            size = view.values.itemsize
-            yield view.begin + size * at, view.begin + size * (at + 1)
-        yield columns.hashes.begin + _HASH_BYTES * at, columns.hashes.begin + _HASH_BYTES * (at + 1)
-        for view in columns.offsets.values():
-            yield view.begin + 8 * at, view.begin + 8 * (at + 2)
+        sizes = {name: number.size for name, number in _FIXED.items()}
+        for name, size in {**sizes, "document_hash": _HASH_BYTES}.items():
+            begin = columns.values[name].begin + size * at
+            yield begin, begin + size
+        for offsets in columns.offsets.values():
+            yield offsets.begin + 8 * at, offsets.begin + 8 * (at + 2)
 
     def _where_values(self, row: int, latents: bool) -> Iterator[tuple[int, int]]:
         """Where a row's texts begin and end in the file, and its latents."""
         columns, at = self._at(row)
-        for name, view in columns.texts.items():
-            first, stop = self._span(columns, at, name, row)
-            yield view.begin + first, view.begin + stop
-        if latents:
-            yield self.where(row)[0]
+        for name in (*_TEXTS, "latents") if latents else _TEXTS:
+            yield self._span(columns, at, name, row)
 
     def evicted(self) -> bool:
         """Whether the fragment should be opened again before more of it is read."""
@@ -600,9 +595,10 @@ class Fragment:
         found = []
         for number in range(self._batches):
             columns = self._at(number * self._each)[0]
-            view = columns.fixed[name]
-            self._need(view.begin, view.values.nbytes)
-            found.append(np.frombuffer(view.values, kind)[: columns.rows])
+            begin, size = columns.values[name]
+            self._need(begin, size)
+            count = min(columns.rows, size // _FIXED[name].size)
+            found.append(np.frombuffer(self._bytes, kind, count, begin))
         joined = np.concatenate(found)
         if len(joined) < self.rows:
             raise self.damaged(len(joined), f"its {name} is not there")
@@ -616,7 +612,7 @@ class Fragment:
     @property
     def keys_offset(self) -> int:
         """Where in the file the key hashes begin, in bytes; 0 if they do not lie together."""
-        return self._batch(0).fixed["key_hash"].begin if self._batches == 1 else 0
+        return self._batch(0).values["key_hash"].begin if self._batches == 1 else 0
 
     @property
     def keys_checksum(self) -> str:
@@ -626,12 +622,12 @@ class Fragment:
     def document_hash(self, row: int) -> bytes:
         """`Document.content_hash()` of the document of a row's passage."""
         columns, at = self._at(row)
-        start = _HASH_BYTES * at
-        self._need(columns.hashes.begin + start, _HASH_BYTES)
-        found = columns.hashes.values[start : start + _HASH_BYTES].tobytes()
-        if len(found) < _HASH_BYTES:
+        begin, size = columns.values["document_hash"]
+        if not 0 <= _HASH_BYTES * at <= size - _HASH_BYTES:
             raise self.damaged(row, "its document_hash is not there")
-        return found
+        begin += _HASH_BYTES * at
+        self._need(begin, begin + _HASH_BYTES)
+        return bytes(self._bytes[begin : begin + _HASH_BYTES])
 
     def tokens(self, row: int) -> int:
         """The number of source tokens of a row's passage, including its header's."""
@@ -660,8 +656,8 @@ class Fragment:
     def latent_count(self, row: int) -> int:
         """The number of latents in a row."""
         columns, at = self._at(row)
-        first, stop = self._span(columns, at, "latents", row)
-        return stop - first
+        begin, stop = self._span(columns, at, "latents", row)
+        return (stop - begin) // self._layout.latent_bytes
 
     def read(self, row: int) -> StoredPassage:
         """Read one passage and check its row's checksum.
@@ -724,12 +720,7 @@ class Fragment:
     def where(self, row: int) -> list[tuple[int, int]]:
         """Where in the file a row's latents and its text begin and end, in bytes; neither is looked at."""
         columns, at = self._at(row)
-        first, stop = self._span(columns, at, "latents", row)
-        size = self._layout.latent_bytes
-        latents = columns.latents_begin + first * size, columns.latents_begin + stop * size
-        first, stop = self._span(columns, at, "text", row)
-        begin = columns.texts["text"].begin
-        return [latents, (begin + first, begin + stop)]
+        return [self._span(columns, at, name, row) for name in ("latents", "text")]
 
     def read_all(self) -> Iterator[StoredPassage]:
         """All rows in order."""
@@ -740,10 +731,10 @@ class Fragment:
 
     def _encoded(self, row: int) -> Bytes:
         columns, at = self._at(row)
-        first, stop = self._span(columns, at, "latents", row)
-        size = self._layout.latent_bytes
-        self._need(columns.latents_begin + first * size, (stop - first) * size)
-        return columns.latents[first:stop]
+        begin, stop = self._span(columns, at, "latents", row)
+        self._need(begin, stop)
+        found = np.frombuffer(self._bytes, np.uint8, stop - begin, begin)
+        return found.reshape(-1, self._layout.latent_bytes)
 
     def _text(self, name: str, row: int) -> str:
         try:
@@ -753,42 +744,44 @@ class Fragment:
 
     def _text_bytes(self, name: str, row: int) -> bytes:
         columns, at = self._at(row)
-        first, stop = self._span(columns, at, name, row)
-        view = columns.texts[name]
-        self._need(view.begin + first, stop - first)
-        return view.values[first:stop].tobytes()
+        begin, stop = self._span(columns, at, name, row)
+        self._need(begin, stop)
+        return bytes(self._bytes[begin:stop])
 
     def _number(self, name: str, row: int) -> int:
         columns, at = self._at(row)
-        view = columns.fixed[name]
-        if not 0 <= at < len(view.values):
+        begin, size = columns.values[name]
+        number = _FIXED[name]
+        if not 0 <= number.size * at <= size - number.size:
             raise self.damaged(row, f"its {name} is not there")
-        if not self._whole:
-            self._need(view.begin + at * view.values.itemsize, view.values.itemsize)
-        found: int = view.values[at]
+        begin += number.size * at
+        self._need(begin, begin + number.size)
+        found: int = number.unpack_from(self._bytes, begin)[0]
         return found
 
     def _span(self, columns: _Columns, at: int, name: str, row: int) -> tuple[int, int]:
-        """Where a row's values begin and end in a column.
+        """Where a row's text or latents begin and end in the file, in bytes.
 
-        The offsets are checked: nothing else keeps a damaged one from pointing outside the file.
+        The offsets are checked: nothing else keeps a damaged one from pointing outside the column.
         """
-        view = columns.offsets[name]
-        values = view.values
-        if not 0 <= at < len(values) - 1:
+        begin, size = columns.offsets[name]
+        if not 0 <= 8 * at <= size - _OFFSETS.size:
             raise self.damaged(row, f"its {name} is not there")
-        if not self._whole:
-            self._need(view.begin + 8 * at, 16)
-        first, stop = values[at], values[at + 1]
-        size = len(columns.latents) if name == "latents" else len(columns.texts[name].values)
+        begin += 8 * at
+        self._need(begin, begin + _OFFSETS.size)
+        first, stop = _OFFSETS.unpack_from(self._bytes, begin)
+        begin, size = columns.values[name]
+        if name == "latents":
+            each = self._layout.latent_bytes
+            first, stop = first * each, stop * each
         if not 0 <= first <= stop <= size:
             raise self.damaged(row, f"{name} points outside the file")
-        return first, stop
+        return begin + first, begin + stop
 
-    def _need(self, start: int, size: int) -> None:
+    def _need(self, start: int, stop: int) -> None:
         """Fetch bytes of the file, if it is not all there."""
         if not self._whole:
-            self._file.need(start, start + size)
+            self._file.need(start, stop)
 
     def damaged(self, row: int, what: str) -> DamagedError:
         """The error for a row that is not what was written.
