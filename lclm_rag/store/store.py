@@ -89,6 +89,7 @@ class LatentStore:
         self.table = FragmentTable(folder, manifest.lists, given)
         self._lease = lease
         self._given = given
+        self._folder = folder / FRAGMENTS
         self._fragments: dict[str, Fragment] = {}
         self._known = {entry.name: entry for entry in given or ()}
         self._opening: dict[str, Lock] = {}
@@ -379,14 +380,14 @@ class LatentStore:
         with self._opening.setdefault(name, Lock()):
             fragment = self._fragments.get(name)
             if fragment is None or fragment.evicted():
-                folder, entry = self.folder / FRAGMENTS, self._known.get(name)
+                entry = self._known.get(name)
                 size = entry.bytes if entry else None
                 number = entry.number if entry and self._given is None else None
                 try:
-                    mapped = folder.map(name, size)
+                    mapped = self._folder.map(name, size)
                 except FileNotFoundError as error:
                     raise not_there(self.folder, error) from error
-                fragment = Fragment(mapped, str(folder / name), self.layout, entry, number)
+                fragment = Fragment(mapped, f"{self._folder}/{name}", self.layout, entry, number)
                 self._fragments[name] = fragment
             return fragment
 
@@ -478,7 +479,7 @@ class LatentStore:
         """
         together = [entry for entry in entries if entry.keys_offset]
         ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in together]
-        folder = self.folder / FRAGMENTS
+        folder = self._folder
         try:
             pieces = dict(zip(ranges, folder.read_ranges(ranges), strict=True))
         except FileNotFoundError as error:
