@@ -51,6 +51,8 @@ from shared import write_results
 
 from lclm_rag.store import LatentStore, Layout, StoredPassage, vacuum, writing
 from lclm_rag.store.fragment import key_hash
+from lclm_rag.store.keys import run_name
+from lclm_rag.store.lists import deletions_name, list_name
 from lclm_rag.types import Passage, PassageKey
 
 MIB = 2**20
@@ -596,14 +598,18 @@ def as_acknowledged(done: list[tuple[str, int]], visible: set[int]) -> bool:
 def unnamed_files(name: str, path: Path) -> set[str]:
     """Files of the folder that hold something and that no version names."""
     if name == "store":
-        manifests = "".join(p.read_text() for p in (path / "manifests").glob("*.json"))
-        return {
-            p.name
-            for p in _files(path)
-            if p.stat().st_size
-            and p.name not in manifests
-            and p.parent.name + p.suffix != "manifests.json"
-        }
+        found = {p.name for p in _files(path) if p.stat().st_size}
+        named = {p.name for p in (path / "manifests").glob("*.json")}
+        for manifest in (path / "manifests").glob("*.json"):
+            store = LatentStore.open(path, int(manifest.stem))
+            named |= {run_name(run.name) for run in store.manifest.keys}
+            named |= {list_name(listed.name) for listed in store.manifest.lists}
+            for entry in store.entries():
+                named.add(entry.name)
+                if entry.deletions is not None:
+                    named.add(deletions_name(entry.deletions.file))
+            store.close()
+        return found - named
     files = {str(p.relative_to(path)) for p in _files(path) if p.stat().st_size}
     if name == "lance":
         import lance
