@@ -4,8 +4,9 @@
     python examples/train_english_lclm/measure.py --checkpoint runs/english/checkpoint \
         --out examples/train_english_lclm/notes_answers.json
 
-Once with the note that has the answer given, once with the best four of all notes, found by words. The file
-has every answer, and the shares with intervals.
+Once with the note that has the answer given, once with the best four of all notes, found by words. Latents
+are int4, as they are by default; those of bf16 and int8 are asked beside them. The file has every answer, the
+shares with intervals, and what each codec loses and wins against bf16.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from typing import Any, Literal
 from rich.progress import track
 
 from lclm_rag import Answer, Document, KnowledgeBase, field
-from lclm_rag.evaluation.intervals import wilson_interval
+from lclm_rag.evaluation.intervals import mcnemar, wilson_interval
 from lclm_rag.evaluation.measures import contains, exact_match
+from lclm_rag.store import CodecName
 
 HERE = Path(__file__).parent
 Context = Literal["latents", "text", "none"]
 Expand = Literal["never", "auto"]
+CODECS: tuple[CodecName, ...] = ("bf16", "int8", "int4")
+USED: CodecName = "int4"
 
 WAYS: dict[str, tuple[Context, Expand]] = {
     "latents": ("latents", "never"),
@@ -43,6 +47,7 @@ class Asked:
     """An answer and its scores.
 
     Attributes:
+        codec: Of the latents.
         passages: "given" or "top 4".
         way: One of `WAYS`.
         genre: Of the note.
@@ -55,6 +60,7 @@ class Asked:
         first_token: Seconds to the first token of the first round; None if nothing was decoded.
     """
 
+    codec: CodecName
     passages: str
     way: str
     genre: str
@@ -67,19 +73,25 @@ class Asked:
     first_token: float | None
 
 
-def answers(kb: KnowledgeBase, rows: Sequence[Mapping[str, Any]]) -> Iterator[Asked]:
-    """Answer every question in every way.
+def answers(
+    kb: KnowledgeBase, rows: Sequence[Mapping[str, Any]], codec: CodecName
+) -> Iterator[Asked]:
+    """Answer every question in every way; with another codec than `USED` from latents alone.
 
     Args:
-        kb: The notes, each with its text as metadata `note`, by number.
+        kb: The notes, each with its number as metadata `note`.
         rows: The lines of the file of questions, each with `note`.
+        codec: That of `kb`.
 
     Yields:
         The answers.
     """
     for given in (True, False):
+        passages = "given" if given else "top 4"
         for way, (context, expand) in WAYS.items():
-            for row in track(rows, description=f"{'given' if given else 'top 4'}: {way}"):
+            if codec != USED and way != "latents":
+                continue
+            for row in track(rows, description=f"{codec}, {passages}: {way}"):
                 answer = kb.query(
                     row["question"],
                     1 if given else 4,
@@ -87,15 +99,18 @@ def answers(kb: KnowledgeBase, rows: Sequence[Mapping[str, Any]]) -> Iterator[As
                     context=context,
                     expand=expand,
                 )
-                yield scored(answer, row, "given" if given else "top 4", way)
+                yield scored(answer, row, codec, passages, way)
 
 
-def scored(answer: Answer, row: Mapping[str, Any], passages: str, way: str) -> Asked:
+def scored(
+    answer: Answer, row: Mapping[str, Any], codec: CodecName, passages: str, way: str
+) -> Asked:
     """Score an answer.
 
     Args:
         answer: The answer.
         row: The question's line.
+        codec: Of the latents.
         passages: "given" or "top 4".
         way: One of `WAYS`.
 
@@ -103,6 +118,7 @@ def scored(answer: Answer, row: Mapping[str, Any], passages: str, way: str) -> A
         The answer with its scores.
     """
     return Asked(
+        codec,
         passages,
         way,
         row["genre"],
@@ -123,15 +139,12 @@ def summary(asked: Sequence[Asked]) -> list[dict[str, Any]]:
         asked: The answers.
 
     Returns:
-        For each kind of passages and way: n, the shares with Wilson's 95% intervals, the mean of the
+        For each kind of passages, way and codec: n, the shares with Wilson's 95% intervals, the mean of the
         positions and the median time to the first token in milliseconds.
     """
-    groups: dict[tuple[str, str], list[Asked]] = defaultdict(list)
-    for each in asked:
-        groups[each.passages, each.way].append(each)
     rows: list[dict[str, Any]] = []
-    for (passages, way), group in groups.items():
-        row: dict[str, Any] = {"passages": passages, "way": way, "n": len(group)}
+    for (passages, way, codec), group in grouped(asked).items():
+        row: dict[str, Any] = {"passages": passages, "way": way, "codec": codec, "n": len(group)}
         for name in ("contained", "exact"):
             right = sum(getattr(each, name) for each in group)
             row[name] = [right / len(group), *wilson_interval(right, len(group))]
@@ -142,11 +155,40 @@ def summary(asked: Sequence[Asked]) -> list[dict[str, Any]]:
     return rows
 
 
+def codec_losses(asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Compare the answers from latents of each codec with those of bf16, question by question.
+
+    Args:
+        asked: The answers.
+
+    Returns:
+        For each kind of passages and codec but bf16: how many answers that contained a right one with bf16
+        do not any more (lost), how many do only now (won), and the p value of McNemar's test.
+    """
+    groups = grouped(asked)
+    rows: list[dict[str, Any]] = []
+    for (passages, way, codec), group in groups.items():
+        if way == "latents" and codec != CODECS[0]:
+            pairs = list(zip(groups[passages, way, CODECS[0]], group, strict=True))
+            lost = sum(before.contained and not after.contained for before, after in pairs)
+            won = sum(after.contained and not before.contained for before, after in pairs)
+            row = {"passages": passages, "codec": codec, "lost": lost, "won": won}
+            rows.append({**row, "p": mcnemar(won, lost)})
+    return rows
+
+
+def grouped(asked: Sequence[Asked]) -> dict[tuple[str, str, CodecName], list[Asked]]:
+    """The answers by kind of passages, way and codec, in the order of the questions."""
+    groups: dict[tuple[str, str, CodecName], list[Asked]] = defaultdict(list)
+    for each in asked:
+        groups[each.passages, each.way, each.codec].append(each)
+    return groups
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--questions", type=Path, default=HERE / "notes.jsonl")
-    parser.add_argument("--codec", default="int4")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
@@ -156,24 +198,22 @@ def main() -> None:
     }
     for row in rows:
         row["note"] = numbers[row["passages"][0]]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        KnowledgeBase.create(
-            Path(folder) / "kb", checkpoint=options.checkpoint, codec=options.codec
-        ) as kb,
-    ):
-        kb.add(
-            [Document(f"note-{number}", text, {"note": number}) for text, number in numbers.items()]
-        )
-        asked = list(answers(kb, rows))
-    found = {
-        "checkpoint": Path(options.checkpoint).name,
-        "codec": options.codec,
-        "summary": summary(asked),
-    }
+    notes = [Document(f"note-{number}", text, {"note": number}) for text, number in numbers.items()]
+    asked: list[Asked] = []
+    for codec in CODECS:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            KnowledgeBase.create(
+                Path(folder) / "kb", checkpoint=options.checkpoint, codec=codec
+            ) as kb,
+        ):
+            kb.add(notes)
+            asked.extend(answers(kb, rows, codec))
+    found: dict[str, Any] = {"checkpoint": Path(options.checkpoint).name, "summary": summary(asked)}
+    found["codecs"] = codec_losses(asked)
     found["answers"] = [vars(each) for each in asked]
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for row in found["summary"]:
+    for row in (*found["summary"], *found["codecs"]):
         print(row)
 
 
