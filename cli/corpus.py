@@ -320,11 +320,16 @@ def add_corpus(
             on_ignore=ignored.append,
         )
         documents = corpus_parts(corpus, **columns, limits=allowed)
-    elif (
-        (encoders, cpus_per_encoder, index_writers) != (1, 1, 8) or gpus_per_encoder or ray_address
+    elif (encoders, cpus_per_encoder, index_writers, gpus_per_encoder, ray_address) != (
+        1,
+        1,
+        8,
+        None,
+        None,
     ):
         raise click.UsageError(
-            "The number and size of encoders and --ray-address are for --engine ray."
+            "--encoders, --gpus-per-encoder, --cpus-per-encoder, --index-writers and --ray-address are for "
+            "--engine ray."
         )
     if documents is None:
         documents = read_corpus(

@@ -61,7 +61,8 @@ def ls(kb: str, version: int | None, filters: tuple[str, ...], fields: bool, as_
                     say(" passages  characters    tokens  latents  document")
                 say(_line(document))
         if not count and condition is not None:
-            say(knowledge_base.why_no_passages(condition), err=True)
+            if not knowledge_base.reader.unmatchable(condition):  # That was logged as a warning.
+                say(knowledge_base.why_no_passages(condition), err=True)
             return EXIT_IN_PART
     return 0
 

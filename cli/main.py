@@ -65,7 +65,7 @@ def cli() -> None:
 
     Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
     3 done in part (what was skipped is listed) or no passages found to answer from, 4 locked by another
-    process, 130 interrupted. LCLM_RAG_OFFLINE=1 is --offline.
+    process, 130 interrupted, 143 terminated. LCLM_RAG_OFFLINE=1 is --offline.
 
     \b
     What is not given is looked up, in this order:

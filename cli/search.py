@@ -57,7 +57,9 @@ def search(
     with KnowledgeBase.open(kb, version=version) as knowledge_base:
         condition = parsed_filter(filters)
         hits = knowledge_base.retrieve(asked, top_k, condition, **ranking)
-        reason = "" if hits else knowledge_base.why_no_passages(condition)
+        # What no passage can meet was logged as a warning.
+        told = bool(knowledge_base.reader.unmatchable(condition))
+        reason = "" if hits or told else knowledge_base.why_no_passages(condition)
     for hit in hits:
         if as_json:
             say_json(hit.to_dict())
@@ -65,7 +67,7 @@ def search(
             say("\n".join(_lines(hit)))
     if reason:
         say(reason, err=True)
-    return EXIT_IN_PART if reason else 0
+    return 0 if hits else EXIT_IN_PART
 
 
 def _lines(hit: Hit) -> list[str]:

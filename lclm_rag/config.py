@@ -124,9 +124,9 @@ def check_qdrant(
         ValueError: When something is wrong, or is asked for without a server.
     """
     if url is None:
-        for name, value in (("qdrant_options", options), ("filter_keys", filter_keys)):
+        for name, value in (("Options of a collection", options), ("Filter keys", filter_keys)):
             if value is not None:
-                raise ValueError(f"{name} is for a Qdrant server; give qdrant_url, too.")
+                raise ValueError(f"{name} are for a Qdrant server; give its URL, too.")
         return
     check_qdrant_url(url)
     if options is not None:

@@ -76,7 +76,7 @@ class LatentIndex(BaseManagedIndex):
     and each node is compressed whole. Only the text is compressed, not the metadata. Documents and nodes
     without text are left out, with a warning.
 
-    Every change is one atomic version of the store. Everything is in the knowledge base: `docstore` and
+    Adding and deleting make one atomic version of the store each; replacing nodes makes two. Everything is in the knowledge base: `docstore` and
     `vector_store` show what it holds, and `storage_context.persist` writes only where it is, so that
     `load_index_from_storage` opens it.
 

@@ -64,6 +64,15 @@ class Access:
         # A key that is bound by a filter could replace documents that it must not see.
         return self.writable and (key is None or (key.write and key.filters is None))
 
+    def bound(self, request: Request) -> Filter | None:
+        """The filter that a request is bound by; None for no filter.
+
+        Raises:
+            RequestError: 401, as for `key`.
+        """
+        key = self.key(request)
+        return None if key is None else key.filters
+
     def base(
         self, request: Request, name: str | None, *, write: bool = False
     ) -> tuple[ServedBase, Filter | None]:
@@ -81,7 +90,6 @@ class Access:
             RequestError: 401 or 403, when the request is not allowed; 404, when there is no such knowledge
                 base, or none that the key may ask.
         """
-        key = self.key(request)
         visible = self.visible(request)
         if name is None and len(visible) == 1:
             name = visible[0].name
@@ -102,4 +110,4 @@ class Access:
                 )
             if not self.may_write(request):
                 raise RequestError(403, "This API key may not change documents.")
-        return found, None if key is None else key.filters
+        return found, self.bound(request)

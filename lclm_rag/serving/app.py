@@ -100,14 +100,16 @@ def create_app(
     async def models(request: Request) -> dict[str, Any]:
         """List the knowledge bases, as models."""
         writable = {"writable": access.may_write(request)}
-        visible = access.visible(request)
-        return {"object": "list", "data": [base.describe() | writable for base in visible]}
+        bound = access.bound(request) is not None
+        data = [base.describe(bound=bound) | writable for base in access.visible(request)]
+        return {"object": "list", "data": data}
 
     @app.get("/v1/models/{name}")
     async def model(request: Request, name: str) -> dict[str, Any]:
         """Describe one knowledge base."""
-        base, _ = access.base(request, name)
-        return base.describe() | {"writable": access.may_write(request)}
+        base, bound = access.base(request, name)
+        described = base.describe(bound=bound is not None)
+        return described | {"writable": access.may_write(request)}
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request, body: chat.ChatRequest) -> Response:

@@ -36,17 +36,22 @@ class ServedBase:
     opened: int = field(default_factory=lambda: int(time.time()))
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def describe(self) -> dict[str, Any]:
-        """The knowledge base as a model of OpenAI's API, with what is in it."""
+    def describe(self, *, bound: bool) -> dict[str, Any]:
+        """The knowledge base as a model of OpenAI's API, with what is in it.
+
+        Args:
+            bound: Whether the client is bound by a filter: it is not told how much is hidden from it.
+        """
         manifest = self.kb.store.manifest
+        totals = manifest.totals
+        counts = {"documents": totals.documents, "passages": totals.passages}
         return {
             "id": self.name,
             "object": "model",
             "created": self.opened,
             "owned_by": "lclm-rag",
             "version": manifest.version,
-            "documents": manifest.totals.documents,
-            "passages": manifest.totals.passages,
+            **({} if bound else counts),
             "checkpoint": self.kb.checkpoint.name,
         }
 

@@ -241,7 +241,7 @@ def _add_reading(routes: APIRouter, access: Access, limits: Limits, reranker: st
         request: Request, name: str, limit: Annotated[int, Query(ge=1, le=_PAGE)] = 100
     ) -> dict[str, Any]:
         """List the newest versions of a knowledge base, oldest of them first."""
-        base, _ = access.base(request, name)
+        base, bound = access.base(request, name)
 
         def read(index: PassageIndex, store: LatentStore) -> dict[str, Any]:
             folder = store.folder / MANIFESTS
@@ -256,7 +256,8 @@ def _add_reading(routes: APIRouter, access: Access, limits: Limits, reranker: st
                         "version": manifest.version,
                         "created": manifest.created,
                         "operation": manifest.operation,
-                        **asdict(manifest.totals),
+                        # Who is bound by a filter is not told how much it hides.
+                        **(asdict(manifest.totals) if bound is None else {}),
                     }
                     for manifest in found
                 ],

@@ -137,7 +137,7 @@ def test_options_are_read_from_toml_and_files_that_cannot_be_read_are_named(tmp_
 
 
 def test_options_without_a_server_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="filter_keys is for a Qdrant server"):
+    with pytest.raises(ValueError, match="Filter keys are for a Qdrant server"):
         KnowledgeBase.create(tmp_path / "kb", filter_keys=["lang"])
     assert not (tmp_path / "kb").exists()
 

@@ -249,7 +249,7 @@ def test_contradictions_are_refused(tmp_path: Path, url: str, run: Run) -> None:
     kb = build(tmp_path / "kb")
     for options, message in (
         (["--embedded", "--qdrant-url", url], "choose one"),
-        (["--filter-keys", "lang"], "is for a Qdrant server"),
+        (["--filter-keys", "lang"], "are for a Qdrant server"),
         (["--engine", "ray"], "for a Qdrant server"),
         (["--index-writers", "2"], "for --engine ray"),
         (["--qdrant-url", "http://me:pw@q:1"], "QDRANT_API_KEY"),

@@ -164,6 +164,17 @@ def test_who_is_bound_learns_nothing_of_what_is_hidden(
         assert "'pay'" not in text
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/wiki", "/v1/models/wiki/versions"])
+def test_who_is_bound_is_not_told_how_much_is_hidden(
+    client: TestClient, keys: dict[str, str], path: str
+) -> None:
+    counts = [f'"{name}":' for name in ("documents", "passages", "latents", "tokens")]
+    seen = client.get(path, headers=bearer(keys["legal"]))
+    assert seen.status_code == 200
+    assert not [name for name in counts if name in seen.text]
+    assert '"documents":' in client.get(path, headers=bearer(keys["all"])).text
+
+
 def test_metrics_elsewhere_need_a_key_for_all(client: TestClient, keys: dict[str, str]) -> None:
     assert client.get("/metrics", headers=bearer(keys["all"])).status_code == 200
     assert client.get("/metrics", headers=bearer(keys["manuals"])).status_code == 403

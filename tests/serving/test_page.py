@@ -24,6 +24,7 @@ from playwright.sync_api import (
 )
 
 from lclm_rag import KnowledgeBase
+from lclm_rag.retrieval import parse_filter
 from lclm_rag.serving import ServedBase, create_app
 from support.served import served
 from support.services import LONG, ODD_ID, keys, until
@@ -444,6 +445,24 @@ def test_a_key_is_asked_for_and_a_reader_sees_no_way_to_write(
         page.locator("#key-input").fill("bob")
         page.keyboard.press("Enter")
         expect(page.locator("#upload")).to_be_visible()
+        seen.page.close()
+
+
+def test_who_is_bound_by_a_filter_asks_and_sees_no_counts(
+    visit: Visiting, kb: KnowledgeBase
+) -> None:
+    holders = keys(eve={"filters": parse_filter("kind=report")})
+    with served(create_app({"towns": ServedBase("towns", kb)}, keys=holders)) as at:
+        seen = visit(at, ready=False)
+        page = seen.page
+        page.locator("#key-input").fill("eve")
+        page.keyboard.press("Enter")
+        expect(page.locator("#empty")).to_contain_text("Documents, read as latents")
+        page.get_by_role("link", name="Documents").click()
+        expect(page.locator(".document")).to_have_count(1)
+        expect(page.locator("#documents-summary")).not_to_contain_text("documents")
+        page.get_by_text("Versions").click()
+        expect(page.locator("#version-rows tr").first).to_contain_text("–")
         seen.page.close()
 
 

@@ -2,7 +2,7 @@
 /** The service's API: requests with the key, streams of events, uploads with progress. */
 
 /**
- * @typedef {{id: string, version: number, documents: number, passages: number, checkpoint: string,
+ * @typedef {{id: string, version: number, documents?: number, passages?: number, checkpoint: string,
  *   writable?: boolean}} Base
  * @typedef {{document: string, passage: number, span: [number, number], text: string, score: number,
  *   metadata: Record<string, unknown>, verbatim: boolean}} Citation

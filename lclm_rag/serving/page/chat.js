@@ -65,10 +65,10 @@ export function welcome() {
   const empty = by("empty");
   empty.hidden = by("turns").children.length > 0;
   by("fresh").hidden = !empty.hidden;
-  by("send").disabled = !base || !base.passages;
+  by("send").disabled = !base || base.passages === 0;
   if (!base) {
     empty.replaceChildren();
-  } else if (!base.passages) {
+  } else if (base.passages === 0) {
     empty.replaceChildren(
       h("h2", {}, `${base.id} is empty`),
       base.writable
@@ -77,8 +77,8 @@ export function welcome() {
   } else {
     empty.replaceChildren(
       h("h2", {}, `Ask ${base.id}`),
-      h("p", {}, `${counted(base.documents, "document")}, read as latents in place of text. ` +
-        "Each answer shows the passages it rests on and what compression saved."));
+      h("p", {}, `${base.documents === undefined ? "Documents" : counted(base.documents, "document")}, ` +
+        "read as latents in place of text. Each answer shows the passages it rests on and what compression saved."));
   }
 }
 
@@ -86,7 +86,7 @@ export function welcome() {
 function submit(words) {
   const base = currentBase();
   const question = words.trim();
-  if (running || !base || !base.passages) return;
+  if (running || !base || base.passages === 0) return;
   if (!question) {
     by("question").focus();
     return;

@@ -60,8 +60,9 @@ export async function showDocuments() {
   if (!base) return;
   by("upload").hidden = !base.writable;
   by("documents-summary").textContent =
-    `${base.id}, version ${count(base.version)}: ${counted(base.documents, "document")}, ` +
-    `${counted(base.passages, "passage")}, compressed by ${base.checkpoint}.`;
+    `${base.id}, version ${count(base.version)}` + (base.documents === undefined || base.passages === undefined
+      ? "" : `: ${counted(base.documents, "document")}, ${counted(base.passages, "passage")}`) +
+    `, compressed by ${base.checkpoint}.`;
   const found = by("found").children.length ? search() : null;
   await Promise.all([list(false), versions(), found]);
 }
@@ -196,7 +197,8 @@ async function versions() {
     const { data } = await get(`models/${encodeURIComponent(base.id)}/versions`, { limit: 20 });
     rows.replaceChildren(...data.reverse().map((/** @type {any} */ version) =>
       h("tr", {}, h("th", { scope: "row" }, count(version.version)), h("td", {}, when(version.created)),
-        h("td", {}, version.operation), h("td", {}, count(version.documents)), h("td", {}, count(version.passages)))));
+        h("td", {}, version.operation), h("td", {}, version.documents === undefined ? "–" : count(version.documents)),
+        h("td", {}, version.passages === undefined ? "–" : count(version.passages)))));
   } catch (error) {
     rows.replaceChildren(h("tr", {}, h("td", { colspan: "5" }, problem(error))));
   }
