@@ -76,9 +76,9 @@ class LatentIndex(BaseManagedIndex):
     and each node is compressed whole. Only the text is compressed, not the metadata. Documents and nodes
     without text are left out, with a warning.
 
-    Adding and deleting make one atomic version of the store each; replacing nodes makes two. Everything is in the knowledge base: `docstore` and
-    `vector_store` show what it holds, and `storage_context.persist` writes only where it is, so that
-    `load_index_from_storage` opens it.
+    Adding and deleting make one atomic version of the store each; replacing nodes makes two. Everything is
+    in the knowledge base: `docstore` and `vector_store` show what it holds, and `storage_context.persist`
+    writes only where it is, so that `load_index_from_storage` opens it.
 
     Args:
         knowledge_base: The knowledge base, open, or its folder. It stays open until it, or the index, is
