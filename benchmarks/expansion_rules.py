@@ -6,10 +6,10 @@
 Rules, on questions to choose on (`lclm-rag eval exact-strings --part choose`; figures to report come from
 others, in evaluation.py) with the bundled checkpoint: never; by the question
 (`wants_exact_string`) the best one, two or three; by the answer (`ground`: a string that the sources do not
-have) the best so many, and once more; both; always the best so many; all. Each costs prompt positions: those
-of the prompt that gave the answer, and those of all prompts together, as a decoder without a prefix cache
-computes them. For every kind of fact it says besides what latents alone get right, and whether the rule by
-the question fires.
+have) the best so many in a second round, whose answer counts if it holds fewer such strings; both; always the
+best so many; all. Each costs prompt positions: those of the prompt that gave the answer, and those of all
+prompts together, as a decoder without a prefix cache computes them. For every kind of fact it says besides
+what latents alone get right, and whether the rule by the question fires.
 """
 
 from __future__ import annotations
@@ -62,16 +62,18 @@ class Kind:
 
 @dataclass(frozen=True)
 class Asked:
-    """right: which answers were. missing: which hold strings that their sources do not have."""
+    """right: which answers were. missing: how many strings each holds that its sources do not have. whole:
+    which are neither empty nor cut."""
 
     right: list[bool]
-    missing: list[bool]
+    missing: list[int]
+    whole: list[bool]
     positions: list[int]
 
 
 def ask(kb: KnowledgeBase, questions: Sequence[EvalQuestion], top_k: int, expand: Expand) -> Asked:
     """All questions with one value of expand, no second round."""
-    asked = Asked([], [], [])
+    asked = Asked([], [], [], [])
     for start in range(0, len(questions), TOGETHER):
         batch = questions[start : start + TOGETHER]
         prompts = [kb.assemble(q.question, top_k, expand=expand, max_tokens=64) for q in batch]
@@ -79,7 +81,8 @@ def ask(kb: KnowledgeBase, questions: Sequence[EvalQuestion], top_k: int, expand
         for question, prompt, answer in zip(batch, prompts, answers, strict=True):
             sources = [hit.text for hit in kb.retrieve(question.question, top_k)]
             asked.right.append(exact_match(answer.text, question.answers[0]))
-            asked.missing.append(bool(ground(answer.text, question.question, sources).missing))
+            asked.missing.append(len(ground(answer.text, question.question, sources).missing))
+            asked.whole.append(bool(answer.text.strip()) and answer.finish_reason == "stop")
             asked.positions.append(prompt.positions)
     return asked
 
@@ -91,12 +94,17 @@ def rule(
     right, positions, computed, second = [], [], [], []
     for i, wants in enumerate(wanted):
         one = first if wants else never
-        repeat = again is not None and one.missing[i]
-        last = again if again is not None and repeat else one
+        last, repeated = one, False
+        computed.append(one.positions[i])
+        if again is not None and one.missing[i]:
+            repeated = True
+            computed[-1] += again.positions[i]
+            # As `query` has it: the second answer counts only if it is better grounded.
+            if again.whole[i] and again.missing[i] < one.missing[i]:
+                last = again
         right.append(last.right[i])
         positions.append(last.positions[i])
-        computed.append(one.positions[i] + (last.positions[i] if repeat else 0))
-        second.append(repeat)
+        second.append(repeated)
     count = len(wanted)
     return Rule(
         name,
