@@ -252,3 +252,20 @@ def test_an_everyday_question_of_the_evaluation_is_left_out(
     monkeypatch.setattr(everyday, "asked_elsewhere", lambda path: {some.lower()})
     after = {r["question"] for r in everyday.make_records(genres, lists, OTHERS, 50, seed=3)}
     assert some not in after
+
+
+def test_a_codec_is_compared_with_bf16_question_by_question() -> None:
+    from measure import Asked, codec_losses, summary
+
+    def asked(codec: str, question: str, contained: bool) -> Asked:
+        row = (codec, "given", "latents", "letter", question, ["noon"], "noon", contained, False)
+        return Asked(*row, positions=10, first_token=0.5)  # type: ignore[arg-type]
+
+    right = {"bf16": (1, 1, 1, 0), "int8": (1, 1, 1, 0), "int4": (1, 0, 0, 1)}
+    rows = [
+        asked(codec, str(n), bool(x)) for codec, each in right.items() for n, x in enumerate(each)
+    ]
+    losses = {row["codec"]: (row["lost"], row["won"]) for row in codec_losses(rows)}
+    assert losses == {"int8": (0, 0), "int4": (2, 1)}
+    shares = {row["codec"]: row["contained"][0] for row in summary(rows)}
+    assert shares == {"bf16": 0.75, "int8": 0.75, "int4": 0.5}
