@@ -296,6 +296,9 @@ def _run(
         server_header=False,
         # What a proxy says of a client's address is believed nowhere.
         proxy_headers=False,
+        # Longer than clients and proxies keep an idle connection (httpx 5 seconds, nginx 60), so that none
+        # sends a request into one that is being closed here.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=grace,
     )
     server = Server(config)

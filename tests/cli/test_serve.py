@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def asking(question: str, **fields: Any) -> dict[str, Any]:
     return {"model": "towns", **body, **fields}
 
 
+def alive(connection: HTTPConnection) -> bool:
+    """Whether the service answers over a connection, which is not opened anew if it was closed."""
+    connection.request("GET", "/healthz")
+    response = connection.getresponse()
+    response.read()
+    return response.status == 200
+
+
 @pytest.mark.slow
 def test_it_starts_answers_and_finishes_what_runs_when_it_is_ended(
     kb: Path, endless_question: str, tmp_path: Path
@@ -104,6 +113,9 @@ def test_it_starts_answers_and_finishes_what_runs_when_it_is_ended(
         assert service.lines[2].startswith(f"Ask:  curl {url}/v1/chat/completions -H ")
         assert "Bearer $KEY" in service.lines[2]
         assert httpx.get(f"{url}/").headers["content-type"].startswith("text/html")
+        idle = HTTPConnection(url.removeprefix("http://"))
+        assert alive(idle)
+        idle_since = time.monotonic()
         assert httpx.get(f"{url}/v1/models").status_code == 401
         models = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
         assert [model["id"] for model in models] == ["towns", "kb"]
@@ -123,6 +135,11 @@ def test_it_starts_answers_and_finishes_what_runs_when_it_is_ended(
             time.sleep(0.05)
         else:
             pytest.fail("A removed key may still ask.")
+
+        # uvicorn would close an idle connection after five seconds, perhaps just when a client uses it again.
+        time.sleep(max(0.0, idle_since + 6 - time.monotonic()))
+        assert alive(idle)
+        idle.close()
 
         long = asking(endless_question, stream=True, max_tokens=1500, context="none")
         with httpx.stream(
