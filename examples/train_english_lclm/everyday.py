@@ -3,9 +3,10 @@
     python examples/train_english_lclm/everyday.py --work runs/english
 
 The questions that `questions.py` makes by rule ask for gaps and for what follows "is" or "because";
-hardly one asks how much, how long, where or whom. These do. It writes `everyday.jsonl`, with paragraphs
-of `texts.jsonl` among the passages. The same texts and seed give the same questions. A question that
-`evaluation.jsonl` or `notes.jsonl` asks is never made.
+hardly one asks how much, how long, where or whom. These do, up to eight about the same passages, which costs
+little more than one. It writes `everyday.jsonl`, with paragraphs of `texts.jsonl` among the passages. The
+same texts and seed give the same questions. A question that `evaluation.jsonl` or `notes.jsonl` asks is
+never made.
 """
 
 from __future__ import annotations
@@ -17,16 +18,33 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from paragraphs import write_lines
-from questions import Record
 from rich.progress import track
 
 HERE = Path(__file__).parent
 RECORDS = 40_000
 MOST_PASSAGES = 4
+MOST_QUESTIONS = 8
 _ARTICLE = re.compile(r"\b([Aa])(?= [aeio])")
 _SLOT = re.compile(r"\{([A-Za-z]+)(?:\.(\w+))?\}")
+
+
+class Asked(TypedDict):
+    """A question, and the number of the passage that answers it."""
+
+    question: str
+    answer: str
+    number: int
+
+
+class Record(TypedDict):
+    """Passages and questions as `lclm_rag.training` reads them: what the questions share is computed once."""
+
+    passages: list[str]
+    questions: list[Asked]
+    source: str
 
 
 @dataclass
@@ -227,48 +245,47 @@ def make_records(
     count: int,
     seed: int,
 ) -> list[Record]:
-    """Make up questions with their passages.
+    """Make up passages with questions.
 
     Args:
         genres: The kinds of text.
         lists: What each name may stand for.
         paragraphs: Paragraphs that lie beside the made-up ones.
-        count: How many questions.
+        count: How many records.
         seed: Of the draw.
 
     Returns:
-        The questions. The passages beside the one with the answer are of other kinds of text, or
-        paragraphs, so that they do not answer it, too.
+        Passages with the questions about the made-up ones among them, which are of different kinds, so that
+        one does not answer what is asked about another.
     """
     rng = random.Random(seed)
     never = asked_elsewhere(HERE / "evaluation.jsonl") | asked_elsewhere(HERE / "notes.jsonl")
     records: list[Record] = []
     for _ in track(range(count), description="Everyday questions"):
-        genre = rng.choice(genres)
-        text = make_text(genre, lists, rng)
-        asked = [each for each in text.asked if each[0].lower() not in never]
-        if not asked:
-            continue
-        question, answer = rng.choice(asked)
-        others = [each for each in genres if each is not genre]
-        passages = [
-            make_text(rng.choice(others), lists, rng).text
-            if rng.random() < 0.5
-            else rng.choice(paragraphs)
-            for _ in range(rng.choice([0, 0, 1, 1, 2, MOST_PASSAGES - 1]))
-        ]
-        number = rng.randint(0, len(passages))
-        passages.insert(number, text.text)
-        records.append(
-            Record(
-                passages=passages,
-                number=number + 1,
-                question=question,
-                answer=answer,
-                rule=genre.name,
-                source="everyday",
+        kinds = rng.sample(genres, MOST_PASSAGES)
+        passages, questions = list[str](), list[Asked]()
+        for kind in kinds[: rng.choice([1, 1, 2, 2, 3, MOST_PASSAGES])]:
+            if passages and rng.random() < 0.5:
+                passages.append(rng.choice(paragraphs))
+                continue
+            text = make_text(kind, lists, rng)
+            passages.append(text.text)
+            asked = [each for each in text.asked if each[0].lower() not in never]
+            rng.shuffle(asked)
+            # One for each answer: a text says some things that can be asked in several ways.
+            for answer, question in {answer: question for question, answer in asked}.items():
+                questions.append(Asked(question=question, answer=answer, number=len(passages)))
+        if questions:
+            places = rng.sample(range(len(passages)), len(passages))
+            for each in questions:
+                each["number"] = places.index(each["number"] - 1) + 1
+            records.append(
+                Record(
+                    passages=[passages[place] for place in places],
+                    questions=rng.sample(questions, min(len(questions), MOST_QUESTIONS)),
+                    source="everyday",
+                )
             )
-        )
     return records
 
 
@@ -281,7 +298,9 @@ def main() -> None:
         paragraphs = [json.loads(line)["text"] for line in file]
     records = make_records(*read_genres(HERE / "everyday.txt"), paragraphs, RECORDS, options.seed)
     write_lines(options.work / "everyday.jsonl", records)
-    print(f"{len(records)} questions.")
+    print(
+        f"{sum(len(record['questions']) for record in records)} questions about {len(records)} texts."
+    )
 
 
 if __name__ == "__main__":
