@@ -128,8 +128,7 @@ def _flip_in_row(kb: Path, document_id: str, column: str, ordinal: int = 0) -> t
     }[column]
     if column == "document_id":  # Ids lie one after the other; a text may name them, too.
         columns, at = fragment._at(row)
-        offset = columns.texts["document_id"].begin
-        offset += fragment._span(columns, at, "document_id", row)[0]
+        offset = fragment._span(columns, at, "document_id", row)[0]
     else:
         offset = data.index(wanted) + (8 if column == "document_hash" else 0)
     store.close()

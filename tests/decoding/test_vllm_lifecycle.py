@@ -155,6 +155,8 @@ def program(path: Path, model: Path, endless: str) -> Iterator[Program]:
     with log.open("wb") as output, os.fdopen(reading) as said, subprocess.Popen(
         command, stdout=output, stderr=subprocess.STDOUT, env=here, start_new_session=True,
         pass_fds=(writing,),
+        # Shells start background jobs, these tests among them, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         os.close(writing)
         # What hangs is killed, with its engine.
