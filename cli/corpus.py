@@ -305,6 +305,7 @@ def add_corpus(
         "number_columns": number_columns,
     }
     allowed = corpus_limits(limits)
+    of_ray = (encoders, cpus_per_encoder, index_writers, gpus_per_encoder, ray_address)
     on_ray = None
     documents: Any = None
     if engine == "ray":
@@ -320,13 +321,7 @@ def add_corpus(
             on_ignore=ignored.append,
         )
         documents = corpus_parts(corpus, **columns, limits=allowed)
-    elif (encoders, cpus_per_encoder, index_writers, gpus_per_encoder, ray_address) != (
-        1,
-        1,
-        8,
-        None,
-        None,
-    ):
+    elif of_ray != (1, 1, 8, None, None):
         raise click.UsageError(
             "--encoders, --gpus-per-encoder, --cpus-per-encoder, --index-writers and --ray-address are for "
             "--engine ray."

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lclm_rag.printable import UNSAFE, one_line, visible
 
-__all__ = ["megabytes", "one_line", "say", "say_json", "visible"]
+if TYPE_CHECKING:
+    from lclm_rag.knowledge_base import KnowledgeBase
+    from lclm_rag.retrieval import Filter
+
+__all__ = ["megabytes", "one_line", "say", "say_json", "say_why_none", "visible"]
 
 
 def megabytes(size: int) -> str:
@@ -33,6 +37,17 @@ def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
         text = visible(text)
     # Without color=True click would take escape sequences out of what is piped.
     click.echo(text, err=err, nl=nl, color=True)
+
+
+def say_why_none(knowledge_base: KnowledgeBase, condition: Filter | None) -> None:
+    """Say on stderr why nothing was found, unless that was logged: what no passage can meet is.
+
+    Args:
+        knowledge_base: The knowledge base, open.
+        condition: The filter that was given.
+    """
+    if not knowledge_base.reader.unmatchable(condition):
+        say(knowledge_base.why_no_passages(condition), err=True)
 
 
 def say_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
-from lclm_rag.cli.formatting import one_line, say, say_json
+from lclm_rag.cli.formatting import one_line, say, say_json, say_why_none
 from lclm_rag.cli.options import as_json, filter_option, kb_option, parsed_filter, version_option
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def ls(kb: str, version: int | None, filters: tuple[str, ...], fields: bool, as_
                     say(" passages  characters    tokens  latents  document")
                 say(_line(document))
         if not count and condition is not None:
-            if not knowledge_base.reader.unmatchable(condition):  # That was logged as a warning.
-                say(knowledge_base.why_no_passages(condition), err=True)
+            say_why_none(knowledge_base, condition)
             return EXIT_IN_PART
     return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lclm_rag.cli.exit_codes import EXIT_IN_PART
-from lclm_rag.cli.formatting import one_line, say, say_json
+from lclm_rag.cli.formatting import one_line, say, say_json, say_why_none
 from lclm_rag.cli.options import (
     as_json,
     kb_option,
@@ -57,16 +57,13 @@ def search(
     with KnowledgeBase.open(kb, version=version) as knowledge_base:
         condition = parsed_filter(filters)
         hits = knowledge_base.retrieve(asked, top_k, condition, **ranking)
-        # What no passage can meet was logged as a warning.
-        told = bool(knowledge_base.reader.unmatchable(condition))
-        reason = "" if hits or told else knowledge_base.why_no_passages(condition)
+        if not hits:
+            say_why_none(knowledge_base, condition)
     for hit in hits:
         if as_json:
             say_json(hit.to_dict())
         else:
             say("\n".join(_lines(hit)))
-    if reason:
-        say(reason, err=True)
     return 0 if hits else EXIT_IN_PART
 
 

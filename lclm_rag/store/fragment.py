@@ -360,7 +360,8 @@ _FIXED = {
 }
 _TEXTS = ("document_id", "header", "text", "metadata")
 _OFFSETS = struct.Struct("<2q")
-_HASH_BYTES = 32
+# Of columns whose values are all of one size: how many bytes that is.
+_SIZES = {**{name: number.size for name, number in _FIXED.items()}, "document_hash": 32}
 
 
 class _Stretch(NamedTuple):
@@ -558,8 +559,7 @@ class Fragment:
     def _where_numbers(self, row: int) -> Iterator[tuple[int, int]]:
         """Where a row's numbers begin and end in the file, and the offsets of its texts and latents."""
         columns, at = self._at(row)
-        sizes = {name: number.size for name, number in _FIXED.items()}
-        for name, size in {**sizes, "document_hash": _HASH_BYTES}.items():
+        for name, size in _SIZES.items():
             begin = columns.values[name].begin + size * at
             yield begin, begin + size
         for offsets in columns.offsets.values():
@@ -597,7 +597,7 @@ class Fragment:
             columns = self._at(number * self._each)[0]
             begin, size = columns.values[name]
             self._need(begin, size)
-            count = min(columns.rows, size // _FIXED[name].size)
+            count = min(columns.rows, size // _SIZES[name])
             found.append(np.frombuffer(self._bytes, kind, count, begin))
         joined = np.concatenate(found)
         if len(joined) < self.rows:
@@ -621,13 +621,8 @@ class Fragment:
 
     def document_hash(self, row: int) -> bytes:
         """`Document.content_hash()` of the document of a row's passage."""
-        columns, at = self._at(row)
-        begin, size = columns.values["document_hash"]
-        if not 0 <= _HASH_BYTES * at <= size - _HASH_BYTES:
-            raise self.damaged(row, "its document_hash is not there")
-        begin += _HASH_BYTES * at
-        self._need(begin, begin + _HASH_BYTES)
-        return bytes(self._bytes[begin : begin + _HASH_BYTES])
+        begin = self._place("document_hash", row)
+        return bytes(self._bytes[begin : begin + _SIZES["document_hash"]])
 
     def tokens(self, row: int) -> int:
         """The number of source tokens of a row's passage, including its header's."""
@@ -749,15 +744,19 @@ class Fragment:
         return bytes(self._bytes[begin:stop])
 
     def _number(self, name: str, row: int) -> int:
+        found: int = _FIXED[name].unpack_from(self._bytes, self._place(name, row))[0]
+        return found
+
+    def _place(self, name: str, row: int) -> int:
+        """Where in the file a row's value of one of the `_SIZES` begins, in bytes; it is fetched."""
         columns, at = self._at(row)
         begin, size = columns.values[name]
-        number = _FIXED[name]
-        if not 0 <= number.size * at <= size - number.size:
+        each = _SIZES[name]
+        if not 0 <= each * at <= size - each:
             raise self.damaged(row, f"its {name} is not there")
-        begin += number.size * at
-        self._need(begin, begin + number.size)
-        found: int = number.unpack_from(self._bytes, begin)[0]
-        return found
+        begin += each * at
+        self._need(begin, begin + each)
+        return begin
 
     def _span(self, columns: _Columns, at: int, name: str, row: int) -> tuple[int, int]:
         """Where a row's text or latents begin and end in the file, in bytes.

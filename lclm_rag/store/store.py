@@ -479,9 +479,8 @@ class LatentStore:
         """
         together = [entry for entry in entries if entry.keys_offset]
         ranges = [(e.name, e.keys_offset, e.keys_offset + 8 * e.rows) for e in together]
-        folder = self._folder
         try:
-            pieces = dict(zip(ranges, folder.read_ranges(ranges), strict=True))
+            pieces = dict(zip(ranges, self._folder.read_ranges(ranges), strict=True))
         except FileNotFoundError as error:
             raise not_there(self.folder, error) from error
         found = []
@@ -492,13 +491,13 @@ class LatentStore:
             else:
                 wanted = (entry.name, entry.keys_offset, entry.keys_offset + 8 * entry.rows)
                 piece = pieces[wanted]
-                if keys_checksum(piece) != entry.keys_checksum and folder.local is None:
+                if keys_checksum(piece) != entry.keys_checksum and self._folder.local is None:
                     # The object may have been repaired since the cache fetched it.
-                    (piece,) = folder.read_ranges([wanted], anew=True)
+                    (piece,) = self._folder.read_ranges([wanted], anew=True)
                 hashes = np.frombuffer(piece[: len(piece) - len(piece) % 8], np.uint64)
             if len(hashes) != entry.rows or keys_checksum(hashes.data) != entry.keys_checksum:
                 raise DamagedError(
-                    f"Fragment {folder / entry.name} is damaged: the keys of its passages are not what was "
+                    f"Fragment {self._folder / entry.name} is damaged: the keys of its passages are not what was "
                     "written. lclm-rag verify lists what is, and verify --repair makes room for adding it "
                     "again."
                 )

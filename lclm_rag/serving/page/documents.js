@@ -189,6 +189,9 @@ async function send(base, file, item, bar, state) {
   bar.remove();
 }
 
+/** @param {number | undefined} number Missing for a key that a filter binds. */
+const total = (number) => number === undefined ? "–" : count(number);
+
 async function versions() {
   const base = currentBase();
   if (!base || !by("versions").open) return;
@@ -197,8 +200,7 @@ async function versions() {
     const { data } = await get(`models/${encodeURIComponent(base.id)}/versions`, { limit: 20 });
     rows.replaceChildren(...data.reverse().map((/** @type {any} */ version) =>
       h("tr", {}, h("th", { scope: "row" }, count(version.version)), h("td", {}, when(version.created)),
-        h("td", {}, version.operation), h("td", {}, version.documents === undefined ? "–" : count(version.documents)),
-        h("td", {}, version.passages === undefined ? "–" : count(version.passages)))));
+        h("td", {}, version.operation), h("td", {}, total(version.documents)), h("td", {}, total(version.passages)))));
   } catch (error) {
     rows.replaceChildren(h("tr", {}, h("td", { colspan: "5" }, problem(error))));
   }
