@@ -497,9 +497,9 @@ class LatentStore:
                 hashes = np.frombuffer(piece[: len(piece) - len(piece) % 8], np.uint64)
             if len(hashes) != entry.rows or keys_checksum(hashes.data) != entry.keys_checksum:
                 raise DamagedError(
-                    f"Fragment {self._folder / entry.name} is damaged: the keys of its passages are not what was "
-                    "written. lclm-rag verify lists what is, and verify --repair makes room for adding it "
-                    "again."
+                    f"Fragment {self._folder / entry.name} is damaged: the keys of its passages are not what "
+                    "was written. lclm-rag verify lists what is, and verify --repair makes room for adding "
+                    "it again."
                 )
             found.append(hashes)
         return found
