@@ -83,7 +83,11 @@ class _ToStderr(logging.Handler):
     """Writes log lines to whatever stderr is at that time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage(), err=True)
+        try:
+            say(record.getMessage(), err=True)
+        except OSError:
+            # A full disk or a closed terminal: what is logged about work must not end the work.
+            self.handleError(record)
 
 
 def _go_offline(context: click.Context, option: click.Parameter, value: bool) -> None:

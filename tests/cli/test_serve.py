@@ -163,6 +163,22 @@ def test_it_starts_answers_and_finishes_what_runs_when_it_is_ended(
 
 
 @pytest.mark.slow
+def test_it_answers_when_nobody_takes_its_log_any_more(kb: Path) -> None:
+    command = [sys.executable, "-m", "lclm_rag.cli", "serve", "--port", "0", "--kb", str(kb)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            (url,) = re.findall(r" at (http://\S+)/v1", process.stderr.readline())
+            while not process.stderr.readline().startswith("Ask:"):
+                pass
+            process.stderr.close()
+            for _ in range(2):
+                assert httpx.get(f"{url}/v1/models", timeout=LIMIT).status_code == 200
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
 def test_what_takes_too_long_is_ended(kb: Path, endless_question: str) -> None:
     arguments = ("--grace", "0", "--max-tokens", "100000")
     with serving(*arguments, LCLM_RAG_KB=str(kb)) as service:

@@ -34,6 +34,7 @@ from lclm_rag.store import (
 )
 from lclm_rag.store import writer as writer_module
 from lclm_rag.store.verify import verify_store
+from lclm_rag.store.writer import uncommitted_entries
 
 WIDTH = 8
 
@@ -366,6 +367,27 @@ def test_half_a_million_tokens_are_the_most_that_a_killed_writer_loses(tmp_path:
         for row in rows:
             writer.add(row)
         assert len(fragments(tmp_path)) == len(list((tmp_path / "uncommitted").iterdir())) == 2
+
+
+def test_a_fragment_of_a_killed_writer_whose_keys_are_damaged_is_not_taken_over_and_the_rest_is(
+    tmp_path: Path,
+) -> None:
+    LatentStore.create(tmp_path, layout())
+    rows = [replace(rows_of(f"d{i}")[0], tokens=2**17) for i in range(8)]
+    with writing(tmp_path, "add", resumable=True) as writer:
+        for row in rows:
+            writer.add(row)
+    folder = LocalFolder(tmp_path)
+    damaged, sound = uncommitted_entries(folder, layout())
+    file = tmp_path / "fragments" / damaged.name
+    content = bytearray(file.read_bytes())
+    content[damaged.keys_offset] ^= 1
+    file.write_bytes(content)
+    with writing(tmp_path, "add", resumable=True) as writer:
+        taken = [writer.take_over(f"d{i}", row.document_hash) for i, row in enumerate(rows)]
+        store = writer.commit()
+    assert sorted(taken) == [0] * damaged.rows + [1] * sound.rows
+    assert len(store) == sound.rows == 4
 
 
 def test_a_document_that_was_cut_off_is_not_taken_over_but_its_passages_are_known(
