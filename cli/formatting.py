@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from lclm_rag.knowledge_base import KnowledgeBase
     from lclm_rag.retrieval import Filter
 
-__all__ = ["megabytes", "one_line", "say", "say_json", "say_why_none", "visible"]
+__all__ = ["duration", "megabytes", "one_line", "say", "say_json", "say_why_none", "visible"]
 
 
 def megabytes(size: int) -> str:
     """A number of bytes in megabytes, with one decimal and without the unit."""
     return f"{size / 1e6:,.1f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit in which it is easily read: "<1 s", "40 s", "12 min", "3.5 h"."""
+    if seconds < 1:
+        return "<1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"
 
 
 def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:

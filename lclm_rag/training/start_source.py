@@ -28,7 +28,7 @@ def model_folder(name: str | Path, place: Path, dtype: torch.dtype) -> Path:
     Raises:
         CheckpointError: When there is no such model, or it cannot be fetched or converted, or
             it needs code of its own.
-        ImportError: When it is a GGUF file, but gguf is not installed.
+        ImportError: When it is a GGUF file, but gguf or accelerate is not installed.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -61,9 +61,10 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForCausalLM
 
     try:
+        import accelerate  # noqa: F401
         import gguf  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"{file} needs gguf: pip install 'lclm-rag[train]'.") from error
+        raise ImportError(f"{file} needs {error.name}: pip install 'lclm-rag[train]'.") from error
     options: dict[str, Any] = {"gguf_file": file.name}
     # Newer versions of transformers would keep the weights packed where they have a kernel for them.
     packed = getattr(transformers, "GgufConfig", None)

@@ -107,6 +107,9 @@ def test_a_dry_run_says_what_it_takes_and_trains_nothing(
     assert adapter["weight_bytes"] < everything["weight_bytes"]
     code, shown, _ = run("train", "run", recipe, "--out", out, "--dry-run")
     assert "H100 SXM" in shown
+    stages = [line.split() for line in shown.splitlines() if line[:1] == " "]
+    assert [row[0] for row in stages if row][-3:] == ["adapter", "all", "all"]
+    assert "<1 s" in shown
     code, _, error = run("train", "run", recipe, "--out", out, "--dry-run", "--gpu", "H1000")
     assert (code, "Unknown GPU 'H1000'" in error) == (2, True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -397,6 +398,17 @@ PASSAGES = (
     "The chemist noticed a faint smell of almonds in the corridor, opened every window on the second floor "
     "and telephoned the caretaker, who arrived out of breath with a bucket of sand.",
 )
+
+
+@pytest.mark.parametrize("module", ["accelerate", "gguf"])
+def test_what_a_gguf_file_needs_is_named_with_its_extra(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module}: pip install 'lclm-rag\[train\]'"):
+        start_checkpoint(file, out)
 
 
 @pytest.mark.slow
