@@ -33,7 +33,8 @@ LENGTHS = (32, 128)
 @click.option("--count", default=100, show_default=True, help="Paragraphs.")
 @click.option("--out", type=Path, help="A JSON file for the figures.")
 def main(run: Path, texts: Path, count: int, out: Path | None) -> None:
-    model, progress = restored(read_recipe(run / "recipe.toml"), run)
+    recipe = read_recipe(run / "recipe.toml")
+    model, progress = restored(recipe, run)
     checkpoint = model.checkpoint
     model.write_memory_rows()
     template, tokenizer = PromptTemplate.of(checkpoint), checkpoint.inert_decoder_tokenizer
@@ -70,7 +71,8 @@ def main(run: Path, texts: Path, count: int, out: Path | None) -> None:
                 f"{figures['loss']:.2f} nats"
             )
     if out is not None:
-        about = {"step": progress.step, "source_tokens": progress.source_tokens}
+        before = sum(stage.steps for stage in recipe.stages[: progress.stage])
+        about = {"step": before + progress.step, "source_tokens": progress.source_tokens}
         out.write_text(json.dumps({**about, "results": found}, indent=1) + "\n")
 
 

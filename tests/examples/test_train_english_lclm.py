@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from lclm_rag.checkpoint import Checkpoint
+from lclm_rag.compression import Compressor
 from lclm_rag.training.examples import Questions, example_of
+from lclm_rag.training.start import start_checkpoint
+from support.language_models import random_language_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_english_lclm"
 
@@ -276,3 +282,33 @@ def test_a_codec_is_compared_with_bf16_question_by_question() -> None:
     assert losses == {"int8": (0, 0), "int4": (2, 1)}
     shares = {row["codec"]: row["contained"][0] for row in summary(rows)}
     assert shares == {"bf16": 0.75, "int8": 0.75, "int4": 0.5}
+
+
+def test_the_decoder_first_reads_a_latent_as_the_word_that_is_no_function_word(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    from start import quiet_tokens, quieten
+
+    model = random_language_model(tmp_path / "model", checkpoint)
+    made = start_checkpoint(
+        model, tmp_path / "start", layers=1, ratio=2, identity=True, dtype="float32"
+    )
+    quieten(made)
+    made = Checkpoint.open(made.path)
+    quiet = quiet_tokens(made)
+    the = made.encoder_tokenizer.encode(" the", add_special_tokens=False).ids
+    assert len(quiet) > 10
+    assert the[0] in quiet
+    others = [token for token in range(300, 600) if token not in quiet][:20]
+    compressor = Compressor.from_pretrained(made, device="cpu", dtype="float32")
+    table = load_file(made.decoder_folder / "model.safetensors")[
+        "model.embed_tokens.weight"
+    ].float()
+    like, unlike = [], []
+    for other in others:
+        for pair in ((the[0], other), (other, the[0])):
+            (latent,) = compressor.compress_token_ids([list(pair)])[0]
+            like.append(float(torch.cosine_similarity(latent, table[other], dim=0)))
+            unlike.append(float(torch.cosine_similarity(latent, table[the[0]], dim=0)))
+    assert min(like) > 0.7
+    assert sum(like) > 2 * sum(unlike)
