@@ -228,7 +228,12 @@ def evaluate(folder: Path, questions: Path, device: str, as_json: bool) -> None:
     model, progress = restored(read, folder, device)
     template = PromptTemplate.of(model.checkpoint)
     found = answers(model, template, asked, max_tokens=read.max_tokens)
-    record = {"step": progress.step, "stage": read.stages[progress.stage].name, **found}
+    before = sum(stage.steps for stage in read.stages[: progress.stage])
+    record = {
+        "step": before + progress.step,
+        "stage": read.stages[progress.stage].name,
+        **found,
+    }
     _say_evaluation(record, as_json)
 
 
