@@ -87,7 +87,8 @@ def test_a_run_goes_on_and_becomes_a_checkpoint(run: Run, tmp_path: Path, recipe
     assert (code, error.count("\n")) == (1, 1)
     assert "a plot is a .png, .svg or .pdf file" in error
     code, shown, _ = run("train", "evaluate", out, tmp_path / "questions.jsonl", "--json")
-    assert json.loads(shown)["latents"]["exact"] == 1.0
+    evaluated = json.loads(shown)
+    assert (evaluated["step"], evaluated["latents"]["exact"]) == (6, 1.0)
     code, shown, _ = run("train", "export", out, tmp_path / "checkpoint")
     assert (code, "after step 3 of stage 2" in shown) == (0, True)
     code, _, _ = run("build", tmp_path / "texts.jsonl", "--kb", tmp_path / "kb",
