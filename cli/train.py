@@ -145,15 +145,14 @@ def run(
         _show_plan(read, gpu, as_json)
         return
     _keep_recipe(recipe, out)
-    steps = sum(stage.steps for stage in read.stages)
     with progress_bar() as progress:
-        task = progress.add_task("steps", total=stop_at or steps, note="")
-        before = [sum(s.steps for s in read.stages[:n]) for n in range(len(read.stages))]
+        task = progress.add_task("steps", total=stop_at or read.steps, note="")
 
         def on_step(at: Any, record: dict[str, Any]) -> None:
             losses = [f"{name} {f['loss']:.2f}" for name, f in record["objectives"].items()]
             note = f"{read.stages[at.stage].name}: {', '.join(losses)}"
-            progress.update(task, completed=before[at.stage] + at.step, note=note)
+            done = read.steps_before(at.stage) + at.step
+            progress.update(task, completed=done, note=note)
 
         def on_evaluation(record: dict[str, Any]) -> None:
             _say_evaluation(record, as_json)
@@ -228,12 +227,8 @@ def evaluate(folder: Path, questions: Path, device: str, as_json: bool) -> None:
     model, progress = restored(read, folder, device)
     template = PromptTemplate.of(model.checkpoint)
     found = answers(model, template, asked, max_tokens=read.max_tokens)
-    before = sum(stage.steps for stage in read.stages[: progress.stage])
-    record = {
-        "step": before + progress.step,
-        "stage": read.stages[progress.stage].name,
-        **found,
-    }
+    done = read.steps_before(progress.stage) + progress.step
+    record = {"step": done, "stage": read.stages[progress.stage].name, **found}
     _say_evaluation(record, as_json)
 
 
@@ -375,7 +370,7 @@ def _show_plan(recipe: Recipe, gpu: str, as_json: bool) -> None:
         table.add_section()
         table.add_row(
             "all",
-            f"{sum(stage.steps for stage in stages):,}",
+            f"{recipe.steps:,}",
             f"{sum(stage.source_tokens for stage in stages):,}",
             f"{sum(stage.learned_tokens for stage in stages):,}",
             f"{flops / 1e15:,.2f}",

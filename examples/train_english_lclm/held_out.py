@@ -71,8 +71,8 @@ def main(run: Path, texts: Path, count: int, out: Path | None) -> None:
                 f"{figures['loss']:.2f} nats"
             )
     if out is not None:
-        before = sum(stage.steps for stage in recipe.stages[: progress.stage])
-        about = {"step": before + progress.step, "source_tokens": progress.source_tokens}
+        done = recipe.steps_before(progress.stage) + progress.step
+        about = {"step": done, "source_tokens": progress.source_tokens}
         out.write_text(json.dumps({**about, "results": found}, indent=1) + "\n")
 
 

@@ -34,7 +34,7 @@ PUNCTUATION = ",.;:"
 QUIET = 3.0
 """How much of a direction that latents lack is added to a quiet token: behind a norm, the rest is smaller."""
 TURN = 0.7
-"""How far the second token of a pair is turned: from 0, not at all, to a random rotation."""
+"""How much of a random rotation is mixed into that of the second token of a pair; 0 does not turn it."""
 
 
 def weights() -> Path:

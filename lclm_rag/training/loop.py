@@ -131,7 +131,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     saved = _newest(folder)
     progress = Progress() if saved is None else _read_progress(saved)
-    done = sum(stage.steps for stage in recipe.stages[: progress.stage]) + progress.step
+    done = recipe.steps_before(progress.stage) + progress.step
     matrix_rate = matrix_product_rate(model.device, model.compute_dtype, tries=3)
     for index, stage in enumerate(recipe.stages):
         # Stages that are done are prepared, too: LoRA weights that they added are there.

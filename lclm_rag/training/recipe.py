@@ -116,6 +116,22 @@ class Recipe:
     max_tokens: int = 48
     folder: Path = Path()
 
+    @property
+    def steps(self) -> int:
+        """The steps of all stages."""
+        return self.steps_before(len(self.stages))
+
+    def steps_before(self, stage: int) -> int:
+        """The steps of the stages before one.
+
+        Args:
+            stage: The stage's number, from 0.
+
+        Returns:
+            How many steps of the whole training these are.
+        """
+        return sum(each.steps for each in self.stages[:stage])
+
     def place(self, name: str) -> str:
         """A path of the recipe, seen from its folder; a hub id, or another path, stays as it is.
 

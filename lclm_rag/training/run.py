@@ -104,11 +104,10 @@ def carry_out(
     questions = None
     if recipe.questions is not None:
         questions = read_questions(Path(recipe.place(recipe.questions)))
-    starts = _starts(recipe)
 
     def after_step(progress: Progress, record: dict[str, Any]) -> None:
         on_step(progress, record)
-        done = starts[progress.stage] + progress.step
+        done = recipe.steps_before(progress.stage) + progress.step
         ends = progress.step == recipe.stages[progress.stage].steps
         if ends or done % recipe.save_every == 0:
             _tell_counts(recipe.stages[progress.stage], of_stage[progress.stage])
@@ -155,11 +154,3 @@ def _tell_counts(stage: Stage, mixture: Mixture) -> None:
     for (objective, what), count in sorted(mixture.counts.items()):
         _log.info("Stage %s: %s examples of %s %s.", stage.name, count, objective, words[what])
     mixture.counts.clear()
-
-
-def _starts(recipe: Recipe) -> list[int]:
-    """The number of steps before each stage."""
-    starts = [0]
-    for stage in recipe.stages:
-        starts.append(starts[-1] + stage.steps)
-    return starts

@@ -46,7 +46,7 @@ def read_status(recipe: Recipe, folder: Path) -> dict[str, Any]:
     shares = [(line["matrix_share"], line["seconds"]) for line in last if "matrix_share" in line]
     return {
         "step": lines[-1]["step"],
-        "steps": sum(stage.steps for stage in recipe.stages),
+        "steps": recipe.steps,
         "stage": lines[-1]["stage"],
         "source_tokens": sum(line["source_tokens"] for line in lines),
         "learned_tokens": sum(_tokens(line) - line["source_tokens"] for line in lines),
