@@ -24,6 +24,7 @@ from lclm_rag.cli.options import (
     sampling_options,
     version_option,
 )
+from lclm_rag.printable import one_line
 from lclm_rag.types import Grounding
 
 __all__ = ["query"]
@@ -117,7 +118,8 @@ def query(
         if noise:
             last = answer.rounds[-1:]
             answer = replace(answer, text="(no answer)", grounding=Grounding(), rounds=last)
-        say("\n".join([answer.text, "", *(f"  {line}" for line in answer.details())]))
+        details = [*answer.details(), f"checkpoint: {one_line(checkpoint.name)}"]
+        say("\n".join([answer.text, "", *(f"  {line}" for line in details)]))
         if answer.reason:
             say(answer.reason, err=True)
     return EXIT_IN_PART if answer.reason else 0

@@ -22,6 +22,7 @@ __all__ = [
     "resolve_dtype",
     "seeded",
     "to_device",
+    "without_progress",
 ]
 
 _DTYPES = {
@@ -154,6 +155,20 @@ def renew_thread_pool() -> None:
         torch.set_num_threads(torch.get_num_threads())
 
 
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Keep transformers from showing a bar for each file that it reads or writes in this block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_transformers_model(
     auto_class: Any, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> Any:
@@ -172,13 +187,9 @@ def load_transformers_model(
         CheckpointError: When the model cannot be loaded, or a weight is missing or has the wrong shape:
             transformers would fill it with random numbers and only warn. Also when it needs code of its own.
     """
-    from transformers.utils import logging
-
     renew_thread_pool()
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        with own_code_refused(folder):
+        with without_progress(), own_code_refused(folder):
             model, report = auto_class.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -188,9 +199,6 @@ def load_transformers_model(
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"The model in {folder} cannot be loaded: {error}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     missing, mismatched = (
         sorted(report["missing_keys"]),
         sorted(map(str, report["mismatched_keys"])),

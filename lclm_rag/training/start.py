@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,7 +27,7 @@ from lclm_rag.errors import CheckpointError
 from lclm_rag.own_code import load_tokenizer
 from lclm_rag.prompting.frames import FRAMES, load_frame
 from lclm_rag.prompting.template import PromptTemplate
-from lclm_rag.torch_setup import load_transformers_model, resolve_dtype, seeded
+from lclm_rag.torch_setup import load_transformers_model, resolve_dtype, seeded, without_progress
 from lclm_rag.training.placing import new_folder
 from lclm_rag.training.start_source import model_folder
 from lclm_rag.training.start_tokens import name_memory_tokens, take_tokenizer
@@ -121,7 +119,7 @@ def start_checkpoint(
             if named not in FRAMES:
                 shutil.copyfile(path, made / path.name)
         (made / "model_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-        with seeded(_CPU), _without_progress():
+        with seeded(_CPU), without_progress():
             _write_parts(made, decoder, encoder, layers, config, identity, dtype)
         PromptTemplate.of(Checkpoint.open(made))
     return Checkpoint.open(out)
@@ -162,20 +160,6 @@ def _check_identity(config: ModelConfig, encoder: str | Path | None) -> None:
         )
     if (config.pooling, config.adapter_type) != ("concat", "mlp"):
         raise ValueError("identity=True needs pooling 'concat' and adapter 'mlp'.")
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    """Keep transformers from showing a bar for each file that it reads or writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _write_parts(

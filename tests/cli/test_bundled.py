@@ -42,6 +42,7 @@ def test_an_answer_from_other_texts_is_not_shown_and_one_line_says_why(
     assert (code, err.splitlines()) == (0, [NOISE])
     assert out.startswith("(no answer)\n\n")
     assert "README.md#0" in out
+    assert out.endswith("\n  checkpoint: bundled\n")
     code, out, err = run(*asked, "--json")
     assert (code, err.splitlines()) == (0, [NOISE])
     assert json.loads(out)["sources"][0]["document_id"] == "README.md"
