@@ -128,6 +128,40 @@ def test_every_rule_answers_with_a_span() -> None:
         assert one.answer == one.answer.strip()
 
 
+def test_spans_of_prose_are_asked_for_and_stand_in_one_passage_once() -> None:
+    from spans import MOST_QUESTIONS, asked_about, records
+
+    asked = {each.answer: each.question for each in asked_about(PARAGRAPH)}
+    assert len(asked) >= 4
+    for answer, question in asked.items():
+        assert PARAGRAPH.count(answer) == 1
+        assert answer not in question
+    (record,) = records(PARAGRAPH, "harbour", OTHERS)
+    assert [record] == list(records(PARAGRAPH, "harbour", OTHERS))
+    example = example_of(json.loads(json.dumps(record)))
+    assert isinstance(example, Questions)
+    assert 1 < len(example.asks) <= MOST_QUESTIONS
+    for ask in example.asks:
+        assert [ask.answer in each for each in example.passages].count(True) == 1
+        assert ask.number is not None
+        assert ask.answer in example.passages[ask.number - 1]
+    assert list(records("It is what it is.", "harbour", ["It is so."])) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "found"),
+    [
+        ("The hedge along plot 12 has been cut at last.", ["hedge", "plot 12", "cut", "last"]),
+        ("Ask Maria Holm, the smith, for it.", ["Ask Maria Holm", "smith"]),
+        ("He said “come home soon.”", ["said “come home soon"]),
+    ],
+)
+def test_a_span_ends_at_function_words_and_punctuation(sentence: str, found: list[str]) -> None:
+    from spans import spans
+
+    assert [sentence[a:b] for a, b in spans(sentence)] == found
+
+
 @pytest.mark.parametrize(
     ("text", "prose"),
     [
