@@ -5,7 +5,7 @@
 The questions that `questions.py` makes by rule ask for gaps and for what follows "is" or "because";
 hardly one asks how much, how long, where or whom. These do, up to eight about the same passages, which costs
 little more than one. It writes `everyday.jsonl`, with paragraphs of `texts.jsonl` among the passages. The
-same texts and seed give the same questions. A question that `evaluation.jsonl` or `notes.jsonl` asks is
+same texts and seed give the same questions. A question of the files that the checkpoint is measured by is
 never made.
 """
 
@@ -24,6 +24,7 @@ from paragraphs import write_lines
 from rich.progress import track
 
 HERE = Path(__file__).parent
+MEASURED_BY = ("evaluation.jsonl", "notes.jsonl", "fresh_notes.jsonl")
 RECORDS = 40_000
 MOST_PASSAGES = 4
 MOST_QUESTIONS = 8
@@ -259,7 +260,7 @@ def make_records(
         one does not answer what is asked about another.
     """
     rng = random.Random(seed)
-    never = asked_elsewhere(HERE / "evaluation.jsonl") | asked_elsewhere(HERE / "notes.jsonl")
+    never = {asked for name in MEASURED_BY for asked in asked_elsewhere(HERE / name)}
     records: list[Record] = []
     for _ in track(range(count), description="Everyday questions"):
         kinds = rng.sample(genres, MOST_PASSAGES)

@@ -237,11 +237,18 @@ def test_the_program_writes_what_training_reads(tmp_path: Path) -> None:
     assert all(isinstance(example_of(json.loads(line)), Questions) for line in asked)
 
 
-def test_answers_of_the_evaluation_stand_in_its_passages() -> None:
-    lines = (EXAMPLE / "evaluation.jsonl").read_text("utf-8").splitlines()
+@pytest.mark.parametrize(
+    ("name", "questions", "texts", "genres"),
+    [("evaluation", 60, 20, 20), ("notes", 130, 32, 15), ("fresh_notes", 143, 31, 15)],
+)
+def test_the_answers_that_count_stand_in_the_passages(
+    name: str, questions: int, texts: int, genres: int
+) -> None:
+    lines = (EXAMPLE / f"{name}.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    assert len(records) == 60
-    assert len({record["genre"] for record in records}) == 20
+    assert len(records) == questions
+    assert len({record["passages"][0] for record in records}) == texts
+    assert len({record["genre"] for record in records}) == genres
     for record in records:
         (passage,) = record["passages"]
         assert record["answers"][0] in passage, record["question"]
@@ -268,7 +275,7 @@ def test_every_everyday_question_is_answered_by_every_wording_of_its_fact() -> N
 
 
 def test_everyday_questions_are_answered_letter_by_letter_and_none_is_of_the_evaluation() -> None:
-    from everyday import HERE, asked_elsewhere, make_records, read_genres
+    from everyday import HERE, MEASURED_BY, asked_elsewhere, make_records, read_genres
 
     genres, lists = read_genres(HERE / "everyday.txt")
     records = make_records(genres, lists, OTHERS, 300, seed=3)
@@ -281,8 +288,8 @@ def test_everyday_questions_are_answered_letter_by_letter_and_none_is_of_the_eva
     example = example_of(json.loads(json.dumps(records[0])))
     assert isinstance(example, Questions)
     assert len(example.asks) == len(records[0]["questions"])
-    never = asked_elsewhere(HERE / "evaluation.jsonl") | asked_elsewhere(HERE / "notes.jsonl")
-    assert not {each["question"].lower() for _, each in asked} & never
+    for name in MEASURED_BY:
+        assert not {each["question"].lower() for _, each in asked} & asked_elsewhere(HERE / name)
 
 
 def test_an_everyday_question_of_the_evaluation_is_left_out(
