@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -306,6 +307,37 @@ def test_an_everyday_question_of_the_evaluation_is_left_out(
     some = sorted(questions())[0]
     monkeypatch.setattr(everyday, "asked_elsewhere", lambda path: {some.lower()})
     assert some not in questions()
+
+
+def test_written_notes_come_equally_often_with_questions_that_are_answered_in_them() -> None:
+    from everyday import HERE, MEASURED_BY, MOST_PASSAGES, MOST_QUESTIONS, asked_elsewhere
+    from written import make_records, read_notes
+
+    notes = read_notes(HERE / "written.jsonl")
+    for note in notes:
+        for each in note["questions"]:
+            assert each["answer"] in note["text"], each
+    measured = {
+        json.loads(line)["passages"][0]
+        for name in MEASURED_BY
+        for line in (HERE / name).read_text("utf-8").splitlines()
+    }
+    assert not measured & {note["text"] for note in notes}
+    written = {each["question"].lower() for note in notes for each in note["questions"]}
+    assert not any(written & asked_elsewhere(HERE / name) for name in MEASURED_BY)
+
+    some = notes[:50]
+    records = make_records(some, OTHERS, rounds=3, seed=5)
+    assert records == make_records(some, OTHERS, rounds=3, seed=5)
+    shown = Counter(text for record in records for text in record["passages"])
+    assert [shown[note["text"]] for note in some] == [3] * 50
+    for record in records:
+        assert 1 <= len(record["passages"]) <= MOST_PASSAGES
+        assert 1 <= len(record["questions"]) <= MOST_QUESTIONS
+        for each in record["questions"]:
+            assert each["answer"] in record["passages"][each["number"] - 1]
+    example = example_of(json.loads(json.dumps(records[0])))
+    assert isinstance(example, Questions)
 
 
 def test_a_codec_is_compared_with_bf16_question_by_question() -> None:
