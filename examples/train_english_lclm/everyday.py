@@ -12,7 +12,6 @@ never made.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from paragraphs import write_lines
+from paragraphs import read_lines, read_texts, write_lines
 from rich.progress import track
 
 HERE = Path(__file__).parent
@@ -233,10 +232,25 @@ def asked_elsewhere(path: Path) -> set[str]:
     Returns:
         The questions, in lower case.
     """
-    return {
-        json.loads(line)["question"].lower()
-        for line in path.read_text(encoding="utf-8").splitlines()
-    }
+    return {each["question"].lower() for each in read_lines(path)}
+
+
+def make_record(
+    passages: Sequence[str], questions: Sequence[Asked], source: str, rng: random.Random
+) -> Record:
+    """Make a record.
+
+    Args:
+        passages: The passages.
+        questions: Questions about them; of more than `MOST_QUESTIONS` some are drawn.
+        source: By what program it is made.
+        rng: Draws the questions and their order.
+
+    Returns:
+        The record.
+    """
+    asked = rng.sample(questions, min(len(questions), MOST_QUESTIONS))
+    return Record(passages=list(passages), questions=asked, source=source)
 
 
 def make_records(
@@ -280,27 +294,37 @@ def make_records(
             places = rng.sample(range(len(passages)), len(passages))
             for each in questions:
                 each["number"] = places.index(each["number"] - 1) + 1
-            records.append(
-                Record(
-                    passages=[passages[place] for place in places],
-                    questions=rng.sample(questions, min(len(questions), MOST_QUESTIONS)),
-                    source="everyday",
-                )
-            )
+            shown = [passages[place] for place in places]
+            records.append(make_record(shown, questions, "everyday", rng))
     return records
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def write_records(
+    doc: str, name: str, make: Callable[[Sequence[str], int], Sequence[Record]]
+) -> None:
+    """Carry out a program that makes records of paragraphs.
+
+    Args:
+        doc: The program's docstring; `--help` shows its first line.
+        name: The file in the work folder that it writes, without ".jsonl".
+        make: Makes the records of the paragraphs and a seed.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="the folder of texts.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with (options.work / "texts.jsonl").open(encoding="utf-8") as file:
-        paragraphs = [json.loads(line)["text"] for line in file]
-    records = make_records(*read_genres(HERE / "everyday.txt"), paragraphs, RECORDS, options.seed)
-    write_lines(options.work / "everyday.jsonl", records)
-    print(
-        f"{sum(len(record['questions']) for record in records)} questions about {len(records)} texts."
+    records = make([each["text"] for each in read_texts(options.work)], options.seed)
+    write_lines(options.work / f"{name}.jsonl", records)
+    asked = sum(len(record["questions"]) for record in records)
+    print(f"{name}: {len(records):,}, with {asked:,} questions")
+
+
+def main() -> None:
+    genres, lists = read_genres(HERE / "everyday.txt")
+    write_records(
+        __doc__ or "",
+        "everyday",
+        lambda paragraphs, seed: make_records(genres, lists, paragraphs, RECORDS, seed),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import torch
+from paragraphs import read_lines
 
 from lclm_rag.prompting import PromptTemplate
 from lclm_rag.training.examples import Ask, Questions
@@ -38,9 +39,9 @@ def main(run: Path, texts: Path, count: int, out: Path | None) -> None:
     checkpoint = model.checkpoint
     model.write_memory_rows()
     template, tokenizer = PromptTemplate.of(checkpoint), checkpoint.inert_decoder_tokenizer
-    lines = texts.read_text("utf-8").splitlines()
+    lines = read_lines(texts)
     step = max(1, len(lines) // count)  # Evenly over the sources, which follow each other.
-    paragraphs = [json.loads(line)["text"] for line in lines[::step]]
+    paragraphs = [line["text"] for line in lines[::step]]
     found = []
     for length in LENGTHS:
         encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in paragraphs]

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
+from paragraphs import read_lines
 from rich.progress import track
 
 from lclm_rag import Answer, Document, KnowledgeBase, field
@@ -191,7 +192,7 @@ def main() -> None:
     parser.add_argument("--questions", type=Path, default=HERE / "notes.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(options.questions)
     numbers = {
         text: number
         for number, text in enumerate(dict.fromkeys(row["passages"][0] for row in rows))

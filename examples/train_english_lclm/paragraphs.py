@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from packages import PACKAGES, Package
 from rich.progress import Progress
@@ -126,6 +127,28 @@ def read(package: Package, file: Path) -> list[str]:
             raise SystemExit(f"{file.name} has no files {package.files}; see packages.py.")
         texts = [piece for p in files for text in package.read(p) for piece in pieces(text)]
     return [text for text in texts if is_prose(text)]
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read JSON lines."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def read_texts(work: Path, name: str = "texts") -> list[dict[str, str]]:
+    """Read the paragraphs that this program wrote; end the program if they are not there.
+
+    Args:
+        work: The work folder.
+        name: "texts" or "held_out".
+
+    Returns:
+        Each paragraph's `text` and `source`.
+    """
+    path = work / f"{name}.jsonl"
+    if not path.is_file():
+        raise SystemExit(f"{path} is not there; make it with paragraphs.py.")
+    return read_lines(path)
 
 
 def write_lines(path: Path, records: Iterable[object]) -> None:

@@ -9,14 +9,13 @@ same texts give the same questions.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from paragraphs import write_lines
+from paragraphs import read_texts, write_lines
 from rich.progress import track
 from rules import GAPS, RULES, Asked, sentences
 
@@ -112,10 +111,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/english"))
     work: Path = parser.parse_args().work
     for source, target in (("texts", "questions"), ("held_out", "held_out_questions")):
-        path = work / f"{source}.jsonl"
-        if not path.is_file():
-            raise SystemExit(f"{path} is not there; make it with paragraphs.py.")
-        texts = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        texts = read_texts(work, source)
         beside = by_source(texts)
         made = [
             record

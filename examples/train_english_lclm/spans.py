@@ -10,14 +10,13 @@ of any kind. The same texts give the same questions.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from paragraphs import write_lines
+from paragraphs import read_texts, write_lines
 from questions import by_source
 from rich.progress import track
 from rules import Asked, sentences
@@ -163,10 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/english"))
     work: Path = parser.parse_args().work
-    path = work / "texts.jsonl"
-    if not path.is_file():
-        raise SystemExit(f"{path} is not there; make it with paragraphs.py.")
-    texts = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    texts = read_texts(work)
     beside = by_source(texts)
     made = [
         record

@@ -311,9 +311,10 @@ def test_an_everyday_question_of_the_evaluation_is_left_out(
 
 def test_written_notes_come_equally_often_with_questions_that_are_answered_in_them() -> None:
     from everyday import HERE, MEASURED_BY, MOST_PASSAGES, MOST_QUESTIONS, asked_elsewhere
-    from written import make_records, read_notes
+    from paragraphs import read_lines
+    from written import make_records
 
-    notes = read_notes(HERE / "written.jsonl")
+    notes = read_lines(HERE / "written.jsonl")
     for note in notes:
         for each in note["questions"]:
             assert each["answer"] in note["text"], each
