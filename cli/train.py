@@ -91,9 +91,9 @@ def start(decoder: str, out: Path, **settings: Any) -> None:
       lclm-rag train start SmolLM2-135M-Instruct.Q8_0.gguf start/ --ratio 2 --identity
       lclm-rag train start checkpoint-4x/ start-8x/ --ratio 8
     """
-    from lclm_rag.checkpoint import BUNDLED
+    from lclm_rag.checkpoint import OWN
 
-    if decoder == BUNDLED or (Path(decoder).expanduser() / "model_config.json").is_file():
+    if decoder in OWN or (Path(decoder).expanduser() / "model_config.json").is_file():
         _start_with_ratio(decoder, out, settings["ratio"])
         return
     from lclm_rag.training.start import start_checkpoint

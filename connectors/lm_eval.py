@@ -100,7 +100,7 @@ class CompressedContextLM(LM):  # type: ignore[misc]  # lm_eval is not typed.
     else. Any other request is cut by `question_starts` and `context_starts`.
 
     Args:
-        checkpoint: A folder, a hub id, or "bundled".
+        checkpoint: A folder, a hub id, "english" or "bundled".
         decoder: The decoder as for `load_decoder`, or a `Decoder`, which brings its own checkpoint.
         device: As for `load_decoder`; also the device of the compressor.
         dtype: As for `load_decoder`; also the dtype of the compressor.

@@ -39,6 +39,7 @@ from lclm_rag.checkpoint_files import (
     part_folder,
 )
 from lclm_rag.checks import check_unicode
+from lclm_rag.english import english_folder
 from lclm_rag.errors import CheckpointError
 from lclm_rag.hub import fetch, is_hub_id
 from lclm_rag.lora import Lora
@@ -46,9 +47,11 @@ from lclm_rag.own_code import load_tokenizer, refuse_own_code
 
 __all__ = [
     "BUNDLED",
+    "ENGLISH",
     "MEMORY",
     "MEMORY_END",
     "MEMORY_START",
+    "OWN",
     "AdapterType",
     "Checkpoint",
     "MaskType",
@@ -68,7 +71,13 @@ MEMORY_END = "<|memory_end|>"
 _MEMORY_TOKENS = (MEMORY_START, MEMORY, MEMORY_END)
 
 BUNDLED = "bundled"
-"""The name of the small checkpoint that comes with the package."""
+"""The name of the small checkpoint that comes with the package; it knows made-up fact sheets."""
+
+ENGLISH = "english"
+"""The name of the checkpoint that reads English; see `lclm_rag.english` for what it needs."""
+
+OWN = (BUNDLED, ENGLISH)
+"""The names of checkpoints that are neither a folder of the user's nor on the hub."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ class Checkpoint:
     """A checkpoint folder that was checked when it was opened.
 
     Attributes:
-        name: What the user asked for: a folder, a hub id, or "bundled".
+        name: What the user asked for: a folder, a hub id, "bundled" or "english".
         path: The folder.
         config: The contents of `model_config.json`.
         revision: The commit that was fetched from the hub; None for a folder.
@@ -182,7 +191,7 @@ class Checkpoint:
     def lasting_name(self) -> str:
         """The name, made valid from any working directory: a folder becomes an absolute path."""
         path = Path(self.name).expanduser()
-        is_folder = self.name != BUNDLED and path.is_dir()
+        is_folder = self.name not in OWN and path.is_dir()
         return str(path.resolve()) if is_folder else self.name
 
     @classmethod
@@ -191,8 +200,8 @@ class Checkpoint:
 
         Args:
             name_or_path: A folder, a hub id (fetched without the decoder's weights, unless it is in the
-                cache), or "bundled" for the small checkpoint that comes with the package. A `Checkpoint` is
-                returned as it is.
+                cache), "bundled" for the small checkpoint that comes with the package and knows fact sheets,
+                or "english" for the one that reads English. A `Checkpoint` is returned as it is.
 
         Returns:
             The checkpoint.
@@ -548,6 +557,8 @@ def _find(name: str) -> tuple[Path, str | None]:
     """The folder with the parts, and the commit if it was fetched from the hub."""
     if name == BUNDLED:
         return Path(str(resources.files("lclm_rag") / "checkpoints" / "tiny-lclm-4x")), None
+    if name == ENGLISH:
+        return english_folder(), None
     path = Path(name).expanduser()
     if path.is_dir():
         path = newest(path)
@@ -556,7 +567,7 @@ def _find(name: str) -> tuple[Path, str | None]:
     if not is_hub_id(name):
         raise CheckpointError(
             f"There is no checkpoint folder {name!r}; give a folder, a hub id such as "
-            f"latent-context/0.6b-4b-LCLM-16x, or {BUNDLED!r}."
+            f"latent-context/0.6b-4b-LCLM-16x, {ENGLISH!r} or {BUNDLED!r}."
         )
     try:
         path = fetch(name, allow_patterns=BUILDING)

@@ -41,7 +41,7 @@ class Settings:
     """What was chosen when the knowledge base was created.
 
     Attributes:
-        checkpoint: The checkpoint's folder or hub id, or "bundled".
+        checkpoint: The checkpoint's folder or hub id, "english" or "bundled".
         passage_tokens: Most encoder tokens in a passage.
         instruction: The instruction in every prompt; None is that of the frame.
         embedder: Name or path of a sentence-transformers model; "given:" and the name of an `Embedder` that

@@ -224,7 +224,7 @@ class KnowledgeBase:
 
         Args:
             path: The folder: a path on this machine, or the URL of a folder in an object store.
-            checkpoint: A checkpoint's folder or hub id, or "bundled".
+            checkpoint: A checkpoint's folder or hub id, "english" or "bundled".
             codec: How latents are stored: "bf16", "fp16", "int8" or "int4", from large and exact to small
                 (`lclm_rag.store.codecs`).
             space: The space of the stored latents: "encoder" takes less room and survives a new adapter;

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lclm_rag.cache import writable_cache
-from lclm_rag.checkpoint import BUNDLED
+from lclm_rag.checkpoint import OWN
 from lclm_rag.config import Settings
 from lclm_rag.hub import is_hub_id
 from lclm_rag.offline import OFFLINE, is_offline
@@ -52,7 +52,7 @@ def _remotes(settings: Settings) -> list[str]:
     found = []
     if settings.qdrant_url is not None:
         found.append(f"the Qdrant server {settings.qdrant_url}")
-    if settings.checkpoint != BUNDLED and _is_fetched(settings.checkpoint):
+    if settings.checkpoint not in OWN and _is_fetched(settings.checkpoint):
         found.append(f"the Hugging Face hub for the checkpoint {settings.checkpoint}")
     embedder = settings.embedder
     if embedder is not None and not embedder.startswith(GIVEN) and _is_fetched(embedder):

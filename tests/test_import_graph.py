@@ -67,6 +67,8 @@ BASE = {
     "checkpoint_files",
     "adapter_tensors",
     "lora",
+    "english",
+    "model_source",
     "offline",
     "own_code",
     "printable",

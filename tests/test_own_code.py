@@ -17,10 +17,10 @@ from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression import Compressor
 from lclm_rag.decoding import load_decoder
 from lclm_rag.errors import CheckpointError
+from lclm_rag.model_source import model_folder
 from lclm_rag.own_code import load_tokenizer
 from lclm_rag.retrieval import SentenceTransformerEmbedder
 from lclm_rag.torch_setup import load_transformers_model
-from lclm_rag.training.start_source import model_folder
 from support.checkpoints import MakeCheckpoint, as_lora
 
 _MODEL = {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoModelForCausalLM": "own.M"}

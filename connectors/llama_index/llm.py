@@ -80,7 +80,8 @@ class LatentLLM(LLM):
 
     Args:
         knowledge_base: An open knowledge base, or the folder of one; None to decode text only.
-        checkpoint: Without a knowledge base: the checkpoint to decode with, a folder, a hub id or "bundled".
+        checkpoint: Without a knowledge base: the checkpoint to decode with, a folder, a hub id, "english" or
+            "bundled".
         decoder: The decoder as for `KnowledgeBase.open`, for a knowledge base given as a folder, or without a
             knowledge base; without one, it is loaded right away.
         max_tokens: Longest answer, in tokens.
@@ -95,7 +96,7 @@ class LatentLLM(LLM):
     """
 
     knowledge_base: str | None = Field(description="Folder of the knowledge base.")
-    checkpoint: str = Field(description="Folder, hub id or 'bundled'.")
+    checkpoint: str = Field(description="Folder, hub id, 'english' or 'bundled'.")
     decoder: str = Field(description="'transformers', 'vllm' or the URL of a vLLM server.")
     max_tokens: int = Field(description="Longest answer, in tokens.")
     temperature: float = Field(description="0 is greedy.")

@@ -77,7 +77,7 @@ class Compressor:
         """Load encoder and adapter (not the decoder).
 
         Args:
-            checkpoint: A checkpoint's folder or hub id, "bundled", or a `Checkpoint`.
+            checkpoint: A checkpoint's folder or hub id, "english", "bundled", or a `Checkpoint`.
             device: "cpu", "cuda", "cuda:1" and so on; "auto" is CUDA if there is any.
             dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on CUDA and float32 on a CPU.
             token_budget: Most tokens in one encoder batch, at least 1; default 4,096 on a CPU, 65,536 on a

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,21 @@ def draw_curves(folder: Path, path: Path) -> None:
 
 
 def _curve(lines: Sequence[dict[str, Any]], name: str, key: str) -> tuple[list[float], list[float]]:
-    """The means of an objective's figure over equal stretches of steps, by learned tokens."""
+    """The means of an objective's figure over equal stretches of steps, by learned tokens.
+
+    After each stage stands NaN, which breaks the curve: the next stage may not have that objective.
+    """
     size = max(1, -(-lines[-1]["step"] // _POINTS))
-    sums: dict[int, list[float]] = {}
-    for line in lines:
-        if name in line["objectives"]:
-            figures = line["objectives"][name]
-            of = sums.setdefault((line["step"] - 1) // size, [0.0, 0.0])
-            of[0] += figures[key] * figures["tokens"]
-            of[1] += figures["tokens"]
-    return [(n + 0.5) * size for n in sums], [total / tokens for total, tokens in sums.values()]
+    steps: list[float] = []
+    values: list[float] = []
+    for _, stage in groupby(lines, lambda line: line["stage"]):
+        sums: dict[int, list[float]] = {}
+        for line in stage:
+            if name in line["objectives"]:
+                figures = line["objectives"][name]
+                of = sums.setdefault((line["step"] - 1) // size, [0.0, 0.0])
+                of[0] += figures[key] * figures["tokens"]
+                of[1] += figures["tokens"]
+        steps += [*((n + 0.5) * size for n in sums), nan]
+        values += [*(total / tokens for total, tokens in sums.values()), nan]
+    return steps, values

@@ -17,7 +17,7 @@ def change_ratio(checkpoint: str | Path, out: str | Path, ratio: int) -> Checkpo
     """Copy a checkpoint, with another ratio. Its parts stay as they are, to be trained on from there.
 
     Args:
-        checkpoint: A folder, a hub id or "bundled".
+        checkpoint: A folder, a hub id, "english" or "bundled".
         out: The new checkpoint's folder, which must be new or empty.
         ratio: Source tokens that one latent is to stand for.
 

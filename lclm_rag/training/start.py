@@ -24,12 +24,12 @@ from lclm_rag.checkpoint import (
 from lclm_rag.compression.adapter import Adapter
 from lclm_rag.compression.attention import PackedEncoder
 from lclm_rag.errors import CheckpointError
+from lclm_rag.model_source import model_folder
 from lclm_rag.own_code import load_tokenizer
 from lclm_rag.prompting.frames import FRAMES, load_frame
 from lclm_rag.prompting.template import PromptTemplate
 from lclm_rag.torch_setup import load_transformers_model, resolve_dtype, seeded, without_progress
 from lclm_rag.training.placing import new_folder
-from lclm_rag.training.start_source import model_folder
 from lclm_rag.training.start_tokens import name_memory_tokens, take_tokenizer
 from lclm_rag.training.start_weights import (
     embed_memory_tokens,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from lclm_rag.checkpoint import Checkpoint
 from lclm_rag.compression import Compressor
+from lclm_rag.english import with_differences
 from lclm_rag.training.examples import Questions, example_of
 from lclm_rag.training.start import start_checkpoint
 from support.language_models import random_language_model
@@ -358,6 +359,17 @@ def test_a_codec_is_compared_with_bf16_question_by_question() -> None:
     assert shares == {"bf16": 0.75, "int8": 0.75, "int4": 0.5}
 
 
+def test_the_tables_in_the_documentation_are_those_of_the_answers() -> None:
+    from answer_tables import read_answers, table
+
+    files = [EXAMPLE / f"{name}_answers.json" for name in ("notes", "fresh")]
+    text = (EXAMPLE / "README.md").read_text("utf-8")
+    everything = [each for file in files for each in read_answers(file)]
+    for asked in (everything, *(read_answers(file) for file in files)):
+        shown, _, _ = table(asked).partition("\n\n")
+        assert shown in text
+
+
 def test_the_decoder_first_reads_a_latent_as_the_word_that_is_no_function_word(
     tmp_path: Path, checkpoint: Checkpoint
 ) -> None:
@@ -386,3 +398,41 @@ def test_the_decoder_first_reads_a_latent_as_the_word_that_is_no_function_word(
             unlike.append(float(torch.cosine_similarity(latent, table[the[0]], dim=0)))
     assert min(like) > 0.7
     assert sum(like) > 2 * sum(unlike)
+
+
+def test_what_is_packed_gives_the_trained_tensors_back_and_nothing_that_did_not_change() -> None:
+    from pack import differences
+
+    random = torch.Generator().manual_seed(0)
+    base = {
+        name: torch.randn(40, 30, generator=random) for name in ("table", "still", "projection")
+    }
+    base["norm"] = torch.ones(30)
+    change = torch.randn(40, 3, generator=random) @ torch.randn(3, 30, generator=random)
+    trained = base | {"projection": base["projection"] + change, "norm": torch.full((30,), 1.5)}
+    trained["table"] = base["table"].index_add(
+        0, torch.tensor([7]), torch.randn(1, 30, generator=random)
+    )
+    trained["new"] = torch.randn(5, 5, generator=random)
+    packed = differences(trained, base, rank=8)
+    assert {name: tuple(value.shape) for name, value in packed.items()} == {
+        "table.left": (40, 1),
+        "table.right": (1, 30),
+        "projection.left": (40, 3),
+        "projection.right": (3, 30),
+        "norm": (30,),
+        "new": (5, 5),
+    }
+    again = with_differences(base, packed)
+    assert again.keys() == trained.keys()
+    for name, value in trained.items():
+        torch.testing.assert_close(again[name].float(), value, rtol=0.02, atol=0.05)
+    # A lower rank keeps what matters most.
+    (lost, kept) = (
+        (
+            with_differences(base, differences(trained, base, rank))["projection"].float()
+            - trained["projection"]
+        ).norm()
+        for rank in (1, 2)
+    )
+    assert kept < lost < change.norm()

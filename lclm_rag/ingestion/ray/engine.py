@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from lclm_rag import errors
-from lclm_rag.checkpoint import BUNDLED, Checkpoint
+from lclm_rag.checkpoint import OWN, Checkpoint
 from lclm_rag.errors import KnowledgeBaseError, LclmRagError
 from lclm_rag.ingestion.passages import Splitting
 from lclm_rag.ingestion.ray.attempts import Notes
@@ -211,7 +211,7 @@ def add_documents_on_ray(
         version=writer.base.version,
         uncommitted=ray.put(list(writer.compressed.uncommitted.entries())),
         layout=writer.layout,
-        checkpoint=checkpoint.name if checkpoint.name == BUNDLED else _everywhere(checkpoint),
+        checkpoint=checkpoint.name if checkpoint.name in OWN else _everywhere(checkpoint),
         splitting=splitting,
         device=device if gpus else "cpu",
         dtype=dtype,
