@@ -258,7 +258,7 @@ def test_demo_scores_three_ways_and_can_be_run_again(run: Run, tmp_path: Path) -
     assert "400 documents were there already" in " ".join(err.split())
     assert f'lclm-rag query --kb {tmp_path / "demo"} "' in out
     assert "lclm-rag info --kb" in out
-    assert "lclm-rag build path/to/notes/ --kb my-kb/ --checkpoint latent-context/" in out
+    assert "lclm-rag build path/to/notes/ --kb my-kb/ --checkpoint english" in out
     assert "exact match" in out
 
 
