@@ -58,7 +58,7 @@ def test_the_readme_is_short_and_says_first_what_a_newcomer_needs() -> None:
     assert lines.index("## Install") < 35
     for command in ("make demo", "make test"):
         assert command in lines
-    assert sum(line.startswith("|---") for line in lines) == 2
+    assert sum(line.startswith("|---") for line in lines) == 3
 
 
 def test_contributing_names_every_reason_to_skip_a_test() -> None:
