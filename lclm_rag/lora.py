@@ -6,14 +6,13 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lclm_rag.cache import in_cache, writable_cache
+from lclm_rag.cache import in_cache, make_in_cache
 from lclm_rag.checkpoint_files import LORA_CONFIG, LORA_WEIGHTS, model_weights
 from lclm_rag.errors import CheckpointError
 from lclm_rag.hub import fetch, is_hub_id
@@ -114,19 +113,14 @@ class Lora:
                 f"The LoRA weights in {self.folder} need peft: pip install 'lclm-rag[lora]'."
             ) from error
         _log.info("The LoRA weights in %s are merged into %s, once.", self.folder, self.base)
-        target = writable_cache("merged") / digest
-        with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
-            written = Path(place) / "merged"
-            self._merge(auto_class).save_pretrained(written)
+
+        def write(folder: Path) -> None:
+            self._merge(auto_class).save_pretrained(folder)
             for path in self.folder.iterdir():
                 if path.is_file() and path.name not in (LORA_CONFIG, LORA_WEIGHTS):
-                    shutil.copyfile(path, written / path.name)
-            try:
-                written.rename(target)
-            except OSError:
-                if not target.is_dir():  # Else another process was faster.
-                    raise
-        return target
+                    shutil.copyfile(path, folder / path.name)
+
+        return make_in_cache("merged", digest, write)
 
     @property
     def base_is_fetched(self) -> bool:

@@ -63,7 +63,7 @@ def test_it_answers_most_questions_about_notes_that_it_never_saw(
         right += any(contains(answer, each) for each in row["answers"])
         answer = kb.query(row["question"], 1, where, context="none").text
         closed += any(contains(answer, each) for each in row["answers"])
-    assert right >= 0.4 * len(asked)
+    assert right > 0.5 * len(asked)
     assert closed <= 0.1 * len(asked)
 
 

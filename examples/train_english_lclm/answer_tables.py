@@ -34,7 +34,7 @@ def table(asked: Sequence[Asked]) -> str:
         asked: The answers.
 
     Returns:
-        A table in Markdown: each way with the codec `USED`, then how far text is ahead of latents.
+        A table in Markdown: each way with the codec `USED`.
     """
     rows = [row for row in summary(asked) if row["codec"] == USED]
     lines = [
@@ -49,10 +49,24 @@ def table(asked: Sequence[Asked]) -> str:
         cells = [row["passages"], row["way"], contained, exact]
         cells += [f"{row['positions']:.0f}", f"{row['first_token_ms']:.0f} ms"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gaps(asked: Sequence[Asked]) -> str:
+    """Say how far text is ahead of latents with the codec `USED`.
+
+    Args:
+        asked: The answers.
+
+    Returns:
+        A line for each kind of passages.
+    """
+    rows = [row for row in summary(asked) if row["codec"] == USED]
     right = {(row["passages"], row["way"]): row["contained"][0] for row in rows}
+    lines = []
     for passages in dict.fromkeys(row["passages"] for row in rows):
         ahead = 100 * (right[passages, "text"] - right[passages, "latents"])
-        lines.append(f"\n{passages}: text is {ahead:.1f} points ahead of latents")
+        lines.append(f"{passages}: text is {ahead:.1f} points ahead of latents")
     return "\n".join(lines)
 
 
@@ -84,8 +98,8 @@ def main() -> None:
     for path in options.answers:
         asked = read_answers(path)
         everything += asked
-        print(f"{path.name}\n\n{table(asked)}\n")
-    print(f"Together\n\n{table(everything)}\n\n{codec_table(everything)}")
+        print(f"{path.name}\n\n{table(asked)}\n\n{gaps(asked)}\n")
+    print(f"Together\n\n{table(everything)}\n\n{gaps(everything)}\n\n{codec_table(everything)}")
 
 
 if __name__ == "__main__":

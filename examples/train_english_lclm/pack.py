@@ -20,9 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lclm_rag.checkpoint import Checkpoint
-from lclm_rag.english import DIFFERENCES, smollm2
-from lclm_rag.model_source import model_folder
-from lclm_rag.torch_setup import without_progress
+from lclm_rag.english import DIFFERENCES, base_tensors, smollm2
 
 OUT = Path(__file__).parents[2] / "lclm_rag" / "checkpoints" / "english"
 RANK = 32
@@ -72,10 +70,8 @@ def pack(checkpoint: Checkpoint, out: Path, rank: int) -> None:
         out: The folder, which is replaced.
         rank: The most columns of a factor.
     """
-    with tempfile.TemporaryDirectory() as place, without_progress():
-        base = load_file(model_folder(smollm2(), Path(place), torch.float32) / "model.safetensors")
-    table = "embed_tokens.weight"
-    of_part = {"encoder": {table: base[f"model.{table}"]}, "decoder": base}
+    with tempfile.TemporaryDirectory() as place:
+        of_part = base_tensors(smollm2(), Path(place))
     shutil.rmtree(out, ignore_errors=True)
     (out / "adapter").mkdir(parents=True)
     shutil.copyfile(checkpoint.path / "model_config.json", out / "model_config.json")
